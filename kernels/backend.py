@@ -1,0 +1,99 @@
+"""The one switch between the Triton kernels and PyTorch. Imports no Triton.
+
+`auto` (the default) runs the kernels on a GPU that Triton supports and PyTorch everywhere else. The environment variable
+`FASTBERT_BACKEND` or the `use_backend` context forces one side; a forced side that cannot run raises, it never falls back.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+Backend = Literal["auto", "torch", "triton"]
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MIN_COMPUTE_CAPABILITY = 8  # first with bf16 tensor cores and cp.async, which every kernel is compiled for
+
+
+def _checked(name: str, source: str) -> Backend:
+    if name not in ("auto", "torch", "triton"):
+        raise ValueError(f"{source} must be 'auto', 'torch' or 'triton', got {name!r}")
+    return name  # type: ignore[return-value]
+
+
+_choice: Backend = _checked(os.environ.get("FASTBERT_BACKEND", "auto"), "the environment variable FASTBERT_BACKEND")
+_triton_installed = importlib.util.find_spec("triton") is not None
+_interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Forces the backend of every operation inside the `with` block, for the whole process.
+
+    name: 'auto', 'torch' or 'triton'. 'triton' on CPU tensors needs Triton's interpreter (TRITON_INTERPRET=1, set before
+        the first kernel is imported).
+    Raises ValueError for another name.
+    """
+    global _choice
+    before, _choice = _choice, _checked(name, "the backend")
+    try:
+        yield
+    finally:
+        _choice = before
+
+
+def backend_reason(device: torch.device, dtype: torch.dtype) -> tuple[Literal["torch", "triton"], str]:
+    """Which side an operation on tensors of this device and dtype takes, and why, as one short clause.
+
+    Raises RuntimeError when 'triton' is forced where it cannot run.
+    """
+    obstacle = _obstacle(device, dtype)
+    if _choice == "torch":
+        return "torch", "forced"
+    if _choice == "triton":
+        if obstacle is not None:
+            raise RuntimeError(f"backend 'triton' is forced, but {obstacle}")
+        return "triton", "forced"
+    if device.type == "cpu":
+        return "torch", "tensors are on the CPU"
+    return ("triton", "a supported GPU") if obstacle is None else ("torch", obstacle)
+
+
+def resolve_backend(*tensors: torch.Tensor | None) -> Literal["torch", "triton"]:
+    """The side that an operation on these tensors takes; the first one's device and dtype decide."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    # vmap, jvp and the like have no rule for a registered operator; PyTorch's own operations have.
+    if _choice != "triton" and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch"
+    return backend_reason(first.device, first.dtype)[0]
+
+
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype not in KERNEL_DTYPES:
+        return f"the kernels take float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if not _triton_installed:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return None if _interpreting else "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
+    if device.type != "cuda":
+        return f"Triton does not support device type {device.type!r}"
+    if torch.version.hip is None:
+        properties = torch.cuda.get_device_properties(device)
+        if properties.major < MIN_COMPUTE_CAPABILITY:
+            return (
+                f"{properties.name} has compute capability {properties.major}.{properties.minor}, the kernels need "
+                f"{MIN_COMPUTE_CAPABILITY}.0"
+            )
+    return None
+
+
+def checks_values(tensor: torch.Tensor) -> bool:
+    """Whether an operation may look at the values of this tensor to reject bad ones.
+
+    Always on the CPU; on a GPU it would wait for the device, so only when FASTBERT_DEBUG=1; never while tracing.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("FASTBERT_DEBUG", "0") == "1"

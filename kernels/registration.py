@@ -1,0 +1,57 @@
+"""One way to make a Triton launcher an operator: `torch.ops.fastbert.<name>`.
+
+The same Python launcher serves CUDA (and ROCm) and, under Triton's interpreter, CPU tensors. The fake kernel gives shapes
+and dtypes to torch.compile and torch.export. Autograd is registered once, on the operator.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("fastbert", "DEF")  # noqa: TOR901
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+def register(
+    schema: str,
+    launch: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Defines `fastbert::<schema>` and returns the callable operator.
+
+    launch: allocates and launches on the device of its first tensor argument. fake: the same signature on fake tensors.
+    setup_context, backward: as in torch.library.register_autograd.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=_TAGS)
+
+    @wraps(launch)
+    def guarded(*args, **kwargs):
+        device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return launch(*args, **kwargs)
+
+    for key in ("CUDA", "CPU"):
+        LIBRARY.impl(name, guarded, key)
+    torch.library.register_fake(f"fastbert::{name}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"fastbert::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    return getattr(torch.ops.fastbert, name)
+
+
+def wants_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether a backward can follow, so that a launcher must save for it."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def num_programs(device: torch.device, per_multiprocessor: int) -> int:
+    """How many programs fill the device; a few under the interpreter, so that partial sums are exercised there too."""
+    if device.type != "cuda":
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count * per_multiprocessor

@@ -1,0 +1,66 @@
+"""What attention needs to know about a packed batch, worked out once and shared by every layer. Imports no Triton.
+
+A GPU kernel reads a tile list: one row (sequence start, rows, keys, offset of the tile in its sequence) per tile of
+`TILE_ROWS` rows, empty rows last. Its length is an upper bound known without asking the device. PyTorch reads runs of
+equal sequences instead.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE_ROWS = (64, 128)  # tile heights that kernels use
+
+
+@dataclass(frozen=True)
+class AttentionSchedule:
+    """cu_seqlens: int32 (batch_size + 1,); seqused_k: int32 (batch_size,), keys per sequence, or None for all.
+
+    runs: PyTorch's runs, or None where no value was read from the device; tiles: one int32 (bound, 4) list per entry of
+    TILE_ROWS, or None where PyTorch computes the attention.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    seqused_k: Tensor | None
+    uniform: bool
+    runs: tuple[tuple[int, int, int], ...] | None
+    tiles: tuple[Tensor, ...] | None
+
+
+def num_tiles_bound(total_tokens: int, batch_size: int, tile_rows: int) -> int:
+    """No batch of this size needs more tiles: each sequence has at most one that is not full."""
+    return total_tokens // tile_rows + batch_size
+
+
+def tile_list(cu_seqlens: Tensor, seqused_k: Tensor | None, total_tokens: int, tile_rows: int) -> Tensor:
+    """The tile list of a packed batch: int32 (num_tiles_bound, 4), built on the device of cu_seqlens.
+
+    Rows are (sequence start, rows, keys, tile offset) in batch order; unused entries at the end have zero rows.
+    """
+    batch_size = cu_seqlens.shape[0] - 1
+    seqlens = cu_seqlens.diff()
+    ends = ((seqlens + (tile_rows - 1)) // tile_rows).cumsum(0)  # tiles up to and including each sequence
+    tile = torch.arange(num_tiles_bound(total_tokens, batch_size, tile_rows), device=cu_seqlens.device)
+    sequence = torch.searchsorted(ends, tile, right=True)
+    live = sequence < batch_size
+    sequence = torch.where(live, sequence, 0)
+    num_keys = seqlens if seqused_k is None else seqused_k.to(seqlens.dtype)
+    first_tile = ends[sequence] - (seqlens[sequence] + (tile_rows - 1)) // tile_rows
+    columns = (cu_seqlens[sequence], seqlens[sequence], num_keys[sequence], (tile - first_tile) * tile_rows)
+    return torch.where(live[:, None], torch.stack([column.to(torch.int64) for column in columns], 1), 0).to(torch.int32)
+
+
+def equal_runs(cu_seqlens: Tensor, seqused_k: Tensor | None) -> tuple[tuple[int, int, int], ...]:
+    """(number of sequences, rows of each, keys of each), neighbours of equal length merged. Reads the values."""
+    bounds = cu_seqlens.tolist()
+    seqlens = [end - start for start, end in zip(bounds, bounds[1:])]
+    keys = seqlens if seqused_k is None else seqused_k.tolist()
+    runs: list[tuple[int, int, int]] = []
+    for seqlen, num_keys in zip(seqlens, keys):
+        if runs and runs[-1][1:] == (seqlen, num_keys):
+            runs[-1] = (runs[-1][0] + 1, seqlen, num_keys)
+        else:
+            runs.append((1, seqlen, num_keys))
+    return tuple(runs)

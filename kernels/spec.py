@@ -1,0 +1,103 @@
+"""What an operation says of itself: tests, benchmarks, `verify` and the codegen table are made from it. Imports no Triton.
+
+Each kernel file ends with `SPECS`, one `OperationSpec` per public function it serves.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Any]  # keyword arguments of the public function: tensors, tuples of tensors, plain values
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of inputs. make(dtype, device) draws them from a fixed seed, rounded once to dtype."""
+
+    name: str
+    make: Callable[[torch.dtype, torch.device], Inputs]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A BERT-sized problem for benchmarks: hidden size, heads and vocabulary of a named model, and real lengths."""
+
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    vocab_size: int
+    seqlens: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.seqlens)
+
+
+@dataclass(frozen=True)
+class KernelVariant:
+    """One kernel as a launch would compile it.
+
+    kernel: the `triton.jit` function. signature: argument name to Triton type ('*bf16', 'i32', 'fp32', ...); pointers and
+    the integers named in `divisible` get divisibility 16, as a launch on BERT's shapes gives them. constexprs: the rest
+    of the arguments. unit: what the main loop should run on. targets: architectures it ships for, all where empty.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    num_stages: int = 2
+    maxnreg: int | None = None
+    unit: Literal["tensor", "memory"] = "memory"
+    divisible: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OperationSpec:
+    """An operation, its oracle, and how to exercise and count it.
+
+    function, reference: take the same `Inputs`, but the reference gets `reference_inputs(inputs)`, which swaps seeds for
+    the masks the kernel draws from them. differentiable: names of the inputs with a gradient; a name of a tuple means
+    every tensor in it. grad_factor: how many times PyTorch's own error a gradient may err (2; 3 for attention).
+    samples: ordinary and hostile, small enough for the interpreter. fuzz: a random sample from a random.Random.
+    workload: inputs of benchmark size. flops, bytes_moved: of one call on these inputs, forward or backward; bytes count
+    each input once and each output once.
+    variants: the kernels as shipped, for the codegen table.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    differentiable: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    fuzz: Callable[[random.Random], Sample]
+    workload: Callable[[Workload, torch.dtype, torch.device], Inputs]
+    flops: Callable[[Inputs, bool], int]
+    bytes_moved: Callable[[Inputs, bool], int]
+    variants: Callable[[], list[KernelVariant]]
+    reference_inputs: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
+    grad_factor: float = 2.0
+
+
+def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *,
+           mean: float = 0.0, std: float = 1.0) -> Tensor:  # fmt: skip
+    """A normal tensor drawn on the CPU in float32, so that every device and dtype sees the same numbers."""
+    return (torch.randn(shape, generator=generator) * std + mean).to(device=device, dtype=dtype)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def seed_tensor(value: int, device: torch.device) -> Tensor:
+    return torch.tensor([value], dtype=torch.int64, device=device)
+
+
+def nbytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

@@ -1,0 +1,12 @@
+"""Every operation's spec. Importing this module imports Triton."""
+
+from . import attention, cross_entropy, embedding, layer_norm, linear
+from .spec import OperationSpec
+
+ALL_SPECS: tuple[OperationSpec, ...] = (
+    *layer_norm.SPECS,
+    *attention.SPECS,
+    *linear.SPECS,
+    *embedding.SPECS,
+    *cross_entropy.SPECS,
+)
