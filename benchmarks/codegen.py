@@ -187,10 +187,25 @@ def table(results: list[Row]) -> Table:
     return out
 
 
+def summary_table(results: list[Row]) -> Table:
+    """One line per operation and target, and one for each row with a problem."""
+    out = Table(title="Kernels as compiled")
+    for name in ("operation", "target", "kernels", "most registers", "spills", "matrix instructions", "problems"):
+        out.add_column(name)
+    for operation, target in dict.fromkeys((row.operation, row.target) for row in results):
+        group = [row for row in results if (row.operation, row.target) == (operation, target)]
+        kinds = ", ".join(sorted({row.matrix_instructions for row in group} - {""}))
+        problems = "\n".join(f"{row.variant}: {'; '.join(row.problems)}" for row in group if row.problems)
+        spills, registers = sum(row.spill > 0 for row in group), max(row.registers for row in group)
+        out.add_row(operation, target, str(len(group)), str(registers), str(spills), kinds, problems)
+    return out
+
+
 def main(
     op: Annotated[list[str] | None, typer.Option(help="Only this operation (repeatable).")] = None,
     target: Annotated[list[str] | None, typer.Option(help=f"Only this target of {', '.join(TARGETS)} (repeatable).")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
+    summary: Annotated[bool, typer.Option("--summary", help="Print one line per operation and target, and every problem.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file as well.")] = None,
 ) -> None:
     """Compile every shipped kernel ahead of time and print what came out."""
@@ -202,7 +217,8 @@ def main(
     import triton
 
     results = rows(op or [], target or list(TARGETS), jobs)
-    Console(width=None if sys.stdout.isatty() else 200).print(table(results))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(summary_table(results) if summary else table(results))
     wrong = [row for row in results if row.problems]
     print(f"triton {triton.__version__}: {len(results)} rows, {len(wrong)} with problems")
     if json_file is not None:

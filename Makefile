@@ -1,0 +1,50 @@
+# `make demo` and `make test` need python3, make and a C compiler; each sets up .venv the first time and only then.
+PYTHON ?= python3
+PY := .venv/bin/python
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+OUT ?= out/gpu
+MODEL ?=
+TEXT ?=
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint bench gpu codegen clean
+
+demo: .venv/.installed-demo
+	$(PY) -m fastbert demo $(MODEL) $(if $(TEXT),--text $(TEXT))
+
+# The kernels are tested under Triton's interpreter and compiled ahead of time; the two cannot share a process.
+test: .venv/.installed-test
+	$(PY) -m pytest -n $(JOBS) -q tests
+	$(PY) -m pytest -q --quick benchmarks
+	$(PY) -m benchmarks.codegen --summary --jobs $(JOBS)
+
+lint: .venv/.installed-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+codegen: .venv/.installed-test
+	$(PY) -m benchmarks.codegen --jobs $(JOBS)
+
+bench: .venv/.installed-test
+	$(PY) -m pytest -q benchmarks
+
+# Everything that needs a GPU: no network, no virtual environment, the machine's own packages.
+gpu:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m benchmarks.gpu --out $(OUT)
+
+.venv/.created:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.installed-demo: .venv/.created pyproject.toml constraints.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/.installed-test: .venv/.created pyproject.toml constraints.txt
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,test,bench,lint]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info
