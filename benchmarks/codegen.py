@@ -111,8 +111,8 @@ def _compile(operation: str, variant, target: str) -> Row:
             problems.append(f"{counts['mma.sync']} mma.sync where wgmma is meant")
     return Row(
         operation, variant.name, target, variant.num_warps, variant.num_stages, registers, spill, shared, blocks, kind,
-        counts.get(kind, 0), len(re.findall(r"\bcp\.async\.c[ag]\.", assembly)), len(re.findall(r"\bcp\.async\.bulk", assembly)),
-        tuple(problems),
+        counts.get(kind, 0), len(re.findall(r"\bcp\.async\.c[ag]\.", assembly)),
+        len(re.findall(r"\bcp\.async\.bulk", assembly)), tuple(problems),
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def rows(operations: list[str], targets: list[str], jobs: int) -> list[Row]:
 
 
 def table(results: list[Row]) -> Table:
-    out = Table(title="Kernels as compiled", caption="spill: bytes per thread (registers on gfx942); blocks: per multiprocessor")
+    out = Table(title="Kernels as compiled", caption="spill: bytes per thread (gfx942: registers); blocks: per multiprocessor")
     for name in ("operation", "variant", "target"):
         out.add_column(name, no_wrap=True)
     for name in ("warps", "stages", "registers", "spill", "shared KiB", "blocks", "matrix", "cp.async", "bulk"):
@@ -205,7 +205,7 @@ def main(
     op: Annotated[list[str] | None, typer.Option(help="Only this operation (repeatable).")] = None,
     target: Annotated[list[str] | None, typer.Option(help=f"Only this target of {', '.join(TARGETS)} (repeatable).")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
-    summary: Annotated[bool, typer.Option("--summary", help="Print one line per operation and target, and every problem.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="One line per operation and target, and every problem.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file as well.")] = None,
 ) -> None:
     """Compile every shipped kernel ahead of time and print what came out."""

@@ -80,9 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     return kernel.linear(x, weight, bias, activation)
 
 
-def qkv_linear(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Sequence[None] = (None, None, None)
-) -> Tensor:
+def qkv_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Sequence[None] = (None, None, None)) -> Tensor:
     """The query, key and value projections of one input in one launch, from three separate weights.
 
     x: (..., K). weights: three tensors (N, K). biases: three tensors (N,), or three times None.
@@ -102,13 +100,12 @@ def qkv_linear(
         return reference.qkv_linear_ref(x, weights, biases)
     from . import linear as kernel
 
-    x, *rest = _autocast("qkv_linear", x=x, **{f"w{i}": w for i, w in enumerate(weights)}, **{f"b{i}": b for i, b in enumerate(biases)})
+    names = ("query", "key", "value", "query_bias", "key_bias", "value_bias")
+    x, *rest = _autocast("qkv_linear", x=x, **dict(zip(names, (*weights, *biases))))
     return kernel.qkv_linear(x, rest[:3], rest[3:])
 
 
-def feed_forward(
-    x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, *, activation: str = "gelu_erf"
-) -> Tensor:
+def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, *, activation: str = "gelu_erf") -> Tensor:
     """activation(x @ weight_in.T + bias_in) @ weight_out.T: BERT's feed-forward without its output bias.
 
     The output bias belongs to the `layer_norm` that follows (its x_bias). As one operation the backward multiplies by
@@ -240,9 +237,7 @@ def cross_entropy(
     if checks_values(labels) and labels.numel():
         wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= weight.shape[0]))]
         if wrong.numel():
-            raise ValueError(
-                f"cross_entropy: expected labels in [0, {weight.shape[0]}) or {ignore_index}, got {int(wrong[0])}"
-            )
+            raise ValueError(f"cross_entropy: expected labels in [0, {weight.shape[0]}) or {ignore_index}, got {int(wrong[0])}")
     if not torch.compiler.is_compiling():
         rows = _labelled_rows(labels, ignore_index, num_labelled)
         hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)

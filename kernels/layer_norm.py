@@ -151,9 +151,7 @@ def sum_partials(partial: Tensor, out_dtype: torch.dtype) -> Tensor:
 
 def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save):
     M, N = x.shape
-    y, xhat, mean, rstd = _layer_norm_fwd_fake(
-        x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save
-    )
+    y, xhat, mean, rstd = _layer_norm_fwd_fake(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save)
     if M == 0:
         return y, xhat, mean, rstd
     config = LayerNormConfig.for_size(N)

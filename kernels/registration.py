@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LIBRARY = torch.library.Library("fastbert", "DEF")  # noqa: TOR901
+LIBRARY = torch.library.Library("fastbert", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 

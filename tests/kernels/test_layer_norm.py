@@ -94,7 +94,7 @@ def test_opcheck(device):
 
 
 def test_compiles_without_a_graph_break(device):
-    x, weight, bias, residual, x_bias = (t.requires_grad_() for t in make((5, 72), torch.float32, device))
+    x, weight, bias, residual, _ = (t.requires_grad_() for t in make((5, 72), torch.float32, device))
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
     expected = run(layer_norm, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
     got = run(compiled, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)

