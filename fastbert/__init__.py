@@ -1,1 +1,37 @@
+"""fastbert: transformers' BERT classes on packed tokens and hand-written Triton kernels, verified."""
 
+import importlib
+from typing import Any
+
+from fastbert.version import __version__
+
+_HOMES = {
+    "BertConfig": "transformers",
+    "BertForMaskedLM": "fastbert.heads",
+    "BertForMultipleChoice": "fastbert.heads",
+    "BertForNextSentencePrediction": "fastbert.heads",
+    "BertForPreTraining": "fastbert.heads",
+    "BertForQuestionAnswering": "fastbert.heads",
+    "BertForSequenceClassification": "fastbert.heads",
+    "BertForTokenClassification": "fastbert.heads",
+    "BertLMHeadModel": "fastbert.heads",
+    "BertModel": "fastbert.modeling",
+    "accelerate": "fastbert.swap",
+    "explain": "fastbert.routing",
+    "restore": "fastbert.swap",
+    "use_backend": "fastbert.kernels",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

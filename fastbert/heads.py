@@ -1,0 +1,475 @@
+"""BERT's heads: transformers' own classes, told where their loss reads hidden states.
+
+Padding positions hold zeros, which no loss of transformers may see. A head therefore passes `loss_positions` to its
+BertModel, whose one transfer to the host then tells whether any of them is padding; only then are those computed.
+
+B batch, C choices, S sequence, T tokens of a batch packed by its caller, V vocabulary. With cu_seqlens and max_seqlen every
+head takes a packed batch: inputs and token labels (T,), token outputs (T, ...), pooled outputs (B, ...).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import CrossEntropyLoss
+from transformers.cache_utils import Cache
+from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.modeling_outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.bert import modeling_bert as hf
+from transformers.models.bert.configuration_bert import BertConfig
+from transformers.utils.generic import can_return_tuple
+
+from fastbert import routing
+from fastbert.kernels import functional
+from fastbert.modeling import OURS, adopt
+
+IGNORED = -100
+
+
+class BertForPreTraining(hf.BertForPreTraining):
+    """Masked language model and next-sentence prediction."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        return_logits: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | hf.BertForPreTrainingOutput:
+        """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
+        positions only and leaves prediction_logits None."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        with_loss = labels is not None and next_sentence_label is not None
+        positions = labels != IGNORED if with_loss and _padded(inputs) else None
+        if positions is not None and positions.dim() == 2:
+            positions = positions | _first_of_rows(next_sentence_label, *positions.shape)
+        if return_logits or labels is None:
+            return super().forward(
+                **inputs, labels=labels, next_sentence_label=next_sentence_label,
+                loss_positions=positions, return_dict=True, **kwargs,
+            )  # fmt: skip
+        labelled = labels != IGNORED if with_loss else torch.zeros_like(labels, dtype=torch.bool)
+        outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
+        scores = self.cls.seq_relationship(outputs.pooler_output)
+        loss = None
+        if with_loss:
+            loss = _labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels)
+            loss = loss + CrossEntropyLoss()(scores.view(-1, 2), next_sentence_label.view(-1))
+        return hf.BertForPreTrainingOutput(
+            loss=loss,
+            prediction_logits=None,
+            seq_relationship_logits=scores,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BertForMaskedLM(hf.BertForMaskedLM):
+    """Masked language model."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        return_logits: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | MaskedLMOutput:
+        """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
+        positions only and leaves logits None."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        labelled = None if labels is None else labels != IGNORED
+        positions = labelled if _padded(inputs) else None
+        if return_logits or labelled is None:
+            return super().forward(**inputs, labels=labels, loss_positions=positions, return_dict=True, **kwargs)
+        outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
+        return MaskedLMOutput(
+            loss=_labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels),
+            logits=None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BertLMHeadModel(hf.BertLMHeadModel):
+    """Left-to-right language model."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | CausalLMOutputWithCrossAttentions:
+        """As in transformers. In a packed batch no token predicts the first one of the next sequence, and logits_to_keep
+        is not supported."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        inputs |= {"past_key_values": past_key_values}
+        if _padded(inputs):
+            positions = None if labels is None else self._loss_positions(labels, **kwargs)
+            return super().forward(
+                **inputs, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep,
+                loss_positions=positions, return_dict=True, **kwargs,
+            )  # fmt: skip
+        if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+            raise ValueError(f"expected no logits_to_keep for a packed input, got {logits_to_keep}")
+        outputs = self.bert(**inputs, use_cache=use_cache, return_dict=True, **kwargs)
+        logits = self.cls(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            shifted = F.pad(labels, (0, 1), value=IGNORED)[1:]
+            # The last token of each sequence predicts nothing; an index before the first token of all wraps to the last.
+            ends = (cu_seqlens[1:].long() - 1).remainder(max(labels.shape[0], 1))  # type: ignore[index]
+            shifted = shifted.index_fill(0, ends, IGNORED) if labels.shape[0] else shifted
+            options = {"vocab_size": self.config.vocab_size, "shift_labels": shifted} | kwargs
+            loss = self.loss_function(logits=logits, labels=labels, **options)
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss_positions(
+        self, labels: Tensor, *, ignore_index: int = IGNORED, shift_labels: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        if self.loss_function is not LOSS_MAPPING["ForCausalLM"]:
+            return torch.ones_like(labels, dtype=torch.bool)  # a user's own loss may read anything
+        shifted = F.pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
+        return shifted != ignore_index
+
+
+class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
+    """Whether the second sentence follows the first."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | NextSentencePredictorOutput:
+        """As in transformers."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        return super().forward(**inputs, labels=labels, loss_positions=_pooled_positions(labels, inputs), **kwargs)
+
+
+class BertForSequenceClassification(hf.BertForSequenceClassification):
+    """One label, several or a number per sequence."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
+        """As in transformers."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        return super().forward(**inputs, labels=labels, loss_positions=_pooled_positions(labels, inputs), **kwargs)
+
+
+class BertForMultipleChoice(hf.BertForMultipleChoice):
+    """Which of several sequences fits."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        num_choices: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | MultipleChoiceModelOutput:
+        """As in transformers. num_choices: needed with cu_seqlens, whose B * C sequences are the choices, question by
+        question."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        if _padded(inputs):
+            tokens = input_ids if input_ids is not None else inputs_embeds
+            positions = None
+            if labels is not None and tokens is not None and tokens.dim() >= 3:
+                questions, choices, seqlen = tokens.shape[:3]
+                rows = labels if labels.shape == (questions,) else labels.new_zeros(questions)
+                positions = _first_of_rows(rows[:, None].expand(questions, choices).flatten(), questions * choices, seqlen)
+            return super().forward(**inputs, labels=labels, loss_positions=positions, return_dict=True, **kwargs)
+        if num_choices is None:
+            raise ValueError("expected num_choices beside cu_seqlens, got None")
+        outputs = self.bert(**inputs, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        if logits.shape[0] % num_choices:
+            raise ValueError(f"expected a multiple of {num_choices} sequences (num_choices), got {logits.shape[0]}")
+        logits = logits.view(-1, num_choices)
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else CrossEntropyLoss()(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BertForTokenClassification(hf.BertForTokenClassification):
+    """A label per token."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | TokenClassifierOutput:
+        """As in transformers."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        positions = labels != IGNORED if labels is not None and _padded(inputs) else None
+        return super().forward(**inputs, labels=labels, loss_positions=positions, **kwargs)
+
+
+class BertForQuestionAnswering(hf.BertForQuestionAnswering):
+    """Where an answer starts and ends.
+
+    Its loss is a softmax over all positions, padding included, so labels on a batch with padding take the padded layout.
+    Without labels the logits at padding hold their dtype's minimum.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        adopt(self)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        real_tokens_only: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | QuestionAnsweringModelOutput:
+        """As in transformers. real_tokens_only: True takes the softmax over real tokens, which keeps a batch with padding
+        packed. In a packed batch it always is, and start_positions, end_positions count from each sequence's start."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        with_loss = start_positions is not None and end_positions is not None
+        options = {"return_dict": True} | kwargs
+        if _padded(inputs) and with_loss and not real_tokens_only:
+            tokens = input_ids if input_ids is not None else inputs_embeds
+            positions = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)  # type: ignore[union-attr]
+            spans = {"start_positions": start_positions, "end_positions": end_positions}
+            return super().forward(**inputs, **spans, loss_positions=positions, **options)
+        outputs = super().forward(**inputs, **options) if _padded(inputs) else self._packed_logits(inputs, options)
+        if _padded(inputs):
+            if attention_mask is not None and attention_mask.dim() == 2:
+                padding = ~attention_mask.to(outputs.start_logits.device, torch.bool)
+                for name in ("start_logits", "end_logits"):
+                    outputs[name] = outputs[name].masked_fill(padding, torch.finfo(outputs[name].dtype).min)
+            logits = (outputs.start_logits, outputs.end_logits)
+        else:
+            logits = tuple(_rows_of(value, cu_seqlens, max_seqlen) for value in (outputs.start_logits, outputs.end_logits))
+        if not with_loss:
+            return outputs
+        losses = [_span_loss(*pair) for pair in zip(logits, (start_positions, end_positions))]
+        return QuestionAnsweringModelOutput(loss=(losses[0] + losses[1]) / 2, **outputs)
+
+    def _packed_logits(self, inputs: dict[str, Any], options: dict[str, Any]) -> QuestionAnsweringModelOutput:
+        outputs = self.bert(**inputs, **options)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).split(1, dim=-1)
+        return QuestionAnsweringModelOutput(
+            start_logits=start_logits.squeeze(-1).contiguous(),
+            end_logits=end_logits.squeeze(-1).contiguous(),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _inputs(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+) -> dict[str, Any]:
+    """What the BertModel inside is called with."""
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
+    }
+    if cu_seqlens is not None or max_seqlen is not None:
+        inputs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+    return inputs
+
+
+def _padded(inputs: dict[str, Any]) -> bool:
+    return "cu_seqlens" not in inputs
+
+
+def _pooled_positions(labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
+    """The first position of each sequence that has a label: what a loss on pooled states reads."""
+    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+    if labels is None or tokens is None or not _padded(inputs) or tokens.dim() < 2:
+        return None
+    return _first_of_rows(labels, *tokens.shape[:2])
+
+
+def _first_of_rows(labels: Tensor | None, batch_size: int, seqlen: int) -> Tensor:
+    """bool (B, S): the first position of the rows whose label is not the ignored one."""
+    positions = torch.zeros(batch_size, seqlen, dtype=torch.bool, device=labels.device)  # type: ignore[union-attr]
+    by_row = not labels.dtype.is_floating_point and labels.numel() == batch_size  # type: ignore[union-attr]
+    positions[:, :1] = (labels.reshape(-1, 1) != IGNORED) if by_row else True  # type: ignore[union-attr]
+    return positions
+
+
+def _only(labelled: Tensor) -> dict[str, Tensor]:
+    """Asks the BertModel for the labelled positions alone; while tracing, when their number is unknown, for all."""
+    return {} if torch.compiler.is_compiling() else {"output_positions": labelled}
+
+
+def _labelled_loss(predictions: hf.BertLMPredictionHead, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
+    labels = labels.reshape(-1).to(hidden.device)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    if hidden.shape[0] != labels.shape[0] or not torch.compiler.is_compiling():
+        labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
+    decoder = predictions.decoder
+    if not (
+        type(predictions) is hf.BertLMPredictionHead
+        and routing.foreign_hook(predictions) is None
+        and routing.replaced_forward(predictions) is None
+        and routing.is_plain(decoder, nn.Linear)
+    ):
+        logits = predictions(hidden)
+        return CrossEntropyLoss()(logits.view(-1, logits.shape[-1]), labels)
+    hidden = predictions.transform(hidden)
+    num_labelled = None if torch.compiler.is_compiling() else labels.shape[0]
+    return functional.cross_entropy(hidden, decoder.weight, decoder.bias, labels, num_labelled=num_labelled)
+
+
+def _span_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """One half of the question-answering loss, as transformers takes it; positions past the input are ignored."""
+    positions = positions.squeeze(-1) if positions.dim() > 1 else positions
+    ignored = logits.shape[1]
+    return CrossEntropyLoss(ignore_index=ignored)(logits, positions.to(logits.device).clamp(0, ignored))
+
+
+def _rows_of(logits: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> Tensor:
+    """(T,) -> (B, max_seqlen), the dtype's minimum past the end of each sequence."""
+    lengths, starts = cu_seqlens.diff(), cu_seqlens[:-1]  # type: ignore[union-attr,index]
+    place = torch.arange(max_seqlen, device=logits.device)  # type: ignore[arg-type]
+    inside = place < lengths[:, None]
+    rows = torch.where(inside, starts[:, None] + place, 0)
+    return logits[rows].masked_fill(~inside, torch.finfo(logits.dtype).min)
+
+
+OURS.update(
+    {
+        hf.BertForPreTraining: BertForPreTraining,
+        hf.BertForMaskedLM: BertForMaskedLM,
+        hf.BertLMHeadModel: BertLMHeadModel,
+        hf.BertForNextSentencePrediction: BertForNextSentencePrediction,
+        hf.BertForSequenceClassification: BertForSequenceClassification,
+        hf.BertForMultipleChoice: BertForMultipleChoice,
+        hf.BertForTokenClassification: BertForTokenClassification,
+        hf.BertForQuestionAnswering: BertForQuestionAnswering,
+    }
+)

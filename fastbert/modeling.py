@@ -1,0 +1,543 @@
+"""The BERT encoder on packed tokens: transformers' own classes, same state, another forward.
+
+Follows Devlin et al. 2019 and Hugging Face's `BertModel`: post-norm, erf GELU unless the config says otherwise. A layer
+becomes ours by a change of its `__class__`, which adds no state; whatever has no packed form takes transformers' forward
+(`routing` decides and says why). Padding is removed once before the embedding and put back once after the last layer.
+
+B batch, S sequence, R rows (see `padding`), T tokens of a batch packed by its caller, D hidden size.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.bert import modeling_bert as hf
+from transformers.models.bert.configuration_bert import BertConfig
+from transformers.utils import output_capturing
+
+from fastbert import routing
+from fastbert.kernels import functional, resolve_backend
+from fastbert.kernels.dropout import new_seed
+from fastbert.padding import (
+    LOSS_READS_PADDING,
+    TRACING,
+    Layout,
+    Plan,
+    first_rows,
+    packed_layout,
+    plan_layout,
+)
+
+# Dropout streams of one layer: which of its operations a random number belongs to.
+ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
+
+
+class BertLayer(hf.BertLayer):
+    """One layer: norm(x + sublayer(x)), twice. Without `packed` it is transformers' layer."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        packed: Layout | None = None,
+        plan: routing.LayerPlan | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """hidden_states: (R, D) with packed and plan, what `BertModel` found out about this call; else as in transformers."""
+        if packed is None or plan is None:
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        x, layout = hidden_states, packed.to(hidden_states.device)
+        inner, attention_output, output = self.attention.self, self.attention.output, self.output
+        backend = resolve_backend(x)
+        attention_p = _dropout_p(inner.dropout) if inner.training else 0.0
+        norms_p = [_dropout_p(part.dropout) if part.dropout.training else 0.0 for part in (attention_output, output)]
+        # Drawn here, so that a recomputation under gradient checkpointing draws the same.
+        seed = new_seed(x.device) if backend == "triton" and (attention_p > 0.0 or max(norms_p) > 0.0) else None
+
+        qkv = _project(inner, x, plan.qkv)
+        context = functional.attention(
+            qkv.unflatten(-1, (3, inner.num_attention_heads, inner.attention_head_size)),
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            softmax_scale=inner.scaling,
+            causal=inner.is_causal,
+            dropout_p=attention_p,
+            seed=seed,
+            stream=ATTENTION_STREAM,
+            schedule=layout.schedule,
+        )
+        y, bias = _linear(attention_output.dense, context.flatten(1), plan.attention_dense, backend == "triton")
+        x = _add_norm(attention_output.LayerNorm, y, bias, x, norms_p[0], seed, ATTENTION_OUTPUT_STREAM, plan.attention_norm)
+        y, bias = _feed_forward(self.intermediate, output.dense, x, plan, backend == "triton")
+        return _add_norm(output.LayerNorm, y, bias, x, norms_p[1], seed, OUTPUT_STREAM, plan.output_norm)
+
+    forward.takes_packed = True  # type: ignore[attr-defined]  # a subclass with a forward of its own lacks it
+
+
+class BertModel(hf.BertModel):
+    """transformers' BertModel on packed tokens: same arguments, outputs and state, plus a packed way to call it.
+
+    Padding positions of last_hidden_state and hidden_states hold zeros, except where a loss reads them.
+    """
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        adopt(self)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        loss_positions: Tensor | None = None,
+        output_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
+        """As in transformers, and packed: input_ids (T,) or inputs_embeds (T, D) with cu_seqlens and max_seqlen.
+
+        cu_seqlens: int32 (B + 1,), where each sequence begins, ending at T; nothing is then read back from the device.
+        max_seqlen: at least the longest sequence. The result's last_hidden_state is (T, D), its pooler_output (B, D);
+            token_type_ids and position_ids are (T,), positions count from the start of each sequence where None.
+        loss_positions: bool (B, S), where a loss of the caller reads hidden states. If one of them is padding, the padded
+            layout runs, which gives padding positions transformers' values.
+        output_positions: bool (B, S) or (T,). last_hidden_state then holds these positions only, (number, D), in order.
+        Raises ValueError or TypeError, naming expected and actual, for inputs that do not fit.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        inputs["inputs_embeds"] = inputs_embeds
+        cross = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        packed = cu_seqlens is not None or max_seqlen is not None
+        if packed:
+            self._check_packed(inputs, attention_mask, cu_seqlens, max_seqlen)
+        caching = self._caches(use_cache) and not (packed and use_cache is None)
+        obstacle = routing.model_obstacle(
+            self,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=caching,
+            encoder_inputs=any(value is not None for value in cross.values()),
+            kwargs=kwargs,
+        )
+        rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if packed else use_cache}
+        if packed:
+            return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, obstacle, rest)
+        if obstacle is None:
+            self._check_padded(inputs, attention_mask)
+            obstacle = self._padding_obstacle(attention_mask, loss_positions)
+        if obstacle is not None:
+            return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
+        return self._forward_padded(inputs, attention_mask, loss_positions, output_positions, rest)
+
+    def _forward_padded(
+        self,
+        inputs: dict[str, Tensor | None],
+        attention_mask: Tensor | None,
+        loss_positions: Tensor | None,
+        output_positions: Tensor | None,
+        rest: dict[str, Any],
+    ) -> Any:
+        tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        batch_size, seqlen = tokens.shape[:2]  # type: ignore[union-attr]
+        keep = None if attention_mask is None else attention_mask.to(tokens.device, torch.bool)  # type: ignore[union-attr]
+        found = plan_layout(
+            keep,
+            batch_size,
+            seqlen,
+            tokens.device,  # type: ignore[union-attr]
+            loss_positions=_matching(loss_positions, tokens),
+            output_positions=output_positions,
+            pooled=self.pooler is not None,
+        )
+        if found.padding_read and found.has_empty_row and self.config._attn_implementation == "eager":
+            # Transformers' eager attention spreads a row without keys over all of its padding; its SDPA gives zeros.
+            return self._forward_theirs(
+                inputs, attention_mask, output_positions, "eager attention in a row without tokens", rest
+            )
+        self._note(found, tokens)
+        layout = found.layout
+        x = self._embed_padded(inputs, layout, batch_size, seqlen)
+        layout = layout.scheduled(x)
+        x, states = self._encode(x, layout, attention_mask, inputs["position_ids"], rest)
+
+        blank = None if layout.keep is None or found.reason is None or found.padding_read else ~layout.keep[..., None]
+
+        def border(rows: Tensor) -> Tensor:
+            padded = layout.to(rows.device).unpack(rows)
+            return padded if blank is None else padded.masked_fill(blank.to(rows.device), 0.0)
+
+        pooled = None
+        if self.pooler is not None:  # before padding is blanked: it may read a padding position
+            pooled = self.pooler(layout.to(x.device).unpack(x) if blank is not None else border(x))
+        hidden = border(x)
+        if output_positions is not None:
+            hidden = _select(hidden.flatten(0, 1), output_positions.flatten(), found.num_outputs)
+        return self._output(hidden, pooled, [None if state is None else border(state) for state in states], rest)
+
+    def _forward_packed(
+        self,
+        inputs: dict[str, Tensor | None],
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        output_positions: Tensor | None,
+        obstacle: str | None,
+        rest: dict[str, Any],
+    ) -> Any:
+        tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
+        total = tokens.shape[0]  # type: ignore[union-attr]
+        like = embeds if embeds is not None else torch.empty(total, 0, dtype=self.dtype, device=ids.device)  # type: ignore[union-attr]
+        layout, place = packed_layout(cu_seqlens, max_seqlen, like)
+        positions = inputs["position_ids"]
+        if positions is None:
+            positions = self.embeddings.position_ids[0].index_select(0, place)
+        if obstacle is not None:
+            padded = {name: None if value is None else layout.unpack(value) for name, value in inputs.items()}
+            padded["position_ids"] = layout.unpack(positions)
+            return_dict = rest.pop("return_dict", getattr(self.config, "return_dict", True))
+            mask = layout.real_tokens()
+            outputs = self._forward_theirs(padded, mask, None, obstacle, rest | {"return_dict": True})
+            outputs["last_hidden_state"] = layout.pack(outputs["last_hidden_state"])
+            if "hidden_states" in outputs:
+                states = outputs["hidden_states"]
+                outputs["hidden_states"] = tuple(None if state is None else layout.pack(state) for state in states)
+            if output_positions is not None:
+                outputs["last_hidden_state"] = outputs["last_hidden_state"][output_positions]
+            return outputs.to_tuple() if return_dict is False else outputs
+        routing.record(self, "packed by the caller")
+        x = self._embed(ids, inputs["token_type_ids"], positions, embeds)
+        x, states = self._encode(x, layout, None, None, rest)
+        pooled = None
+        if self.pooler is not None:
+            here = layout.to(x.device)
+            plain = routing.pooler_obstacle(self.pooler) is None
+            pooled = self.pooler(first_rows(x, here)[:, None] if plain else here.unpack(x))
+        if output_positions is not None:
+            x = _select(x, output_positions, None)
+        return self._output(x, pooled, states, rest)
+
+    def _forward_theirs(
+        self,
+        inputs: dict[str, Tensor | None],
+        attention_mask: Tensor | None,
+        output_positions: Tensor | None,
+        obstacle: str,
+        rest: dict[str, Any],
+    ) -> Any:
+        routing.record(self, f"transformers: {obstacle}")
+        outputs = hf.BertModel.forward(self, attention_mask=attention_mask, **inputs, **rest)
+        if output_positions is not None:
+            outputs["last_hidden_state"] = outputs["last_hidden_state"][output_positions]
+        return outputs
+
+    def _encode(
+        self,
+        x: Tensor,
+        layout: Layout,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        rest: dict[str, Any],
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The layers on rows; and the states that output_hidden_states asks for, the last of them excepted."""
+        wanted = rest.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
+        chosen = set(wanted) if isinstance(wanted, (list, tuple, set)) else None
+        states: list[Tensor | None] = [x] if wanted and chosen is None else []
+        mask: Callable[[Tensor], Any] | None = None
+        for index, layer in enumerate(self.encoder.layer):
+            plan = routing.plan_layer(layer, self.config.is_decoder)
+            if plan.obstacle is None:
+                x = layer(x, packed=layout, plan=plan)
+            else:
+                mask = mask or _MaskOnce(self, layout, attention_mask)
+                x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
+            if wanted:
+                states.append(x if chosen is None or index in chosen else None)
+        return x, states
+
+    def _padded_layer(
+        self, layer: nn.Module, x: Tensor, layout: Layout, mask: Callable, position_ids: Tensor | None, rest: dict[str, Any]
+    ) -> Tensor:
+        """One layer as transformers calls it, for a layer that has no packed form."""
+        here = layout.to(x.device)
+        padded = here.unpack(x)
+        dropped = ("past_key_values", "use_cache", "encoder_hidden_states", "encoder_attention_mask", "return_dict")
+        kwargs = {name: value for name, value in rest.items() if name not in dropped}
+        out = layer(
+            padded,
+            mask(padded),
+            None,
+            encoder_attention_mask=None,
+            past_key_values=None,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        return layout.to(out.device).pack(out)
+
+    def _embed_padded(self, inputs: dict[str, Tensor | None], layout: Layout, batch_size: int, seqlen: int) -> Tensor:
+        """Rows of the embedding of a padded batch: the ids are packed, then looked up."""
+        embeds = inputs["inputs_embeds"]
+        if routing.embeddings_reason(self.embeddings, with_ids=embeds is None) is not None:
+            return layout.pack(self.embeddings(**inputs, past_key_values_length=0))
+        positions = inputs["position_ids"]
+        if positions is None:
+            positions = self.embeddings.position_ids[:, :seqlen]
+        ids, types = inputs["input_ids"], inputs["token_type_ids"]
+        return self._embed(
+            None if ids is None else layout.pack(ids),
+            None if types is None else layout.pack(types.expand(batch_size, seqlen)),
+            layout.pack(positions.expand(batch_size, seqlen)),
+            None if embeds is None else layout.pack(embeds),
+        )
+
+    def _embed(self, ids: Tensor | None, types: Tensor | None, positions: Tensor, embeds: Tensor | None) -> Tensor:
+        """The embedding of rows, (R, D)."""
+        embeddings = self.embeddings
+        if routing.embeddings_reason(embeddings, with_ids=embeds is None) is not None:
+            row = {"input_ids": ids, "token_type_ids": types, "position_ids": positions, "inputs_embeds": embeds}
+            return embeddings(**{name: None if value is None else value[None] for name, value in row.items()})[0]
+        if types is None:
+            types = embeddings.token_type_ids[0].index_select(0, positions)
+        norm = embeddings.LayerNorm
+        dropout_p = _dropout_p(embeddings.dropout) if embeddings.dropout.training else 0.0
+        token_types, places = embeddings.token_type_embeddings, embeddings.position_embeddings
+        if embeds is None:
+            words = embeddings.word_embeddings
+            return functional.embedding(
+                ids, types, positions, words.weight, token_types.weight, places.weight, norm.weight, norm.bias,
+                padding_idx=words.padding_idx, eps=norm.eps, dropout_p=dropout_p,
+            )  # fmt: skip
+        x = functional.layer_norm(embeds + token_types(types), norm.weight, norm.bias, places(positions), eps=norm.eps)
+        return F.dropout(x, dropout_p) if dropout_p > 0.0 else x
+
+    def _output(self, hidden: Tensor, pooled: Tensor | None, states: list[Tensor | None], rest: dict[str, Any]) -> Any:
+        outputs = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
+        if states:
+            if states[-1] is not None and hidden.shape == states[-1].shape:
+                states[-1] = hidden  # the same tensor, as in transformers
+            outputs["hidden_states"] = tuple(states)
+        if rest.get("return_dict", getattr(self.config, "return_dict", True)) is False:
+            return outputs.to_tuple()
+        return outputs
+
+    def _caches(self, use_cache: bool | None) -> bool:
+        """Whether transformers would fill a cache in this call."""
+        if not self.config.is_decoder:
+            return False
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        return bool(use_cache) and not (self.gradient_checkpointing and self.training)
+
+    def _padding_obstacle(self, attention_mask: Tensor | None, loss_positions: Tensor | None) -> str | None:
+        """Attention functions differ in what padding attends to; only SDPA's answer is computed here."""
+        name = self.config._attn_implementation
+        if attention_mask is None or loss_positions is None or name in ("sdpa", None):
+            return None
+        if name == "eager" and not torch.compiler.is_compiling():
+            return None  # differs only in rows without any token, which are looked for
+        return f"{LOSS_READS_PADDING} as {name} computes them"
+
+    def _note(self, found: Plan, tokens: Tensor | None) -> None:
+        if found.reason is None:
+            routing.record(self, "packed" if found.layout.indices is not None else "packed: no padding in the batch")
+            return
+        routing.record(self, f"padded rows: {found.reason}")
+        if found.reason != TRACING:
+            message = f"fastbert computes padding positions too: {found.reason}. See fastbert.explain."
+            routing.warn_once(self, found.reason, message)
+
+    def _check_padded(self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None) -> None:
+        ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
+        if ids is not None and ids.dim() != 2:
+            raise ValueError(
+                f"expected input_ids of shape (batch, seq), or (tokens,) with cu_seqlens and max_seqlen, got {tuple(ids.shape)}"
+            )
+        if embeds is not None and embeds.dim() != 3:
+            raise ValueError(
+                f"expected inputs_embeds of shape (batch, seq, {self.config.hidden_size}), or (tokens, "
+                f"{self.config.hidden_size}) with cu_seqlens and max_seqlen, got {tuple(embeds.shape)}"
+            )
+        tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
+        batch_size, seqlen = tokens.shape
+        self._check_sizes(embeds, seqlen if inputs["position_ids"] is None else 0)
+        if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, seqlen):
+            raise ValueError(
+                f"expected attention_mask of shape ({batch_size}, {seqlen}) like the input, got {tuple(attention_mask.shape)}"
+            )
+        for name in ("token_type_ids", "position_ids"):
+            value = inputs[name]
+            if value is not None and tuple(value.shape) not in ((batch_size, seqlen), (1, seqlen)):
+                raise ValueError(f"expected {name} of shape ({batch_size}, {seqlen}), got {tuple(value.shape)}")
+
+    def _check_packed(
+        self,
+        inputs: dict[str, Tensor | None],
+        attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+    ) -> None:
+        if cu_seqlens is None or max_seqlen is None:
+            missing = "cu_seqlens" if cu_seqlens is None else "max_seqlen"
+            raise ValueError(f"expected cu_seqlens and max_seqlen together for a packed input, got no {missing}")
+        if attention_mask is not None:
+            raise ValueError("expected no attention_mask beside cu_seqlens: a packed input holds real tokens only")
+        if not isinstance(cu_seqlens, Tensor):
+            raise TypeError(f"expected cu_seqlens as an int32 tensor, got {type(cu_seqlens).__name__}")
+        if isinstance(max_seqlen, Tensor) or not isinstance(max_seqlen, (int, torch.SymInt)) or isinstance(max_seqlen, bool):
+            raise TypeError(f"expected max_seqlen as an int, got {type(max_seqlen).__name__}")
+        ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
+        if ids is not None and ids.dim() != 1:
+            raise ValueError(f"expected input_ids of shape (tokens,) with cu_seqlens, got {tuple(ids.shape)}")
+        if embeds is not None and embeds.dim() != 2:
+            size = self.config.hidden_size
+            raise ValueError(f"expected inputs_embeds of shape (tokens, {size}) with cu_seqlens, got {tuple(embeds.shape)}")
+        total = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
+        for name in ("token_type_ids", "position_ids"):
+            value = inputs[name]
+            if value is not None and tuple(value.shape) != (total,):
+                raise ValueError(f"expected {name} of shape ({total},) with cu_seqlens, got {tuple(value.shape)}")
+        self._check_sizes(embeds, max_seqlen if inputs["position_ids"] is None else 0)
+
+    def _check_sizes(self, embeds: Tensor | None, seqlen: int) -> None:
+        if embeds is not None and embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(f"expected inputs_embeds of hidden size {self.config.hidden_size}, got {embeds.shape[-1]}")
+        limit = self.embeddings.position_ids.shape[-1] if hasattr(self.embeddings, "position_ids") else seqlen
+        if seqlen > limit:
+            raise ValueError(f"expected sequences of at most {limit} tokens (max_position_embeddings), got {seqlen}")
+
+
+class _MaskOnce:
+    """transformers' attention mask of a batch, made at the first layer that asks for it."""
+
+    def __init__(self, model: BertModel, layout: Layout, attention_mask: Tensor | None) -> None:
+        self.model, self.layout, self.mask = model, layout, attention_mask
+        self.made: tuple[Tensor | None] | None = None
+
+    def __call__(self, padded: Tensor) -> Tensor | None:
+        if self.made is None:
+            mask = self.layout.real_tokens() if self.mask is None else self.mask
+            made, _ = self.model._create_attention_masks(
+                attention_mask=mask,
+                encoder_attention_mask=None,
+                embedding_output=padded,
+                encoder_hidden_states=None,
+                past_key_values=None,
+            )
+            self.made = (made,)
+        mask = self.made[0]
+        return mask.to(padded.device) if isinstance(mask, Tensor) else mask
+
+
+def _dropout_p(dropout: nn.Module) -> float:
+    return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+
+
+def _fuses(x: Tensor, reason: str | None, *weights: Tensor | None) -> bool:
+    """Whether an operation may read these weights: autocast brings other dtypes together, else they must be those of x."""
+    dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return reason is None and routing.tensors_obstacle(*weights, dtype=dtype) is None
+
+
+def _project(attention: hf.BertSelfAttention, x: Tensor, reason: str | None) -> Tensor:
+    """Query, key and value side by side, (R, 3 * D)."""
+    query, key, value = attention.query, attention.key, attention.value
+    if reason is None:
+        weights, biases = (query.weight, key.weight, value.weight), (query.bias, key.bias, value.bias)
+        if _fuses(x, None, *weights, *biases):
+            return functional.qkv_linear(x, weights, biases)
+    return torch.cat([query(x), key(x), value(x)], -1)
+
+
+def _linear(dense: nn.Module, x: Tensor, reason: str | None, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """(product, the bias left for the layer norm that follows, or None where it is in the product already)."""
+    if reason is not None or not _fuses(x, None, dense.weight, dense.bias):
+        return dense(x), None
+    if leave_bias:
+        return functional.linear(x, dense.weight), dense.bias
+    return functional.linear(x, dense.weight, dense.bias), None
+
+
+def _feed_forward(
+    intermediate: hf.BertIntermediate, dense: nn.Module, x: Tensor, plan: routing.LayerPlan, leave_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """activation(x @ w_in.T + b_in) @ w_out.T, and the bias left for the layer norm as in `_linear`."""
+    first = intermediate.dense
+    if plan.intermediate is not None or not _fuses(x, None, first.weight, first.bias):
+        inner = intermediate.intermediate_act_fn(first(x))
+        return _linear(dense, inner, plan.output_dense, leave_bias)
+    if leave_bias and first.bias is not None and _fuses(x, plan.output_dense, dense.weight, dense.bias):
+        y = functional.feed_forward(x, first.weight, first.bias, dense.weight, activation=plan.activation)
+        return y, dense.bias
+    inner = functional.linear(x, first.weight, first.bias, activation=plan.activation)
+    return _linear(dense, inner, plan.output_dense, leave_bias)
+
+
+def _add_norm(
+    norm: nn.LayerNorm,
+    y: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+    stream: int,
+    reason: str | None,
+) -> Tensor:
+    """norm(dropout(y + bias) + residual)."""
+    if reason is None and routing.tensors_obstacle(norm.weight, norm.bias) is None:
+        return functional.layer_norm(
+            y, norm.weight, norm.bias, residual,
+            x_bias=bias, eps=norm.eps, dropout_p=dropout_p, seed=seed, stream=stream,
+        )  # fmt: skip
+    y = y if bias is None else y + bias
+    return norm(F.dropout(y, dropout_p, training=dropout_p > 0.0) + residual)
+
+
+def _matching(positions: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+    """positions where they fit the batch; a loss whose labels do not fit raises by itself."""
+    if positions is None or positions.shape != tokens.shape[:2]:  # type: ignore[union-attr]
+        return None
+    return positions.to(tokens.device)  # type: ignore[union-attr]
+
+
+def _select(x: Tensor, positions: Tensor, count: int | None) -> Tensor:
+    """The rows of x at the True positions, in order."""
+    if count is None:
+        return x[positions]
+    return x.index_select(0, torch.nonzero_static(positions, size=count).squeeze(1))
+
+
+# transformers' class -> ours, and back. `heads` adds the heads.
+OURS: dict[type[nn.Module], type[nn.Module]] = {hf.BertModel: BertModel, hf.BertLayer: BertLayer}
+
+
+def adopt(module: nn.Module) -> None:
+    """Makes every BERT class of transformers inside `module`, by exact type, ours. Parameters and keys stay as they are."""
+    for part in module.modules():
+        ours = OURS.get(type(part))
+        if ours is not None:
+            part.__class__ = ours
+            register_outputs(ours)
+
+
+def register_outputs(cls: type[nn.Module]) -> None:
+    """transformers notes what a class can record when one is built; a swapped module was built as another class."""
+    outputs = getattr(cls, "_can_record_outputs", None)
+    if outputs is not None:
+        output_capturing._CAN_RECORD_REGISTRY.setdefault(str(cls), outputs)
+
+
+def berts(module: nn.Module) -> Iterator[BertModel]:
+    return (part for part in module.modules() if isinstance(part, BertModel))

@@ -1,0 +1,579 @@
+"""Who runs what, and why: every decision between the packed path and transformers' own, and `explain`.
+
+Decisions are made from the live modules at each call and nothing of them is kept, so a hook, an exchanged submodule or an
+instance-level `forward` takes effect at the next call. An *obstacle* is a sentence that says why something steps aside;
+None means that nothing does.
+"""
+
+import functools
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers import activations
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert import modeling_bert as hf
+from transformers.utils import output_capturing
+
+from fastbert.kernels import backend_reason
+from fastbert.kernels.functional import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
+
+# What transformers' attention functions read from the model's keyword arguments; whatever else is there they ignore.
+ATTENTION_KWARGS = frozenset(
+    "block_mask cu_seq_lens_k cu_seq_lens_q debug_io is_causal max_length_k max_length_q output_cross_attentions "
+    "position_bias s_aux score_mod sliding_window softcap".split()
+)
+ATTENTION_NAMES = frozenset(
+    ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4", None)
+)
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
+PLAIN_TENSORS = (nn.Parameter, Tensor)
+GELU_TANH = (
+    activations.NewGELUActivation,
+    activations.FastGELUActivation,
+    activations.AccurateGELUActivation,
+    activations.GELUTanh,
+)
+
+
+class LayerPlan(NamedTuple):
+    """How one layer runs. obstacle: why all of it is transformers', on padded tensors. The others: why that part calls its
+    modules, on packed rows, instead of a fused operation. activation: the fused one's name, where there is one."""
+
+    obstacle: str | None = None
+    qkv: str | None = None
+    attention_dense: str | None = None
+    attention_norm: str | None = None
+    intermediate: str | None = None
+    output_dense: str | None = None
+    output_norm: str | None = None
+    activation: str | None = None
+
+
+# Modules
+
+
+def foreign_hook(module: nn.Module, *, called: bool = False) -> str | None:
+    """The first hook on this module that would be missed, or would see packed tensors. called: the module is called as such,
+    so hooks of torch.distributed, which only gather and release parameters, are served."""
+    if not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks):
+        return None
+    for name in HOOKS:
+        for hook in getattr(module, name).values():
+            origin = _origin(hook)
+            # transformers' own hooks record only in calls that take transformers' path.
+            if origin == output_capturing.__name__ or (called and origin.startswith("torch.distributed.")):
+                continue
+            return f"a {name[1:-1].replace('_', ' ')} on {type(module).__name__}"
+    return None
+
+
+def global_hook() -> str | None:
+    for name in GLOBAL_HOOKS:
+        for hook in getattr(torch_module, name).values():
+            if _origin(hook) != "torch.utils.module_tracker":  # notes names of modules, nothing else
+                return f"a {name[1:-1].replace('_', ' ')} on every module"
+    return None
+
+
+def _origin(hook: Callable) -> str:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return getattr(hook, "__module__", None) or type(hook).__module__
+
+
+def replaced_forward(module: nn.Module, *, called: bool = False) -> str | None:
+    """Whether the instance has a `forward` of its own; those of Accelerate's device placement count as none where the
+    module is called, or holds nothing to be placed."""
+    if "forward" not in module.__dict__:
+        return None
+    if hasattr(module, "_hf_hook") and (called or not module._parameters):
+        original = getattr(module, "_old_forward", None)
+        if getattr(original, "__func__", None) is type(module).forward:
+            return None
+    return f"a forward of its own on {type(module).__name__}"
+
+
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling the module does what its class does and nothing else."""
+    return type(module) is cls and foreign_hook(module) is None and "forward" not in module.__dict__
+
+
+def tensors_obstacle(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> str | None:
+    """Why a fused operation cannot read these weights: another tensor type, another dtype."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in PLAIN_TENSORS and not _is_traced(tensor):
+            return f"its weight is a {type(tensor).__name__}"
+        if dtype is not None and tensor.dtype != dtype:
+            return f"its weight is {_name(tensor.dtype)}, the states are {_name(dtype)}"
+    return None
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    return type(tensor).__name__ in ("FakeTensor", "FunctionalTensor")
+
+
+def linear_reason(module: nn.Module) -> tuple[str | None, str | None]:
+    """(why the layer steps aside, why the module is called on packed rows) for a place where BERT has an nn.Linear."""
+    if type(module) is nn.Linear and not _unusual(module):
+        return None, None
+    name = type(module).__name__
+    if not _works_on_rows(module):
+        return f"{name} stands in place of a Linear", None
+    for part in module.modules():
+        # The module is called, so what Accelerate and torch.distributed do around it is done.
+        obstacle = foreign_hook(part, called=True) or replaced_forward(part, called=True)
+        if obstacle is not None:
+            return obstacle, None
+    return None, f"{name} is called as it is"
+
+
+def _unusual(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks) or (
+        "forward" in module.__dict__
+    )
+
+
+def _works_on_rows(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return True
+    kinds = [(cls.__module__.split(".")[0], cls.__name__) for cls in type(module).__mro__]
+    if ("peft", "BaseTunerLayer") in kinds:
+        return isinstance(getattr(module, "base_layer", None), nn.Linear) or _works_on_rows(module.base_layer)
+    return type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
+
+
+def norm_reason(module: nn.Module) -> tuple[str | None, str | None]:
+    if type(module) is not nn.LayerNorm:
+        return f"{type(module).__name__} stands in place of a LayerNorm", None
+    obstacle = foreign_hook(module, called=True) or replaced_forward(module, called=True)
+    if obstacle is not None:
+        return obstacle, None
+    if _unusual(module):
+        return None, "LayerNorm is called for its hooks"
+    if module.weight is None or module.bias is None or len(module.normalized_shape) != 1:
+        return None, "LayerNorm without weight or bias"
+    return None, None
+
+
+def activation_reason(act: Any) -> tuple[str | None, str | None, str | None]:
+    """(why the layer steps aside, why the activation is called, its fused name)."""
+    if isinstance(act, nn.Module):
+        for part in act.modules():
+            obstacle = foreign_hook(part) or replaced_forward(part)
+            if obstacle is not None:
+                return obstacle, None, None
+    name = activation_name(act)
+    label = type(act).__name__ if isinstance(act, nn.Module) else getattr(act, "__name__", repr(act))
+    return None, None if name else f"the activation {label} is not fused", name
+
+
+def activation_name(act: Any) -> str | None:
+    """The fused operation that computes this activation's formula, up to rounding."""
+    if act is F.gelu or type(act) is activations.GELUActivation:
+        return "gelu_erf"
+    if isinstance(act, GELU_TANH) and type(act) in GELU_TANH:
+        return "gelu_tanh"
+    if type(act) is nn.GELU:
+        return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
+    if type(act) is nn.ReLU or act is F.relu or act is torch.relu:
+        return "relu"
+    return None
+
+
+def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
+    """How this layer runs, from its live modules. causal: whether the model masks the future."""
+    layer = unwrapped(layer)
+    if not getattr(type(layer).forward, "takes_packed", False):
+        return LayerPlan(f"the layer is a {type(layer).__name__}")
+    attention, intermediate, output = layer.attention, layer.intermediate, layer.output
+    if type(attention) is not hf.BertAttention:
+        return LayerPlan(f"the attention is a {type(attention).__name__}")
+    inner, attention_output = attention.self, attention.output
+    obstacle = (
+        foreign_hook(layer, called=True)
+        or replaced_forward(layer, called=True)
+        or _container_obstacle(attention, hf.BertAttention)
+        or _container_obstacle(inner, hf.BertSelfAttention)
+        or _container_obstacle(attention_output, hf.BertSelfOutput)
+        or _container_obstacle(intermediate, hf.BertIntermediate)
+        or _container_obstacle(output, hf.BertOutput)
+        or _overridden(layer)
+        or _head_dim_obstacle(inner)
+    )
+    if obstacle is not None:
+        return LayerPlan(obstacle)
+    if inner.is_causal != causal:
+        return LayerPlan("its is_causal is not that of the config")
+    for dropout in (inner.dropout, attention_output.dropout, output.dropout):
+        if not (is_plain(dropout, nn.Dropout) or is_plain(dropout, nn.Identity)):
+            return LayerPlan(f"{type(dropout).__name__} in place of a Dropout, or hooked")
+
+    parts = {
+        "qkv": _projections_reason(inner),
+        "attention_dense": linear_reason(attention_output.dense),
+        "attention_norm": norm_reason(attention_output.LayerNorm),
+        "intermediate": linear_reason(intermediate.dense),
+        "output_dense": linear_reason(output.dense),
+        "output_norm": norm_reason(output.LayerNorm),
+    }
+    for obstacle, _ in parts.values():
+        if obstacle is not None:
+            return LayerPlan(obstacle)
+    obstacle, reason, activation = activation_reason(intermediate.intermediate_act_fn)
+    if obstacle is not None:
+        return LayerPlan(obstacle)
+    reasons = {name: called for name, (_, called) in parts.items()}
+    reasons["intermediate"] = reasons["intermediate"] or reason
+    return LayerPlan(None, **reasons, activation=activation)
+
+
+def unwrapped(layer: nn.Module) -> nn.Module:
+    """The layer inside wrappers that hand their arguments on: FSDP1 and PyTorch's checkpoint wrapper."""
+    for name in ("_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
+        if name in layer._modules and type(layer).__module__.startswith("torch.distributed."):
+            return unwrapped(layer._modules[name])
+    return layer
+
+
+def _container_obstacle(module: nn.Module, cls: type[nn.Module]) -> str | None:
+    if type(module) is not cls:
+        return f"{type(module).__name__} in place of {cls.__name__}"
+    return foreign_hook(module) or replaced_forward(module)
+
+
+def _overridden(layer: hf.BertLayer) -> str | None:
+    if layer._compiled_call_impl is not None:
+        return "the layer is compiled by itself"
+    if layer.chunk_size_feed_forward > 0:
+        return "the feed-forward is chunked (chunk_size_feed_forward)"
+    if type(layer).feed_forward_chunk is not hf.BertLayer.feed_forward_chunk:
+        return "feed_forward_chunk is overridden"
+    return None
+
+
+def _head_dim_obstacle(attention: hf.BertSelfAttention) -> str | None:
+    head_dim = attention.attention_head_size
+    if MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM and head_dim % HEAD_DIM_MULTIPLE == 0:
+        return None
+    return f"head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE} from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
+
+
+def _projections_reason(attention: hf.BertSelfAttention) -> tuple[str | None, str | None]:
+    projections = (attention.query, attention.key, attention.value)
+    reasons = [linear_reason(projection) for projection in projections]
+    for obstacle, _ in reasons:
+        if obstacle is not None:
+            return obstacle, None
+    called = [f"{name}: {reason}" for name, (_, reason) in zip(("query", "key", "value"), reasons) if reason]
+    if called:
+        return None, "; ".join(called)
+    if len({projection.bias is None for projection in projections}) > 1:
+        return None, "only some projections have a bias"
+    return None, None
+
+
+def embeddings_reason(embeddings: nn.Module, with_ids: bool = True) -> str | None:
+    """Why the embeddings module is called on padded ids instead of the fused operation on packed ones."""
+    if type(embeddings) is not hf.BertEmbeddings:
+        return f"the embeddings are a {type(embeddings).__name__}"
+    obstacle = foreign_hook(embeddings) or replaced_forward(embeddings)
+    if obstacle is not None:
+        return obstacle
+    tables = [embeddings.token_type_embeddings, embeddings.position_embeddings]
+    tables += [embeddings.word_embeddings] if with_ids else []
+    for table in tables:
+        if not is_plain(table, nn.Embedding):
+            return f"{type(table).__name__} in place of an Embedding, or hooked"
+        if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
+            return "an Embedding with max_norm, scale_grad_by_freq or sparse"
+        if table.weight.dtype != tables[0].weight.dtype:
+            return "the embedding tables differ in dtype"
+    norm = embeddings.LayerNorm
+    if not is_plain(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
+        return f"{type(norm).__name__} in place of a LayerNorm, or hooked"
+    if not (is_plain(embeddings.dropout, nn.Dropout) or is_plain(embeddings.dropout, nn.Identity)):
+        return f"{type(embeddings.dropout).__name__} in place of a Dropout, or hooked"
+    return tensors_obstacle(*[table.weight for table in tables], norm.weight, norm.bias)
+
+
+# Models
+
+
+def model_obstacle(
+    model: nn.Module,
+    *,
+    attention_mask: Any = None,
+    past_key_values: Any = None,
+    use_cache: bool = False,
+    encoder_inputs: bool = False,
+    kwargs: dict[str, Any] | None = None,
+) -> str | None:
+    """Why this call takes transformers' own path for the whole model."""
+    kwargs = kwargs or {}
+    if kwargs.get("output_attentions", getattr(model.config, "output_attentions", False)):
+        return "output_attentions asked for the full matrix"
+    if past_key_values is not None or use_cache:
+        return "a cache of keys and values"
+    if encoder_inputs:
+        return "cross-attention (encoder_hidden_states)"
+    if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() <= 2):
+        return f"an attention mask of {getattr(attention_mask, 'ndim', 'unknown')} dimensions"
+    for name in ATTENTION_KWARGS:
+        if kwargs.get(name) is not None:
+            return f"the argument {name}"
+    if getattr(model.config, "is_causal", None) is not None:
+        return "config.is_causal is set"
+    return attention_obstacle(model.config) or encoder_obstacle(model)
+
+
+def attention_obstacle(config: Any) -> str | None:
+    """Whether a user's own attention or mask function is in force."""
+    name = config._attn_implementation
+    if name not in ATTENTION_NAMES:
+        return f"attn_implementation {name!r} is not one of transformers' own"
+    if torch.compiler.is_compiling():
+        return None
+    for registry, what in ((ALL_ATTENTION_FUNCTIONS, "attention"), (ALL_MASK_ATTENTION_FUNCTIONS, "mask")):
+        function = registry.get(name)
+        if function is not None and not _origin(function).startswith("transformers."):
+            return f"the {what} function registered for {name!r} is a user's own"
+    return None
+
+
+def encoder_obstacle(model: nn.Module) -> str | None:
+    encoder = model.encoder
+    if type(encoder) is not hf.BertEncoder:
+        return f"the encoder is a {type(encoder).__name__}"
+    if type(model)._create_attention_masks is not hf.BertModel._create_attention_masks:
+        return "_create_attention_masks is overridden"
+    for module in (encoder, encoder.layer):
+        obstacle = foreign_hook(module) or replaced_forward(module)
+        if obstacle is not None:
+            return obstacle
+    if global_hook() is not None:
+        return global_hook()
+    if not torch.compiler.is_compiling() and output_capturing._active_collector.get():
+        return "an enclosing model records outputs"
+    return None
+
+
+def pooler_obstacle(pooler: nn.Module) -> str | None:
+    """Why a pooler is given padded states instead of first rows alone."""
+    if type(pooler) is not hf.BertPooler:
+        return f"the pooler is a {type(pooler).__name__}"
+    return foreign_hook(pooler) or replaced_forward(pooler)
+
+
+# What happened, for `explain`. Kept outside the modules, so that nothing of it is copied, pickled or traced.
+
+
+@dataclass
+class Record:
+    path: str | None = None  # what the last call took and why
+    warned: set[str] = field(default_factory=set)
+
+
+_records: "weakref.WeakKeyDictionary[nn.Module, Record]" = weakref.WeakKeyDictionary()
+
+
+def record(model: nn.Module, path: str) -> None:
+    """Notes what a call of this model took; nothing while tracing."""
+    if not torch.compiler.is_compiling():
+        _records.setdefault(model, Record()).path = path
+
+
+def forget(model: nn.Module) -> None:
+    _records.pop(model, None)
+
+
+def warn_once(model: nn.Module, reason: str, message: str) -> None:
+    """Warns of `message` at the first call of this model for this reason."""
+    if torch.compiler.is_compiling():
+        return
+    warned = _records.setdefault(model, Record()).warned
+    if reason not in warned:
+        warned.add(reason)
+        warnings.warn(message, UserWarning, stacklevel=2)
+
+
+# explain
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One line of `explain`: a component (a module path, or several equal ones), what runs it, and why."""
+
+    component: str
+    implementation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found. notes: facts about the whole model by name; decisions: per component, in order.
+
+    Prints as a table; with rich, as a coloured one.
+    """
+
+    model: str
+    notes: dict[str, str]
+    decisions: tuple[Decision, ...]
+
+    def __str__(self) -> str:
+        rows = [("component", "implementation", "reason"), *((d.component, d.implementation, d.reason) for d in self.decisions)]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() for row in rows]
+        notes = [f"{name}: {value}" for name, value in self.notes.items()]
+        return "\n".join([self.model, *notes, "", *lines])
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.table import Table
+
+        table = Table(title=self.model, title_justify="left", caption_justify="left")
+        for column in ("component", "implementation", "reason"):
+            table.add_column(column, overflow="fold")
+        for decision in self.decisions:
+            style = "yellow" if decision.implementation.startswith("transformers") else None
+            table.add_row(decision.component, decision.implementation, decision.reason, style=style)
+        yield table
+        for name, value in self.notes.items():
+            yield f"{name}: {value}"
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Which implementation runs each part of every BERT inside `model`, and why, from its modules as they are now.
+
+    model: any torch.nn.Module.
+    Returns an `Explanation`; print it for a table.
+    Raises TypeError for something else than a module, or one with no BERT inside.
+    """
+    from fastbert.modeling import BertModel
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"explain: expected a torch.nn.Module, got {type(model).__name__}")
+    berts = [(name, module) for name, module in model.named_modules() if isinstance(module, hf.BertModel)]
+    if not berts:
+        raise TypeError(f"explain: expected a module with a BertModel inside, got {type(model).__name__} without one")
+    notes: dict[str, str] = {}
+    decisions: list[Decision] = []
+    for name, bert in berts:
+        prefix = f"{name}." if name else ""
+        label = f" of {name}" if len(berts) > 1 else ""
+        if not isinstance(bert, BertModel):
+            decisions.append(Decision(name or type(bert).__name__, "transformers", "not swapped: see fastbert.accelerate"))
+            continue
+        notes.update({key + label: value for key, value in _model_notes(bert).items()})
+        decisions += _model_decisions(bert, prefix)
+    for name, module in model.named_modules():
+        if isinstance(module, (hf.BertOnlyMLMHead, hf.BertPreTrainingHeads)):
+            decisions.append(_vocabulary_decision(f"{name}.predictions", module.predictions))
+    return Explanation(type(model).__name__, notes, tuple(decisions))
+
+
+def _model_notes(bert: nn.Module) -> dict[str, str]:
+    tensor = next(bert.parameters())
+    try:
+        backend, reason = backend_reason(tensor.device, tensor.dtype)
+    except RuntimeError as error:
+        backend, reason = "none", str(error)
+    last = _records.get(bert)
+    return {
+        "backend": f"{backend} ({reason})",
+        "parameters": f"{_name(tensor.dtype)} on {tensor.device}",
+        "last call": "none yet" if last is None or last.path is None else last.path,
+    }
+
+
+def _model_decisions(bert: nn.Module, prefix: str) -> list[Decision]:
+    obstacle = model_obstacle(bert)
+    if obstacle is not None:
+        return [Decision(prefix.rstrip(".") or type(bert).__name__, "transformers", obstacle)]
+    tensor = next(bert.parameters())
+    fused = _fused_name(tensor)
+    reason = embeddings_reason(bert.embeddings)
+    decisions = [
+        Decision(
+            f"{prefix}embeddings",
+            fused if reason is None else "module on padded ids",
+            reason or "lookup, sum, layer norm and dropout in one operation",
+        )
+    ]
+    groups: list[tuple[list[int], list[tuple[str, str, str]]]] = []  # equal neighbours share their lines
+    for index, layer in enumerate(bert.encoder.layer):
+        lines = _layer_lines(layer, bert.config.is_decoder, fused)
+        if groups and groups[-1][1] == lines:
+            groups[-1][0].append(index)
+        else:
+            groups.append(([index], lines))
+    for indices, lines in groups:
+        span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
+        decisions += [Decision(f"{prefix}encoder.layer.{span}{part}", what, why) for part, what, why in lines]
+    if bert.pooler is not None:
+        decisions.append(Decision(f"{prefix}pooler", "transformers", "one row per sequence"))
+    return decisions
+
+
+def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, str, str]]:
+    plan = plan_layer(layer, causal)
+    if plan.obstacle is not None:
+        return [("", "transformers on padded tensors", plan.obstacle)]
+    attention = layer.attention
+    dtype = attention.output.LayerNorm.weight.dtype if attention.output.LayerNorm.weight is not None else None
+
+    def line(part: str, reason: str | None, modules: list[nn.Module], does: str, gemm: bool = True) -> tuple[str, str, str]:
+        if reason is None:
+            reason = tensors_obstacle(*[p for module in modules for p in module.parameters(recurse=False)], dtype=dtype)
+        if reason is not None:
+            return part, "modules on packed rows", reason
+        choice = _gemm_choice(modules[0], fused) if gemm else None
+        return part, choice[0] if choice else fused, f"{does}; {choice[1]}" if choice else does
+
+    inner = attention.self
+    return [
+        line(".attention.self: projections", plan.qkv, [inner.query, inner.key, inner.value], "query, key and value together"),
+        (".attention.self: attention", fused, "variable length, no padding"),
+        line(".attention.output.dense", plan.attention_dense, [attention.output.dense], "packed rows"),
+        line(".attention.output.LayerNorm", plan.attention_norm, [attention.output.LayerNorm], "add & norm in one", False),
+        line(".intermediate", plan.intermediate, [layer.intermediate.dense], f"{plan.activation} in the epilogue"),
+        line(".output.dense", plan.output_dense, [layer.output.dense], "packed rows"),
+        line(".output.LayerNorm", plan.output_norm, [layer.output.LayerNorm], "add & norm in one", False),
+    ]
+
+
+def _fused_name(tensor: Tensor) -> str:
+    try:
+        return {"torch": "fastbert, PyTorch", "triton": "fastbert, Triton"}[backend_reason(tensor.device, tensor.dtype)[0]]
+    except RuntimeError as error:
+        return f"none: {error}"
+
+
+def _gemm_choice(module: nn.Module, fused: str) -> tuple[str, str] | None:
+    """What kernels/dispatch.py chose for this product on this GPU, where the kernels run and it has an opinion."""
+    if fused != "fastbert, Triton":
+        return None
+    try:
+        from fastbert.kernels import dispatch
+    except ImportError:
+        return None
+    describe = getattr(dispatch, "describe", None)
+    return None if describe is None else describe(module.weight)
+
+
+def _vocabulary_decision(name: str, predictions: nn.Module) -> Decision:
+    reason = "labelled positions only with return_logits=False and labels, else every position"
+    return Decision(name, "transformers, fastbert for the loss", reason)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,62 @@
+"""`accelerate` and `restore`: transformers' BERT classes for ours and back, in place."""
+
+import types
+from typing import TypeVar
+
+from torch import nn
+from transformers.models.bert import modeling_bert as hf
+
+from fastbert import heads as _heads  # noqa: F401  (its classes join OURS)
+from fastbert import routing
+from fastbert.modeling import OURS, adopt
+
+Model = TypeVar("Model", bound=nn.Module)
+THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+
+
+def accelerate(model: Model) -> Model:
+    """Lets every transformers BERT inside `model` run on packed tokens, in place.
+
+    model: any torch.nn.Module that holds a transformers BertModel: a head, a pipeline's model, a sentence-transformers or
+        PEFT wrapper. Found by exact module type. Parameters stay the same tensors; a second call changes nothing.
+    Returns model.
+    Raises TypeError for something that is not a module or holds no BertModel.
+    """
+    _check("accelerate", model)
+    adopt(model)
+    _rebind(model)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """The reverse of `accelerate`: transformers' classes again, also for a model built with fastbert's.
+
+    Raises TypeError for something that is not a module or holds no BertModel.
+    """
+    _check("restore", model)
+    for part in model.modules():
+        theirs = THEIRS.get(type(part))
+        if theirs is not None:
+            part.__class__ = theirs
+            routing.forget(part)
+    _rebind(model)
+    return model
+
+
+def _check(name: str, model: nn.Module) -> None:
+    expected = f"{name}: expected a torch.nn.Module with a transformers BertModel inside, got {type(model).__name__}"
+    if not isinstance(model, nn.Module):
+        raise TypeError(expected)
+    if not any(type(part) in (hf.BertModel, OURS[hf.BertModel]) for part in model.modules()):
+        raise TypeError(f"{expected} without one")
+
+
+def _rebind(model: nn.Module) -> None:
+    """Accelerate's device placement holds on to the forward of the class that a module had before."""
+    for part in model.modules():
+        original = part.__dict__.get("_old_forward")
+        if original is None or not hasattr(part, "_hf_hook") or not (type(part) in THEIRS or type(part) in OURS):
+            continue
+        for cls in (*OURS, *THEIRS):
+            if getattr(original, "__func__", None) is cls.forward:
+                part._old_forward = types.MethodType(type(part).forward, part)
