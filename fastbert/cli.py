@@ -89,9 +89,9 @@ def verify(
     import torch
     from rich.console import Console
 
+    from . import verification
     from .checkpoints import open_checkpoint, read_texts
     from .report import Report
-    from .verification import other_heads, verify_head, verify_kernels, verify_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = getattr(torch, dtype.value) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -99,12 +99,12 @@ def verify(
     with _plain_errors():
         source = open_checkpoint(checkpoint)
         texts = read_texts(text)[:max_texts]
-        report.begin(source, texts, torch_dtype, device)
-        report.add(verify_model(source, texts, torch_dtype, device))
-        if heads:
-            report.add(verify_head(source, texts[:4], torch_dtype, device, name) for name in other_heads(source))
-        if kernels:
-            report.add_kernels(lambda: verify_kernels(device, None if full else 3), device)
+        report.begin(source, texts, torch_dtype, device, kernels)
+        rows = verification.verify(
+            checkpoint, texts=texts, dtype=torch_dtype, device=device, heads=heads, kernels=kernels,
+            samples_per_operation=None if full else 3,
+        )  # fmt: skip
+        report.add(rows)
         passed = report.end()
     if json_file is not None:
         _write_json(json_file, report.as_dict())

@@ -1,7 +1,8 @@
 """The report of `fastbert verify`: rows as they are found, a table per section, one verdict."""
 
+import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -35,7 +36,7 @@ class Report:
         self.notes: list[str] = []
         self.about: dict[str, Any] = {}
 
-    def begin(self, source: Checkpoint, texts: list[str], dtype: torch.dtype, device: torch.device) -> None:
+    def begin(self, source: Checkpoint, texts: list[str], dtype: torch.dtype, device: torch.device, kernels: bool) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.about = {
             "checkpoint": source.path, "class": source.class_name, "texts": len(texts), "device": name,
@@ -51,21 +52,15 @@ class Report:
             highlight=False,
         )
 
+        if kernels and importlib.util.find_spec("triton") is None:
+            self.notes.append("kernels: not run, Triton is not installed; PyTorch's operations run instead")
+        elif kernels and device.type == "cpu":
+            self.notes.append("kernels: run by Triton's interpreter, since there is no GPU; the model above ran on PyTorch")
+
     def add(self, rows: Iterable[Row]) -> None:
         """Prints a table per section, with a spinner while the next row is computed."""
         for section, group in groupby(self._collected(rows), key=lambda row: row.section):
             self._print(section, list(group))
-
-    def add_kernels(self, rows: Callable[[], Iterator[Row]], device: torch.device) -> None:
-        """The kernels' rows, or a note where Triton is not installed."""
-        import importlib.util
-
-        if importlib.util.find_spec("triton") is None:
-            self.notes.append("kernels: not run, Triton is not installed; PyTorch's operations run instead")
-            return
-        if device.type == "cpu":
-            self.notes.append("kernels: run by Triton's interpreter, since there is no GPU; the model above ran on PyTorch")
-        self.add(rows())
 
     def end(self) -> bool:
         """Prints notes and verdict; True where every row passed."""

@@ -7,6 +7,7 @@ that PyTorch's own rounding makes; fastbert may err at most twice as much (three
 """
 
 import copy
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,10 +23,11 @@ from torch import Tensor
 import fastbert
 from fastbert.kernels.accuracy import OUT_FACTOR, Accuracy, measure
 
-from .checkpoints import CLASS_NAMES, Checkpoint, InputError
+from .checkpoints import CLASS_NAMES, Checkpoint, InputError, open_checkpoint, read_texts
 
 GRADIENT_FACTOR = 3.0
 NUM_CHOICES = 2
+HEAD_TEXTS = 4  # every head runs the whole encoder again, three times
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,38 @@ def tokenize(checkpoint: Checkpoint, texts: list[str], device: torch.device) -> 
         texts, padding=True, truncation=True, max_length=checkpoint.config.max_position_embeddings, return_tensors="pt"
     )
     return {name: tensor.to(device) for name, tensor in encoded.items()}
+
+
+def verify(
+    path: str,
+    *,
+    texts: list[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    heads: bool = True,
+    kernels: bool = True,
+    samples_per_operation: int | None = 3,
+) -> Iterator[Row]:
+    """Compares fastbert with transformers on a checkpoint, row by row; safe to swap where every `row.passed`.
+
+    path: folder or hub name of a BERT checkpoint. texts: sentences to run, the built-in ones where None. dtype, device:
+    bfloat16 on a GPU where there is one, else float32 on the CPU. heads: every other head on this encoder too. kernels:
+    each Triton kernel on this machine too, where Triton is installed, on `samples_per_operation` of its samples (None: all).
+    Raises InputError for a checkpoint that is not BERT or has no tokenizer, OSError where there is none.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    checkpoint = open_checkpoint(path)
+    texts = read_texts(None) if texts is None else texts
+    yield from verify_model(checkpoint, texts, dtype, device)
+    if heads:
+        for class_name in CLASS_NAMES:
+            if class_name != checkpoint.class_name:
+                yield verify_head(checkpoint, texts[:HEAD_TEXTS], dtype, device, class_name)
+    if kernels and importlib.util.find_spec("triton") is not None:
+        yield from verify_kernels(device, samples_per_operation)
 
 
 def verify_model(
@@ -220,7 +254,3 @@ def _labels(class_name: str, batch: dict[str, Tensor], config: Any) -> dict[str,
         "BertForQuestionAnswering": lambda: {"start_positions": last // 2, "end_positions": last},
     }
     return makers[class_name]()
-
-
-def other_heads(checkpoint: Checkpoint) -> list[str]:
-    return [name for name in CLASS_NAMES if name != checkpoint.class_name]

@@ -24,7 +24,8 @@ PLANTED = """
         x = tl.load(x_ptr + rows[:, None] * N + rows[None, :])
         {body}
 
-    variant = KernelVariant("planted", kernel, dict(x_ptr="*fp16", y_ptr="*fp16"), dict(N={size}), num_warps={warps}, unit={unit!r})
+    pointers = dict(x_ptr="*fp16", y_ptr="*fp16")
+    variant = KernelVariant("planted", kernel, pointers, dict(N={size}), num_warps={warps}, unit={unit!r})
     row = codegen._compile("planted", variant, {target!r})
     print("PROBLEMS", row.problems, "REGISTERS", row.registers)
 """

