@@ -25,6 +25,9 @@ from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, genera
 MAX_LOGITS_BYTES = 1 << 30
 MAX_LOGITS_BYTES_INTERPRETED = 1 << 15  # so that several chunks are exercised there too
 PITCH_MULTIPLE = 64
+# A row is read twice, the second time from L2 if few enough rows are under way: many warps each, two rows per
+# multiprocessor at a time.
+BLOCK_V, ROW_WARPS = 8192, 16
 COLUMN_SUM_GROUPS = 8  # row groups of a chunk whose column sums are taken apart
 
 
@@ -156,7 +159,7 @@ def _cross_entropy_fwd(hidden, weight, bias, labels, ignore_index, is_mean, want
     weight, bias = _padded(weight, pitch), None if bias is None else _padded(bias, pitch)
     losses = torch.empty((M,), dtype=torch.float32, device=hidden.device)
     buffer = torch.empty((chunk, pitch), dtype=hidden.dtype, device=hidden.device)
-    BLOCK_V = min(triton.next_power_of_2(pitch), 4096)
+    block_v = min(triton.next_power_of_2(pitch), BLOCK_V)
     column_sums = []
     for start in range(0, M, max(chunk, 1)):
         rows = slice(start, min(start + chunk, M))
@@ -167,7 +170,8 @@ def _cross_entropy_fwd(hidden, weight, bias, labels, ignore_index, is_mean, want
             torch.addmm(bias, hidden[rows], weight.t(), out=logits)
         _cross_entropy_rows_kernel[(rows.stop - start,)](
             logits, labels[rows], losses[rows], V, pitch, ignore_index,
-            WRITE_GRADIENT=want_hidden or want_weight or want_bias, BLOCK_V=BLOCK_V, num_warps=8 if BLOCK_V == 4096 else 4,
+            WRITE_GRADIENT=want_hidden or want_weight or want_bias, BLOCK_V=block_v,
+            num_warps=max(block_v * ROW_WARPS // BLOCK_V, 1),
         )  # fmt: skip
         if want_hidden:
             dhidden[rows] = _float32_product(logits, weight)
@@ -278,7 +282,7 @@ _SAMPLES = (
     _sample("several-chunks", 40, 64, 1003),  # V not a multiple of 8
     _sample("one-row", 1, 64, 50),
     _sample("tiny-vocabulary", 13, 33, 7),
-    _sample("vocabulary-of-two-blocks", 5, 48, 5000, reduction="sum"),
+    _sample("vocabulary-of-two-blocks", 5, 48, 9000, reduction="sum"),
     _sample("one-class", 6, 24, 1),  # the loss is 0
     _sample("no-rows", 0, 96, 30, reduction="sum"),
     _sample("without-bias", 21, 100, 130, has_bias=False),
@@ -330,7 +334,7 @@ def _variants() -> list[KernelVariant]:
             KernelVariant(
                 f"cross_entropy rows {dtype}{' with gradient' if gradient else ''}", _cross_entropy_rows_kernel,
                 dict(logits_ptr=p, labels_ptr="*i64", losses_ptr="*fp32", V="i32", pitch="i32", ignore_index="i32"),
-                dict(WRITE_GRADIENT=gradient, BLOCK_V=4096), num_warps=8, divisible=("pitch",),
+                dict(WRITE_GRADIENT=gradient, BLOCK_V=BLOCK_V), num_warps=ROW_WARPS, divisible=("pitch",),
             )
             for gradient in (False, True)
         ]  # fmt: skip
