@@ -29,6 +29,14 @@ TextOption = Annotated[
 ]
 
 
+def _console():
+    """Rich's console; wide enough for the tables where the output is not a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """What a user named wrongly is one line and exit status 2; anything else keeps its traceback."""
@@ -50,12 +58,10 @@ def demo(
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 10,
 ) -> None:
     """Embed sentences with transformers and with fastbert: equal, and how much faster."""
-    from rich.console import Console
-
     from .demo import run_demo
 
     with _plain_errors():
-        equal = run_demo(checkpoint, text, rounds, Console())
+        equal = run_demo(checkpoint, text, rounds, _console())
     raise typer.Exit(0 if equal else 1)
 
 
@@ -63,7 +69,6 @@ def demo(
 def explain(checkpoint: CheckpointArgument) -> None:
     """Print which implementation runs each part of a checkpoint on this machine, and why."""
     import torch
-    from rich.console import Console
 
     import fastbert
 
@@ -71,7 +76,7 @@ def explain(checkpoint: CheckpointArgument) -> None:
 
     with _plain_errors():
         model = open_checkpoint(checkpoint).load(fastbert).to("cuda" if torch.cuda.is_available() else "cpu")
-    Console().print(fastbert.explain(model))
+    _console().print(fastbert.explain(model))
 
 
 @app.command()
@@ -87,7 +92,6 @@ def verify(
 ) -> None:
     """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not."""
     import torch
-    from rich.console import Console
 
     from . import verification
     from .checkpoints import open_checkpoint, read_texts
@@ -95,7 +99,7 @@ def verify(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = getattr(torch, dtype.value) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
-    report = Report(Console())
+    report = Report(_console())
     with _plain_errors():
         source = open_checkpoint(checkpoint)
         texts = read_texts(text)[:max_texts]

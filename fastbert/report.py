@@ -92,18 +92,19 @@ class Report:
                 yield row
 
     def _print(self, section: str, rows: list[Row]) -> None:
-        table = Table(title=TITLES[section], title_justify="left", min_width=100)
+        table = Table(title=TITLES[section], title_justify="left")
         table.add_column("", no_wrap=True)
-        for name in ("compared", "fastbert", "PyTorch", "ratio"):
-            table.add_column(name, justify="right")
+        for name in ("tensors", "fastbert", "PyTorch", "ratio"):
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("of what is allowed", no_wrap=True)
-        table.add_column("worst at")
+        if any(row.worst.name not in ("weights", row.where) for row in rows):
+            table.add_column("worst at", overflow="fold")
         for row in rows:
             worst = row.worst
             ratio = "exact" if worst.error == 0 else "-" if math.isinf(worst.ratio) else f"{worst.ratio:.2f}"
             table.add_row(
                 row.where, str(row.count), f"{worst.error:.1e}", f"{worst.torch_error:.1e}", ratio, _bar(row),
-                worst.name if row.count > 1 else "",
+                *([worst.name] if len(table.columns) == 7 else []),
             )  # fmt: skip
         self.console.print(table)
 
