@@ -89,7 +89,7 @@ def _column_sums_kernel(dlogits_ptr, partial_ptr, M, V, pitch, rows_per_group, B
 
 @triton.jit
 def _loss_kernel(losses_ptr, labels_ptr, loss_ptr, scale_ptr, M, ignore_index, IS_MEAN: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The sum or mean of the rows' losses, added in float64, and the factor that it puts on their gradients."""
+    """The sum or mean of the rows' losses, added in float64, and the factor that puts on their gradients (float64)."""
     offs = tl.arange(0, BLOCK_M)
     acc = tl.zeros([BLOCK_M], tl.float64)
     labelled = tl.zeros([BLOCK_M], tl.int32)
@@ -101,7 +101,7 @@ def _loss_kernel(losses_ptr, labels_ptr, loss_ptr, scale_ptr, M, ignore_index, I
     count = tl.sum(labelled, axis=0)
     if IS_MEAN:
         loss = tl.where(count > 0, loss / tl.maximum(count, 1).to(tl.float64), float("nan"))
-        tl.store(scale_ptr, (1.0 / tl.maximum(count, 1).to(tl.float64)).to(tl.float32))
+        tl.store(scale_ptr, 1.0 / tl.maximum(count, 1).to(tl.float64))
     else:
         tl.store(scale_ptr, 1.0)
     tl.store(loss_ptr, loss.to(tl.float32))
@@ -109,10 +109,12 @@ def _loss_kernel(losses_ptr, labels_ptr, loss_ptr, scale_ptr, M, ignore_index, I
 
 @triton.jit
 def _scaled_kernel(x_ptr, grad_ptr, scale_ptr, out_ptr, numel, BLOCK: tl.constexpr):
-    """out = x * grad * scale, rounded once."""
+    """out = x * grad * scale. float32 is rounded once: softmax - onehot is often exact, its roundings would show."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    factor = tl.load(grad_ptr).to(tl.float32) * tl.load(scale_ptr)
+    factor = tl.load(grad_ptr) * tl.load(scale_ptr)
     x = tl.load(x_ptr + offs, mask=offs < numel, other=0.0)
+    if out_ptr.dtype.element_ty != tl.float32:
+        factor = factor.to(tl.float32)
     tl.store(out_ptr + offs, (x * factor).to(out_ptr.dtype.element_ty), mask=offs < numel)
 
 
@@ -191,8 +193,9 @@ def _cross_entropy_fwd(hidden, weight, bias, labels, ignore_index, is_mean, want
 
 def _cross_entropy_fwd_fake(hidden, weight, bias, labels, ignore_index, is_mean, want_hidden, want_weight, want_bias):
     (M, N), V = hidden.shape, weight.shape[0]
-    shapes = ((), (), (M if want_hidden else 0, N), (V if want_weight else 0, N), (V if want_bias else 0,))
-    return tuple(torch.empty(shape, dtype=torch.float32, device=hidden.device) for shape in shapes)
+    loss, scale = (torch.empty((), dtype=dtype, device=hidden.device) for dtype in (torch.float32, torch.float64))
+    shapes = ((M if want_hidden else 0, N), (V if want_weight else 0, N), (V if want_bias else 0,))
+    return loss, scale, *(torch.empty(shape, dtype=torch.float32, device=hidden.device) for shape in shapes)
 
 
 def _cross_entropy_bwd(grad, scale, dhidden, dweight, dbias, dtype):
@@ -268,7 +271,7 @@ def _sample(
             bias[V // 2] += huge
         return {
             "hidden": normal((M, N + row_pad), dtype, device, g, mean=hidden_shift)[:, :N],
-            "weight": normal((V, N), dtype, device, g, std=2 * N**-0.5),
+            "weight": normal((V, N), dtype, device, g, std=2 * N**-0.5 / (1 + hidden_shift)),
             "bias": bias,
             "labels": labels.to(device),
             "ignore_index": ignore_index,
@@ -346,14 +349,14 @@ def _variants() -> list[KernelVariant]:
             ),
             KernelVariant(
                 f"scaled {dtype}", _scaled_kernel,
-                dict(x_ptr="*fp32", grad_ptr="*fp32", scale_ptr="*fp32", out_ptr=p, numel="i32"), dict(BLOCK=4096), num_warps=8,
+                dict(x_ptr="*fp32", grad_ptr="*fp32", scale_ptr="*fp64", out_ptr=p, numel="i32"), dict(BLOCK=4096), num_warps=8,
                 divisible=("numel",),
             ),
         ]  # fmt: skip
     variants.append(
         KernelVariant(
             "loss", _loss_kernel,
-            dict(losses_ptr="*fp32", labels_ptr="*i64", loss_ptr="*fp32", scale_ptr="*fp32", M="i32", ignore_index="i32"),
+            dict(losses_ptr="*fp32", labels_ptr="*i64", loss_ptr="*fp32", scale_ptr="*fp64", M="i32", ignore_index="i32"),
             dict(IS_MEAN=True, BLOCK_M=1024), num_warps=4,
         )
     )  # fmt: skip
