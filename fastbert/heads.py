@@ -1,7 +1,8 @@
 """BERT's heads: transformers' own classes, told where their loss reads hidden states.
 
-Padding positions hold zeros, which no loss of transformers may see. A head therefore passes `loss_positions` to its
-BertModel, whose one transfer to the host then tells whether any of them is padding; only then are those computed.
+Padding positions hold zeros, which no loss of transformers may see. A head that reads token states therefore passes
+`loss_positions` to its BertModel, whose one transfer to the host then tells whether any of them is padding; only then is
+padding computed. What a pooler reads always is.
 
 B batch, C choices, S sequence, T tokens of a batch packed by its caller, V vocabulary. With cu_seqlens and max_seqlen every
 head takes a packed batch: inputs and token labels (T,), token outputs (T, ...), pooled outputs (B, ...).
@@ -63,8 +64,6 @@ class BertForPreTraining(hf.BertForPreTraining):
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
         positions = labels != IGNORED if with_loss and _padded(inputs) else None
-        if positions is not None and positions.dim() == 2:
-            positions = positions | _first_of_rows(next_sentence_label, *positions.shape)
         if return_logits or labels is None:
             return super().forward(
                 **inputs, labels=labels, next_sentence_label=next_sentence_label,
@@ -214,7 +213,7 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
     ) -> tuple[Tensor, ...] | NextSentencePredictorOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, labels=labels, loss_positions=_pooled_positions(labels, inputs), **kwargs)
+        return super().forward(**inputs, labels=labels, **kwargs)
 
 
 class BertForSequenceClassification(hf.BertForSequenceClassification):
@@ -239,7 +238,7 @@ class BertForSequenceClassification(hf.BertForSequenceClassification):
     ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, labels=labels, loss_positions=_pooled_positions(labels, inputs), **kwargs)
+        return super().forward(**inputs, labels=labels, **kwargs)
 
 
 class BertForMultipleChoice(hf.BertForMultipleChoice):
@@ -268,13 +267,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
         question."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         if _padded(inputs):
-            tokens = input_ids if input_ids is not None else inputs_embeds
-            positions = None
-            if labels is not None and tokens is not None and tokens.dim() >= 3:
-                questions, choices, seqlen = tokens.shape[:3]
-                rows = labels if labels.shape == (questions,) else labels.new_zeros(questions)
-                positions = _first_of_rows(rows[:, None].expand(questions, choices).flatten(), questions * choices, seqlen)
-            return super().forward(**inputs, labels=labels, loss_positions=positions, return_dict=True, **kwargs)
+            return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
         if num_choices is None:
             raise ValueError("expected num_choices beside cu_seqlens, got None")
         outputs = self.bert(**inputs, return_dict=True, **kwargs)
@@ -402,22 +395,6 @@ def _inputs(
 
 def _padded(inputs: dict[str, Any]) -> bool:
     return "cu_seqlens" not in inputs
-
-
-def _pooled_positions(labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
-    """The first position of each sequence that has a label: what a loss on pooled states reads."""
-    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    if labels is None or tokens is None or not _padded(inputs) or tokens.dim() < 2:
-        return None
-    return _first_of_rows(labels, *tokens.shape[:2])
-
-
-def _first_of_rows(labels: Tensor | None, batch_size: int, seqlen: int) -> Tensor:
-    """bool (B, S): the first position of the rows whose label is not the ignored one."""
-    positions = torch.zeros(batch_size, seqlen, dtype=torch.bool, device=labels.device)  # type: ignore[union-attr]
-    by_row = not labels.dtype.is_floating_point and labels.numel() == batch_size  # type: ignore[union-attr]
-    positions[:, :1] = (labels.reshape(-1, 1) != IGNORED) if by_row else True  # type: ignore[union-attr]
-    return positions
 
 
 def _only(labelled: Tensor) -> dict[str, Tensor]:

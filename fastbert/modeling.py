@@ -21,6 +21,7 @@ from transformers.utils import output_capturing
 
 from fastbert import routing
 from fastbert.kernels import functional, resolve_backend
+from fastbert.kernels.backend import autocast_dtype
 from fastbert.kernels.dropout import new_seed
 from fastbert.padding import (
     LOSS_READS_PADDING,
@@ -112,8 +113,8 @@ class BertModel(hf.BertModel):
         cu_seqlens: int32 (B + 1,), where each sequence begins, ending at T; nothing is then read back from the device.
         max_seqlen: at least the longest sequence. The result's last_hidden_state is (T, D), its pooler_output (B, D);
             token_type_ids and position_ids are (T,), positions count from the start of each sequence where None.
-        loss_positions: bool (B, S), where a loss of the caller reads hidden states. If one of them is padding, the padded
-            layout runs, which gives padding positions transformers' values.
+        loss_positions: bool (B, S), where a loss of the caller reads hidden states. If one of them is padding, every
+            padding position is computed and holds transformers' value.
         output_positions: bool (B, S) or (T,). last_hidden_state then holds these positions only, (number, D), in order.
         Raises ValueError or TypeError, naming expected and actual, for inputs that do not fit.
         """
@@ -137,11 +138,9 @@ class BertModel(hf.BertModel):
         rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if packed else use_cache}
         if packed:
             return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, obstacle, rest)
-        if obstacle is None:
-            self._check_padded(inputs, attention_mask)
-            obstacle = self._padding_obstacle(attention_mask, loss_positions)
         if obstacle is not None:
             return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
+        self._check_padded(inputs, attention_mask)
         return self._forward_padded(inputs, attention_mask, loss_positions, output_positions, rest)
 
     def _forward_padded(
@@ -164,26 +163,26 @@ class BertModel(hf.BertModel):
             output_positions=output_positions,
             pooled=self.pooler is not None,
         )
-        if found.padding_read and found.has_empty_row and self.config._attn_implementation == "eager":
-            # Transformers' eager attention spreads a row without keys over all of its padding; its SDPA gives zeros.
-            return self._forward_theirs(
-                inputs, attention_mask, output_positions, "eager attention in a row without tokens", rest
-            )
-        self._note(found, tokens)
+        obstacle = self._padding_obstacle(found)
+        if obstacle is not None:
+            return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
+        self._note(found)
         layout = found.layout
         x = self._embed_padded(inputs, layout, batch_size, seqlen)
         layout = layout.scheduled(x)
         x, states = self._encode(x, layout, attention_mask, inputs["position_ids"], rest)
 
-        blank = None if layout.keep is None or found.reason is None or found.padding_read else ~layout.keep[..., None]
+        blank = None
+        if layout.seqused_k is not None and not found.loss_reads:  # padding rows that only the pooler or tracing wanted
+            blank = ~layout.keep[..., None]  # type: ignore[index]
 
         def border(rows: Tensor) -> Tensor:
             padded = layout.to(rows.device).unpack(rows)
             return padded if blank is None else padded.masked_fill(blank.to(rows.device), 0.0)
 
         pooled = None
-        if self.pooler is not None:  # before padding is blanked: it may read a padding position
-            pooled = self.pooler(layout.to(x.device).unpack(x) if blank is not None else border(x))
+        if self.pooler is not None:
+            pooled = self.pooler(border(x) if blank is None else layout.to(x.device).unpack(x))
         hidden = border(x)
         if output_positions is not None:
             hidden = _select(hidden.flatten(0, 1), output_positions.flatten(), found.num_outputs)
@@ -341,23 +340,31 @@ class BertModel(hf.BertModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         return bool(use_cache) and not (self.gradient_checkpointing and self.training)
 
-    def _padding_obstacle(self, attention_mask: Tensor | None, loss_positions: Tensor | None) -> str | None:
-        """Attention functions differ in what padding attends to; only SDPA's answer is computed here."""
-        name = self.config._attn_implementation
-        if attention_mask is None or loss_positions is None or name in ("sdpa", None):
+    def _padding_obstacle(self, found: Plan) -> str | None:
+        """What a padding position attends to differs between attention functions; rows here do as SDPA does, without order."""
+        if not found.padding_read:
             return None
-        if name == "eager" and not torch.compiler.is_compiling():
-            return None  # differs only in rows without any token, which are looked for
-        return f"{LOSS_READS_PADDING} as {name} computes them"
+        if self.config.is_decoder:
+            return "padding positions of a decoder are read"
+        if found.traced and not found.loss_reads:
+            return None
+        name = self.config._attn_implementation
+        if name in ("sdpa", None) or (name == "eager" and not found.has_empty):
+            return None
+        return f"padding positions are read as {name} attention computes them"
 
-    def _note(self, found: Plan, tokens: Tensor | None) -> None:
-        if found.reason is None:
-            routing.record(self, "packed" if found.layout.indices is not None else "packed: no padding in the batch")
-            return
-        routing.record(self, f"padded rows: {found.reason}")
-        if found.reason != TRACING:
-            message = f"fastbert computes padding positions too: {found.reason}. See fastbert.explain."
-            routing.warn_once(self, found.reason, message)
+    def _note(self, found: Plan) -> None:
+        layout = found.layout
+        if found.traced:
+            routing.record(self, f"every position is a row; {TRACING}")
+        elif found.loss_reads:
+            routing.record(self, f"every position is a row; {LOSS_READS_PADDING}")
+            message = f"fastbert computes padding positions too: {LOSS_READS_PADDING}. See fastbert.explain."
+            routing.warn_once(self, LOSS_READS_PADDING, message)
+        elif found.padding_read:
+            routing.record(self, "packed, with the first positions that are padding but read by the pooler")
+        else:
+            routing.record(self, "packed" if layout.indices is not None else "packed; no padding in the batch")
 
     def _check_padded(self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None) -> None:
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
@@ -447,7 +454,7 @@ def _dropout_p(dropout: nn.Module) -> float:
 
 def _fuses(x: Tensor, reason: str | None, *weights: Tensor | None) -> bool:
     """Whether an operation may read these weights: autocast brings other dtypes together, else they must be those of x."""
-    dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = x.dtype if autocast_dtype(x) is None else None
     return reason is None and routing.tensors_obstacle(*weights, dtype=dtype) is None
 
 

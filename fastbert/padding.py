@@ -1,9 +1,9 @@
 """Padded [batch, seq] <-> packed [rows]: the only place that knows padding.
 
-Two layouts share every layer. *Packed*: the rows are the real tokens, one sequence after the other. *Padded rows*: all
-batch_size * seqlen positions are rows, the real ones of each sequence first; padding attends but is not attended to, so
-that it gets transformers' values, with shapes that depend on no value. The first is what runs; the second is for tracing
-and for readers of padding positions.
+The rows of a packed batch are its real tokens, one sequence after the other. A padding position can be a row as well: it
+stands behind the real tokens of its sequence, attends to them and is not attended to, and so gets the value that transformers
+gives it. The first position of each sequence is such a row where a pooler reads it; every position is one where a loss reads
+any padding, and while tracing, because shapes must not depend on values.
 
 B batch, S sequence, R rows.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.import_utils import is_tracing
 
@@ -20,7 +21,6 @@ from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.schedule import AttentionSchedule
 
 LOSS_READS_PADDING = "a loss reads padding positions"
-POOLER_READS_PADDING = "the pooler reads the first position, which is padding in some sequence"
 TRACING = "tracing: shapes must not depend on values"
 
 
@@ -99,17 +99,19 @@ class Layout:
 
 
 class Plan(NamedTuple):
-    """A layout and how it came about.
+    """A layout and what its making brought to light.
 
-    reason: why padding positions are rows, or None where they are not. padding_read: they are rows for a reader of their
-    values, not just for their shapes. num_outputs: True values of output_positions, or None where nobody knows them.
+    traced: every position is a row because values could not be read. loss_reads: a loss reads a padding position.
+    padding_read: a loss or a pooler does. has_empty: some sequence has no real token. num_outputs: True values of
+    output_positions, or None where nobody knows them.
     """
 
     layout: Layout
-    reason: str | None = None
+    traced: bool = False
+    loss_reads: bool = False
     padding_read: bool = False
+    has_empty: bool = False
     num_outputs: int | None = None
-    has_empty_row: bool = False
 
 
 def plan_layout(
@@ -128,46 +130,58 @@ def plan_layout(
     hidden states. output_positions: bool (B, S), positions to be counted. pooled: a pooler reads the first position of each
     sequence.
     """
-    if _values_hidden(keep if keep is not None else device):
-        return Plan(padded_rows(keep, batch_size, seqlen, device), TRACING, loss_positions is not None)
-    if batch_size * seqlen == 0:
-        return Plan(padded_rows(None, batch_size, seqlen, device), num_outputs=0)
-    if keep is None:
+    if _values_hidden(device if keep is None else keep):
+        read = keep is not None and (pooled or loss_positions is not None)
+        layout = _every_position(keep, batch_size, seqlen, device)
+        return Plan(layout, traced=True, loss_reads=loss_positions is not None, padding_read=read, has_empty=read)
+    if keep is None or keep.numel() == 0:
         num_outputs = None if output_positions is None else int(output_positions.sum())
-        return Plan(padded_rows(None, batch_size, seqlen, device), num_outputs=num_outputs)
+        return Plan(_every_position(None, batch_size, seqlen, device), num_outputs=num_outputs)
 
-    lengths = keep.sum(1)
-    none = lengths.new_zeros(())
-    longest, shortest, total, loss_reads, pooler_reads, num_outputs = torch.stack(
+    rows = keep
+    if pooled:
+        rows = keep.clone()
+        rows[:, 0] = True
+    num_rows, num_keys = rows.sum(1), keep.sum(1)
+    none = num_keys.new_zeros(())
+    longest, total_rows, total_keys, shortest, loss_reads, num_outputs = torch.stack(
         [
-            lengths.amax(),
-            lengths.amin(),
-            lengths.sum(),
-            none if loss_positions is None else (loss_positions & ~keep).any().to(lengths.dtype),
-            ((lengths > 0) & ~keep[:, 0]).any().to(lengths.dtype) if pooled else none,
+            num_rows.amax(),
+            num_rows.sum(),
+            num_keys.sum(),
+            num_keys.amin(),
+            none if loss_positions is None else (loss_positions & ~keep).any().to(none.dtype),
             none if output_positions is None else output_positions.sum(),
         ]
     ).tolist()
-    if total == batch_size * seqlen:
-        return Plan(padded_rows(None, batch_size, seqlen, device), num_outputs=num_outputs)
-    if loss_reads or pooler_reads:
-        reason = LOSS_READS_PADDING if loss_reads else POOLER_READS_PADDING
-        layout = padded_rows(keep, batch_size, seqlen, device)
-        return Plan(layout, reason, bool(loss_reads), num_outputs, has_empty_row=shortest == 0)
-    indices = torch.nonzero_static(keep.flatten(), size=total).squeeze(1)
-    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    return Plan(Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens), num_outputs=num_outputs)
+    if total_keys == batch_size * seqlen:
+        return Plan(_every_position(None, batch_size, seqlen, device), num_outputs=num_outputs)
+    empty = shortest == 0
+    if loss_reads:
+        layout = _every_position(keep, batch_size, seqlen, device)
+        return Plan(layout, loss_reads=True, padding_read=True, has_empty=empty, num_outputs=num_outputs)
+    cu_seqlens = F.pad(num_rows.cumsum(0), (1, 0)).to(torch.int32)
+    if total_rows == total_keys:
+        indices = torch.nonzero_static(keep.flatten(), size=total_rows).squeeze(1)
+        return Plan(Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens), num_outputs=num_outputs)
+    order, rank = _real_first(keep, rows)
+    indices = order.flatten().index_select(0, torch.nonzero_static((rank < 2).flatten(), size=total_rows).squeeze(1))
+    layout = Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens, num_keys.to(torch.int32))
+    return Plan(layout, padding_read=True, has_empty=empty, num_outputs=num_outputs)
 
 
-def padded_rows(keep: Tensor | None, batch_size: int, seqlen: int, device: torch.device) -> Layout:
-    """The layout in which every position of the padded batch is a row, real ones first in each sequence."""
+def _every_position(keep: Tensor | None, batch_size: int, seqlen: int, device: torch.device) -> Layout:
     cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device=device) * seqlen
     if keep is None:
         return Layout(batch_size, seqlen, seqlen, None, None, cu_seqlens, uniform=True)
-    order = torch.argsort(keep.to(torch.uint8), dim=1, descending=True, stable=True)
-    indices = (order + torch.arange(batch_size, device=device)[:, None] * seqlen).flatten()
-    num_keys = keep.sum(1, dtype=torch.int32)
-    return Layout(batch_size, seqlen, seqlen, indices, keep, cu_seqlens, num_keys, uniform=True)
+    order, _ = _real_first(keep, keep)
+    return Layout(batch_size, seqlen, seqlen, order.flatten(), keep, cu_seqlens, keep.sum(1, dtype=torch.int32), uniform=True)
+
+
+def _real_first(keep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions, (B, S), each sequence's real tokens first, then its other rows, then the rest; and those ranks."""
+    rank, order = torch.sort(2 - keep.to(torch.uint8) - rows.to(torch.uint8), dim=1, stable=True)
+    return order + torch.arange(keep.shape[0], device=keep.device)[:, None] * keep.shape[1], rank
 
 
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int, like: Tensor) -> tuple[Layout, Tensor]:

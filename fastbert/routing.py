@@ -95,11 +95,17 @@ def replaced_forward(module: nn.Module, *, called: bool = False) -> str | None:
     module is called, or holds nothing to be placed."""
     if "forward" not in module.__dict__:
         return None
-    if hasattr(module, "_hf_hook") and (called or not module._parameters):
+    if _places_devices(getattr(module, "_hf_hook", None)) and (called or not module._parameters):
         original = getattr(module, "_old_forward", None)
         if getattr(original, "__func__", None) is type(module).forward:
             return None
     return f"a forward of its own on {type(module).__name__}"
+
+
+def _places_devices(hook: Any) -> bool:
+    if type(hook).__name__ == "SequentialHook":
+        return all(map(_places_devices, hook.hooks))
+    return (type(hook).__module__, type(hook).__name__) == ("accelerate.hooks", "AlignDevicesHook")
 
 
 def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:

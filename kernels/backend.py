@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 Backend = Literal["auto", "torch", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -92,8 +93,19 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 def checks_values(tensor: torch.Tensor) -> bool:
     """Whether an operation may look at the values of this tensor to reject bad ones.
 
-    Always on the CPU; on a GPU it would wait for the device, so only when FASTBERT_DEBUG=1; never while tracing.
+    Always on the CPU; on a GPU it would wait for the device, so only when FASTBERT_DEBUG=1; never while tracing, under vmap
+    or without values.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return tensor.device.type == "cpu" or os.environ.get("FASTBERT_DEBUG", "0") == "1"
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
+    """The dtype that autocast brings matrix products on this tensor's device to, or None where it is off."""
+    device_type = tensor.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)

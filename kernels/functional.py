@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import checks_values, resolve_backend
+from .backend import autocast_dtype, checks_values, resolve_backend
 from .dropout import check_dropout_p, new_seed, threshold
 from .schedule import TILE_ROWS, AttentionSchedule, equal_runs, tile_list
 
@@ -57,7 +57,7 @@ def layer_norm(
     from . import layer_norm as kernel
 
     out_dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    if _autocast_dtype(x) is not None:
+    if autocast_dtype(x) is not None:
         out_dtype = torch.promote_types(out_dtype, torch.float32)
     dropout_p, seed = _draw(x, dropout_p, seed)
     return kernel.layer_norm(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype)
@@ -194,7 +194,7 @@ def embedding(
     from . import embedding as kernel
 
     out_dtype = word_weight.dtype
-    if _autocast_dtype(word_weight) is not None:
+    if autocast_dtype(word_weight) is not None:
         out_dtype = torch.promote_types(out_dtype, torch.float32)
     dropout_p, seed = _draw(word_weight, dropout_p, seed)
     return kernel.embedding(
@@ -349,7 +349,7 @@ def _check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{operation}: expected a bias of shape ({weight.shape[0]},), got {_shape(bias)}")
     _floating(operation, input=x, weight=weight, bias=bias)
-    if _autocast_dtype(x) is None:
+    if autocast_dtype(x) is None:
         _same_dtype(operation, input=x, weight=weight, bias=bias)
 
 
@@ -386,13 +386,8 @@ def _check_cu_seqlens(cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, se
                 raise ValueError(f"attention: expected seqused_k in [0, {seqlen}] for a sequence of {seqlen}, got {used}")
 
 
-def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    device_type = tensor.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-
-
 def _autocast(operation: str, **tensors: Tensor | None) -> list:
-    dtype = _autocast_dtype(next(tensor for tensor in tensors.values() if tensor is not None))
+    dtype = autocast_dtype(next(tensor for tensor in tensors.values() if tensor is not None))
     if dtype is None:
         return list(tensors.values())
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors.values()]
