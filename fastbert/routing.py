@@ -36,6 +36,16 @@ ATTENTION_NAMES = frozenset(
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 PLAIN_TENSORS = (nn.Parameter, Tensor)
+# Libraries whose subclasses of nn.Linear are linear maps: other storage, same meaning.
+LINEAR_LIBRARIES = frozenset(("torch", "torchao", "transformers", "peft", "bitsandbytes", "optimum", "quanto", "hqq"))
+ELEMENTWISE_MODULES = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
+    nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
+)  # fmt: skip
+ELEMENTWISE_FUNCTIONS = (
+    F.gelu, F.relu, F.silu, F.mish, F.elu, F.selu, F.leaky_relu, F.hardswish, F.relu6, F.softplus, F.sigmoid, F.tanh,
+    torch.relu, torch.sigmoid, torch.tanh,
+)  # fmt: skip
 GELU_TANH = (
     activations.NewGELUActivation,
     activations.FastGELUActivation,
@@ -151,12 +161,14 @@ def _unusual(module: nn.Module) -> bool:
 
 
 def _works_on_rows(module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear):
-        return True
-    kinds = [(cls.__module__.split(".")[0], cls.__name__) for cls in type(module).__mro__]
+    """Whether a stand-in for an nn.Linear treats every row alone, as far as its type tells: a user's own may not."""
+    kinds = {(cls.__module__.split(".")[0], cls.__name__) for cls in type(module).__mro__}
     if ("peft", "BaseTunerLayer") in kinds:
-        return isinstance(getattr(module, "base_layer", None), nn.Linear) or _works_on_rows(module.base_layer)
-    return type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
+        return _works_on_rows(module.base_layer)
+    if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
+        return True
+    home = type(module).__module__.split(".")[0]
+    return isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or home in LINEAR_LIBRARIES)
 
 
 def norm_reason(module: nn.Module) -> tuple[str | None, str | None]:
@@ -173,15 +185,20 @@ def norm_reason(module: nn.Module) -> tuple[str | None, str | None]:
 
 
 def activation_reason(act: Any) -> tuple[str | None, str | None, str | None]:
-    """(why the layer steps aside, why the activation is called, its fused name)."""
+    """(why the layer steps aside, why the activation is called on packed rows, its fused name)."""
     if isinstance(act, nn.Module):
         for part in act.modules():
             obstacle = foreign_hook(part) or replaced_forward(part)
             if obstacle is not None:
                 return obstacle, None, None
     name = activation_name(act)
+    if name is not None:
+        return None, None, name
     label = type(act).__name__ if isinstance(act, nn.Module) else getattr(act, "__name__", repr(act))
-    return None, None if name else f"the activation {label} is not fused", name
+    elementwise = type(act) in ELEMENTWISE_MODULES or type(act).__module__ == activations.__name__
+    if elementwise or any(act is function for function in ELEMENTWISE_FUNCTIONS):
+        return None, f"the activation {label} is not fused", None
+    return f"the activation {label} may not treat every element alone", None, None
 
 
 def activation_name(act: Any) -> str | None:
@@ -303,6 +320,8 @@ def embeddings_reason(embeddings: nn.Module, with_ids: bool = True) -> str | Non
             return f"{type(table).__name__} in place of an Embedding, or hooked"
         if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
             return "an Embedding with max_norm, scale_grad_by_freq or sparse"
+        if table.padding_idx is not None and table is not embeddings.word_embeddings:
+            return "an Embedding of types or positions with padding_idx"
         if table.weight.dtype != tables[0].weight.dtype:
             return "the embedding tables differ in dtype"
     norm = embeddings.LayerNorm
