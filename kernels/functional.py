@@ -188,7 +188,7 @@ def embedding(
     check_dropout_p(dropout_p)
     if resolve_backend(word_weight) == "torch":
         return reference.embedding_ref(
-            input_ids, token_type_ids, position_ids, *tables.values(), weight, bias,
+            input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
             padding_idx=padding_idx, eps=eps, dropout_p=dropout_p,
         )  # fmt: skip
     from . import embedding as kernel
@@ -198,7 +198,7 @@ def embedding(
         out_dtype = torch.promote_types(out_dtype, torch.float32)
     dropout_p, seed = _draw(word_weight, dropout_p, seed)
     return kernel.embedding(
-        input_ids, token_type_ids, position_ids, *tables.values(), weight, bias,
+        input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
         padding_idx, eps, dropout_p, seed, stream, deterministic, out_dtype,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ the very mask a kernel drew.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +156,7 @@ def attention_torch(
     sequences are gathered into one padded tensor, which needs no value on the host and therefore traces.
     uniform: every sequence has max_seqlen rows.
     """
-    options = {"scale": softmax_scale, "dropout_p": dropout_p}
+    options: dict[str, Any] = {"scale": softmax_scale, "dropout_p": dropout_p}
     if runs is None:
         return _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, options)
     pieces = []
