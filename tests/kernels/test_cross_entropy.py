@@ -166,9 +166,9 @@ def test_impossible_labels_are_loud_and_stay_inside(device):
 
 def test_banned_tokens(device):
     """A bias of -inf takes a token out: no probability, no gradient, no NaN."""
-    inputs = make(7, 16, 9000, device)
-    inputs["bias"][:8200] = float("-inf")  # the whole of the first block
-    inputs["labels"] = inputs["labels"] % 800 + 8200
+    inputs = make(3, 16, 5000, device)
+    inputs["bias"][:4200] = float("-inf")  # the whole of the first block
+    inputs["labels"] = inputs["labels"] % 800 + 4200
     got = run(cross_entropy, inputs, NAMES, None, torch.ones_like)
     exact = run(cross_entropy_ref, inputs, NAMES, torch.float64, torch.ones_like)
     for name, value in got.items():
