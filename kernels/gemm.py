@@ -1,0 +1,415 @@
+"""The three matrix products of a linear layer: kernels, tile configurations, launchers.
+
+x: (M, K), weight: (N, K), y, dy: (M, N).  Forward y = x @ weight.T, dgrad dx = dy @ weight, wgrad dweight = dy.T @ x.
+Forward and dgrad take one weight or three of one shape that stand side by side (query, key, value): N is then the rows
+of one of them, and y and dy have 3 * N columns. Products accumulate in float32 and are rounded once, in the epilogue.
+A wgrad split along M keeps one float32 slot per split; slots are added in order, so the bits depend on nothing but the
+shapes, the dtype and the device. Rows past M are read as copies of the last one, and never stored or summed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dispatch import architecture, dot_precision
+from .gelu import activate, activation_derivative
+from .layer_norm import sum_partials
+from .registration import num_programs
+from .spec import KernelVariant
+
+
+@triton.jit
+def offsets(rows, columns, stride_row):
+    """Element offsets [R, C] in int64: a tensor may pass 2^31 elements."""
+    return rows.to(tl.int64)[:, None] * stride_row + columns[None, :]
+
+
+@triton.jit
+def _tile(program, num_rows, num_columns, GROUP_ROWS: tl.constexpr):
+    """(row, column) of a program's tile: GROUP_ROWS rows of tiles are walked column by column and so share L2."""
+    group = program // (GROUP_ROWS * num_columns)
+    rows_here = tl.minimum(num_rows - group * GROUP_ROWS, GROUP_ROWS)
+    place = program % (GROUP_ROWS * num_columns)
+    return group * GROUP_ROWS + place % rows_here, place // rows_here
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemm_fwd_kernel(
+    x_ptr, w0_ptr, w1_ptr, w2_ptr, b0_ptr, b1_ptr, b2_ptr, y_ptr, u_ptr,
+    M, N, K, stride_x_row, stride_w_row,
+    PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr, FULL: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+):  # fmt: skip
+    tl.assume(K > 0)  # a loop that may run zero times makes Triton 3.6 emit wgmma that ptxas serialises
+    num_n = tl.cdiv(N, BLOCK_N)
+    pid_m, pid_n = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    w_ptr, b_ptr, part = w0_ptr, b0_ptr, 0
+    if PARTS == 3:
+        part = pid_n // num_n
+        w_ptr = tl.where(part == 0, w0_ptr, tl.where(part == 1, w1_ptr, w2_ptr))
+        if HAS_BIAS:
+            b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
+        pid_n = pid_n % num_n
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + offsets(tl.minimum(offs_m, M - 1), offs_k, stride_x_row)
+    w_ptrs = w_ptr + offsets(tl.minimum(offs_n, N - 1), offs_k, stride_w_row)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+            w = tl.load(w_ptrs)
+        else:
+            mask_k = (offs_k < K - k)[None, :]
+            x = tl.load(x_ptrs, mask=mask_k, other=0.0)
+            w = tl.load(w_ptrs, mask=mask_k, other=0.0)
+        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        w_ptrs += BLOCK_K
+
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
+    out = offsets(offs_m, part * N + offs_n, PARTS * N)
+    if HAS_BIAS:
+        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION is not None:
+        u = acc.to(y_ptr.dtype.element_ty)
+        if SAVE_U:
+            tl.store(u_ptr + out, u, mask=mask)
+        acc = activate(u.to(tl.float32), ACTIVATION, FULL)  # of the rounded u, which is what the backward sees
+    tl.store(y_ptr + out, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_dx(
+    acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row,
+    ACTIVATION: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx = acc * ACTIVATION'(u), and its sum over these rows as one row of partial sums."""
+    mask_k = offs_k < K
+    mask = (offs_m < M)[:, None] & mask_k[None, :]
+    if ACTIVATION is not None:
+        u = tl.load(u_ptr + offsets(offs_m, offs_k, stride_u_row), mask=mask, other=0.0)
+        acc *= activation_derivative(u.to(tl.float32), ACTIVATION, FULL)
+    tl.store(dx_ptr + offsets(offs_m, offs_k, K), acc.to(dx_ptr.dtype.element_ty), mask=mask)
+    if WRITE_PARTIAL:
+        acc = tl.where(mask, acc, 0.0)
+        if FULL and PRECISION == "ieee":  # nothing else rounds: two levels lose less than one, in whatever order tl.sum adds
+            acc = tl.sum(tl.reshape(acc, (acc.shape[0] // 8, 8, acc.shape[1])), axis=1)
+        tl.store(partial_ptr + pid_m.to(tl.int64) * K + offs_k, tl.sum(acc, axis=0), mask=mask_k)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemm_dgrad_kernel(
+    dy_ptr, w0_ptr, w1_ptr, w2_ptr, u_ptr, dx_ptr, partial_ptr,
+    M, N, K, stride_dy_row, stride_w_row, stride_u_row,
+    PARTS: tl.constexpr, ACTIVATION: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+):  # fmt: skip
+    tl.assume(N > 0)
+    pid_m, pid_k = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_k = offs_k < K
+    dy_offsets = offsets(tl.minimum(offs_m, M - 1), offs_n, stride_dy_row)
+    w_offsets = offsets(offs_n, offs_k, stride_w_row)
+    zero_64 = tl.zeros([], tl.int64)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+    steps = tl.cdiv(N, BLOCK_N)
+    for step in range(0, PARTS * steps):
+        w_ptr, first, n = w0_ptr, 0, step * BLOCK_N
+        if PARTS == 3:
+            part = step // steps
+            w_ptr = tl.where(part == 0, w0_ptr, tl.where(part == 1, w1_ptr, w2_ptr))
+            first, n = part * N, step % steps * BLOCK_N
+        dy_ptrs = dy_ptr + (first + n) + dy_offsets
+        w_ptrs = w_ptr + (zero_64 + n) * stride_w_row + w_offsets
+        if EVEN_N:
+            dy = tl.load(dy_ptrs)
+            w = tl.load(w_ptrs, mask=mask_k[None, :], other=0.0)
+        else:
+            mask_n = offs_n < N - n
+            dy = tl.load(dy_ptrs, mask=mask_n[None, :], other=0.0)
+            w = tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
+        acc = tl.dot(dy, w, acc, input_precision=PRECISION)
+
+    if ACTIVATION is None:
+        _store_dx(
+            acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_PARTIAL, FULL,
+            PRECISION,
+        )  # fmt: skip
+    else:
+        # Half the columns at a time: 119 registers instead of 142, so two programs share a multiprocessor.
+        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_K // 2)), (0, 2, 1)))
+        half = pid_k * BLOCK_K + tl.arange(0, BLOCK_K // 2)
+        _store_dx(
+            left, offs_m, half, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_PARTIAL, FULL,
+            PRECISION,
+        )  # fmt: skip
+        _store_dx(
+            right, offs_m, half + BLOCK_K // 2, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION,
+            WRITE_PARTIAL, FULL, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _wgrad_tile(
+    dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row,
+    SUM_ROWS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dy.T @ x over the rows first to last, and the sum of these rows of dy where asked for."""
+    offs_m = tl.arange(0, BLOCK_M)
+    zero_64 = tl.zeros([], tl.int64)
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    row_sum = tl.zeros([BLOCK_N], tl.float32)
+    for m in range(first, last, BLOCK_M):
+        mask_m = (offs_m < last - m)[:, None]
+        dy = tl.load(dy_ptrs + (zero_64 + m) * stride_dy_row, mask=mask_m & mask_n[None, :], other=0.0)
+        x = tl.load(x_ptrs + (zero_64 + m) * stride_x_row, mask=mask_m & mask_k[None, :], other=0.0)
+        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)
+        if SUM_ROWS:
+            row_sum += tl.sum(dy.to(tl.float32), axis=0)
+    return acc, row_sum
+
+
+@triton.jit(do_not_specialize=["M", "rows_per_split"])
+def _gemm_wgrad_kernel(
+    dy_ptr, x_ptr, dweight_ptr, partial_ptr,
+    M, N, K, stride_dy_row, stride_x_row, rows_per_split,
+    WRITE_PARTIAL: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, GROUP_ROWS: tl.constexpr,
+):  # fmt: skip
+    split = tl.program_id(1)
+    pid_n, pid_k = _tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_m = tl.arange(0, BLOCK_M)
+    mask_n, mask_k = offs_n < N, offs_k < K
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, M)
+    tl.assume(first < last)
+    dy_ptrs = dy_ptr + offsets(offs_m, offs_n, stride_dy_row)
+    x_ptrs = x_ptr + offsets(offs_m, offs_k, stride_x_row)
+    slot = split.to(tl.int64) * N
+    # Only the programs of the first column of tiles pay for the bias gradient.
+    if WRITE_PARTIAL and pid_k == 0:
+        acc, row_sum = _wgrad_tile(
+            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, True, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_K,
+        )  # fmt: skip
+        tl.store(partial_ptr + slot + offs_n, row_sum, mask=mask_n)
+    else:
+        acc, _ = _wgrad_tile(
+            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, False, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_K,
+        )  # fmt: skip
+    out = dweight_ptr + slot * K + offsets(offs_n, offs_k, K)
+    tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
+
+    Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers, 128x128 at most 128 (two programs share a
+    multiprocessor and overlap one's epilogue with the other's products), no spill; not yet timed. A 128x256 tile reads a
+    quarter less of L2 per product than a 128x128 one.
+    """
+
+    rows: int
+    columns: int
+    inner: int
+    num_warps: int
+    num_stages: int
+    min_per_multiprocessor: int = 1
+
+    @classmethod
+    def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
+        """The largest tile that still gives every multiprocessor work."""
+        arch = architecture(device)
+        *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
+        multiprocessors = num_programs(device, 1)
+        for config in larger:
+            if config.num_tiles(rows, columns) >= config.min_per_multiprocessor * multiprocessors:
+                return config
+        return smallest
+
+    def num_tiles(self, rows: int, columns: int) -> int:
+        return triton.cdiv(rows, self.rows) * triton.cdiv(columns, self.columns)
+
+
+WIDE = GemmConfig(128, 256, 64, num_warps=8, num_stages=3, min_per_multiprocessor=2)
+LARGE = GemmConfig(128, 128, 64, num_warps=8, num_stages=3)
+SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
+TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
+TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
+IEEE = GemmConfig(64, 64, 16, num_warps=4, num_stages=3)
+IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
+WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
+GROUP_ROWS = 8
+MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
+
+
+def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
+    """The tiles that ship for a product ('fwd', 'dgrad', 'dgrad_activation', 'wgrad'), largest first."""
+    if dtype != torch.float32:
+        wide = (WIDE,) if arch in WIDE_ARCHITECTURES and product != "dgrad_activation" else ()
+        tiles = (*wide, LARGE, SMALL)
+    elif precision == "tf32":
+        tiles = (TF32_LARGE, TF32_SMALL)
+    else:
+        tiles = (IEEE_WGRAD if product == "wgrad" else IEEE,)
+    if arch.startswith("gfx"):  # 64 KiB of shared memory, and registers hold the stage in flight
+        tiles = tuple(replace(tile, num_stages=2) for tile in tiles)
+    return tiles
+
+
+def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:
+    """Into how many parts a wgrad's sum over M is split: the fewest that keep the last wave of programs 94% full."""
+    multiprocessors = num_programs(device, 1)
+    tiles = config.num_tiles(N, K)
+    best, best_fill = 1, 0.0
+    for splits in range(1, max(1, min(MAX_SPLITS, M // MIN_ROWS_PER_SPLIT)) + 1):
+        fill = tiles * splits / (triton.cdiv(tiles * splits, multiprocessors) * multiprocessors)
+        if fill > best_fill:
+            best, best_fill = splits, fill
+        if fill >= 0.94:
+            break
+    return best
+
+
+def gemm_fwd(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool
+) -> tuple[Tensor, Tensor]:
+    """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor)."""
+    (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
+    y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
+    u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
+    config = GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
+    w0, w1, w2 = _three(weights)
+    b0, b1, b2 = _three(biases)
+    _gemm_fwd_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, config.columns) * parts,)](
+        x, w0, w1, w2, b0, b1, b2, y, u,
+        M, N, K, x.stride(0), w0.stride(0),
+        PARTS=parts, HAS_BIAS=b0 is not None, ACTIVATION=activation, SAVE_U=save_u, FULL=x.dtype == torch.float32,
+        PRECISION=dot_precision(x.dtype, architecture(x.device)), EVEN_K=K % config.inner == 0,
+        BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner, GROUP_ROWS=GROUP_ROWS,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return y, u
+
+
+def gemm_dgrad(
+    dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows or an empty tensor)."""
+    M, (N, K), parts = dy.shape[0], weights[0].shape, len(weights)
+    dx = torch.empty((M, K), dtype=dy.dtype, device=dy.device)
+    config = GemmConfig.for_shape("dgrad" if activation is None else "dgrad_activation", M, K, dy.dtype, dy.device)
+    row_tiles = triton.cdiv(M, config.rows)
+    partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
+    w0, w1, w2 = _three(weights)
+    _gemm_dgrad_kernel[(config.num_tiles(M, K),)](
+        dy, w0, w1, w2, u, dx, partial,
+        M, N, K, dy.stride(0), w0.stride(0), 0 if u is None else u.stride(0),
+        PARTS=parts, ACTIVATION=activation, WRITE_PARTIAL=want_sum, FULL=dy.dtype == torch.float32,
+        PRECISION=dot_precision(dy.dtype, architecture(dy.device)), EVEN_N=N % config.inner == 0,
+        BLOCK_M=config.rows, BLOCK_K=config.columns, BLOCK_N=config.inner, GROUP_ROWS=GROUP_ROWS,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return dx, sum_partials(partial, dy.dtype) if want_sum else dx.new_empty(0)
+
+
+def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False) -> tuple[Tensor, Tensor]:
+    """(dy.T @ x, the sum of dy over the rows or an empty tensor)."""
+    (M, N), K = dy.shape, x.shape[1]
+    config = GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
+    splits = wgrad_splits(config, M, N, K, dy.device)
+    rows_per_split = triton.cdiv(triton.cdiv(M, splits), config.inner) * config.inner
+    splits = triton.cdiv(M, rows_per_split)
+    dweight = torch.empty((splits, N, K), dtype=dy.dtype if splits == 1 else torch.float32, device=dy.device)
+    partial = torch.empty((splits if want_sum else 0, N), dtype=torch.float32, device=dy.device)
+    _gemm_wgrad_kernel[(config.num_tiles(N, K), splits)](
+        dy, x, dweight, partial,
+        M, N, K, dy.stride(0), x.stride(0), rows_per_split,
+        WRITE_PARTIAL=want_sum, PRECISION=dot_precision(dy.dtype, architecture(dy.device)),
+        BLOCK_N=config.rows, BLOCK_K=config.columns, BLOCK_M=config.inner, GROUP_ROWS=GROUP_ROWS,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return (
+        dweight[0] if splits == 1 else sum_partials(dweight, dy.dtype),
+        sum_partials(partial, dy.dtype) if want_sum else dweight.new_empty(0),
+    )
+
+
+def _three(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    return tensors if len(tensors) == 3 else [tensors[0]] * 3
+
+
+# The shipped variants, for the codegen table. Rare epilogues compile for sm_90 only; their tiles are those of the others.
+
+
+def fwd_variants(*, parts=1, bias=True, activation=None, save_u=False, even=True, main_target_only=False):
+    constexprs = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u, EVEN_K=even)
+    name = f"fwd{' qkv' * (parts == 3)}{' bias' * bias} {activation or ''}{'+u' * save_u}{'' if even else ' odd K'}"
+    return _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
+
+
+def dgrad_variants(*, parts=1, activation=None, even=True, main_target_only=False):
+    want_sum = activation is not None
+    constexprs = dict(PARTS=parts, ACTIVATION=activation, WRITE_PARTIAL=want_sum, EVEN_N=even)
+    name = f"dgrad{' qkv' * (parts == 3)} {activation or ''}{'+sum' * want_sum}{'' if even else ' odd N'}"
+    product = "dgrad" if activation is None else "dgrad_activation"
+    return _variants(name, product, _gemm_dgrad_kernel, ("BLOCK_M", "BLOCK_K", "BLOCK_N"), constexprs, main_target_only)
+
+
+def wgrad_variants(*, want_sum, main_target_only=False):
+    constexprs = dict(WRITE_PARTIAL=want_sum)
+    name = f"wgrad{' +sum' * want_sum}"
+    return _variants(name, "wgrad", _gemm_wgrad_kernel, ("BLOCK_N", "BLOCK_K", "BLOCK_M"), constexprs, main_target_only)
+
+
+def _variants(name, product, kernel, blocks, constexprs, main_target_only) -> list[KernelVariant]:
+    variants = []
+    for label, dtype, precision in _NUMBERS:
+        targets: dict[GemmConfig, list[str]] = {}
+        for arch in ("sm_90",) if main_target_only or label == "fp16" else ("sm_90", "sm_80", "sm_100", "gfx942"):
+            for config in configs(product, dtype, precision, arch):
+                targets.setdefault(config, []).append(arch)
+        pointer = "*fp32" if dtype == torch.float32 else f"*{label}"
+        for config, archs in targets.items():
+            tile = (config.rows, config.columns, config.inner)
+            flags = constexprs | dict(zip(blocks, tile)) | dict(PRECISION=precision, GROUP_ROWS=GROUP_ROWS)
+            if "FULL" in kernel.arg_names:
+                flags["FULL"] = dtype == torch.float32
+            arguments = [argument for argument in kernel.arg_names if argument not in flags]
+            signature = {a: ("*fp32" if a == "partial_ptr" else pointer) if a.endswith("_ptr") else "i32" for a in arguments}
+            variants.append(
+                KernelVariant(
+                    f"{name} {label} {'x'.join(map(str, tile))}", kernel, signature, flags,
+                    num_warps=config.num_warps, num_stages=config.num_stages,
+                    unit="memory" if label == _IEEE_LABEL else "tensor",
+                    divisible=tuple(a for a in arguments if a in ("N", "K") or a.startswith("stride_")),
+                    targets=tuple(archs),
+                )
+            )  # fmt: skip
+    return variants
+
+
+_IEEE_LABEL = "fp32 (no tensor cores)"
+_NUMBERS = (
+    ("bf16", torch.bfloat16, "ieee"),
+    ("fp16", torch.float16, "ieee"),
+    ("tf32", torch.float32, "tf32"),
+    (_IEEE_LABEL, torch.float32, "ieee"),
+)
