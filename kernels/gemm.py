@@ -310,11 +310,15 @@ def gemm_fwd(
 
 
 def gemm_dgrad(
-    dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows or an empty tensor)."""
-    M, (N, K), parts = dy.shape[0], weights[0].shape, len(weights)
-    dx = torch.empty((M, K), dtype=dy.dtype, device=dy.device)
+    dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows or an empty tensor).
+
+    out_dtype: dy's where None.
+    """
+    M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
+    dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
     config = GemmConfig.for_shape("dgrad" if activation is None else "dgrad_activation", M, K, dy.dtype, dy.device)
     row_tiles = triton.cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
@@ -327,17 +331,17 @@ def gemm_dgrad(
         BLOCK_M=config.rows, BLOCK_K=config.columns, BLOCK_N=config.inner, GROUP_ROWS=GROUP_ROWS,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    return dx, sum_partials(partial, dy.dtype) if want_sum else dx.new_empty(0)
+    return dx, sum_partials(partial, out_dtype) if want_sum else dx.new_empty(0)
 
 
-def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False) -> tuple[Tensor, Tensor]:
-    """(dy.T @ x, the sum of dy over the rows or an empty tensor)."""
-    (M, N), K = dy.shape, x.shape[1]
+def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(dy.T @ x, the sum of dy over the rows or an empty tensor). out_dtype: dy's where None."""
+    (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
     config = GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
     splits = wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = triton.cdiv(triton.cdiv(M, splits), config.inner) * config.inner
     splits = triton.cdiv(M, rows_per_split)
-    dweight = torch.empty((splits, N, K), dtype=dy.dtype if splits == 1 else torch.float32, device=dy.device)
+    dweight = torch.empty((splits, N, K), dtype=out_dtype if splits == 1 else torch.float32, device=dy.device)
     partial = torch.empty((splits if want_sum else 0, N), dtype=torch.float32, device=dy.device)
     _gemm_wgrad_kernel[(config.num_tiles(N, K), splits)](
         dy, x, dweight, partial,
@@ -347,8 +351,8 @@ def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False) -> tuple[Tensor, T
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return (
-        dweight[0] if splits == 1 else sum_partials(dweight, dy.dtype),
-        sum_partials(partial, dy.dtype) if want_sum else dweight.new_empty(0),
+        dweight[0] if splits == 1 else sum_partials(dweight, out_dtype),
+        sum_partials(partial, out_dtype) if want_sum else torch.empty(0, dtype=out_dtype, device=dy.device),
     )
 
 

@@ -1,0 +1,398 @@
+"""The linear layers: sides, layouts, splits, limits. The float64 comparisons of every sample are in test_specs.py."""
+
+import mmap
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from harness import DTYPES, GPU, compare, noise, run
+
+import fastbert.kernels.linear
+from fastbert.kernels import dispatch, gemm
+from fastbert.kernels.dispatch import OPERATIONS, RULES, choose, use_gemm
+from fastbert.kernels.functional import ACTIVATIONS, feed_forward, linear, qkv_linear
+from fastbert.kernels.gemm import LARGE, SMALL, WIDE, GemmConfig, configs, gemm_wgrad, offsets, wgrad_splits
+from fastbert.kernels.linear import (
+    SPECS,
+    feed_forward_bwd,
+    feed_forward_fwd,
+    linear_bwd,
+    linear_fwd,
+    qkv_linear_bwd,
+    qkv_linear_fwd,
+)
+from fastbert.kernels.reference import linear_ref
+from fastbert.kernels.spec import generator, normal
+
+SAMPLES = [(spec, sample) for spec in SPECS for sample in spec.samples]
+ON_GPU = SAMPLES if GPU else SAMPLES[:1]  # one to show as skipped
+
+
+def make(*shapes, dtype=torch.float32, device="cpu"):
+    g = generator()
+    return [normal(shape, dtype, device, g, std=0.5) for shape in shapes]
+
+
+def ids(pair):
+    return f"{pair[0].name}-{pair[1].name}"
+
+
+# In the interpreter test_specs.py runs every sample through the Triton kernels; on a GPU `auto` mixes both sides.
+
+
+@pytest.mark.parametrize("pair", SAMPLES, ids=ids)
+def test_library_side_matches_float64(pair, device):
+    spec, sample = pair
+    with use_gemm("library"):
+        for dtype in (torch.float16, torch.float32):
+            compare(spec, sample.make(dtype, device), dtype)
+
+
+@pytest.mark.skipif(not GPU, reason="without a GPU test_specs.py has run every sample in the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pair", ON_GPU, ids=ids)
+def test_triton_side_matches_float64(pair, dtype, device):
+    spec, sample = pair
+    with use_gemm("triton"):
+        compare(spec, sample.make(dtype, device), dtype)
+
+
+@pytest.mark.skipif(not GPU, reason="float32 is never rounded to tf32 in the interpreter")
+@pytest.mark.parametrize("pair", ON_GPU, ids=ids)
+def test_tf32_matches_float64(pair, device):
+    spec, sample = pair
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with use_gemm("triton"):
+            compare(spec, sample.make(torch.float32, device), torch.float32)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
+    """The forced side computes, for each operation of the table; the other one is not called."""
+    asked, launched = set(), []
+
+    def spy(name, note):
+        original = getattr(fastbert.kernels.linear, name)
+        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args: (note(name, args), original(*args))[1])
+
+    spy("choose", lambda name, args: asked.add(args[0]))
+    for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
+        spy(launcher, lambda name, args: launched.append(name))
+    x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
+    for side, launches in (("triton", 12), ("library", 0)):
+        asked.clear(), launched.clear()
+        with use_gemm(side):
+            run(linear, dict(x=x, weight=w, bias=b), ("x", "weight", "bias"), None, noise)
+            run(qkv_linear, dict(x=x, weights=(w,) * 3, biases=(b,) * 3), ("x", "weights", "biases"), None, noise)
+            inputs = dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)
+            run(feed_forward, inputs, tuple(inputs), None, noise)
+        assert asked == set(OPERATIONS)
+        assert len(launched) == launches, launched
+
+
+def test_choices_on_a_gpu_that_need_not_exist():
+    cuda = torch.device("cuda")
+    for operation in OPERATIONS:
+        side, reason = choose(operation, 8192, 3072, 768, torch.bfloat16, cuda)
+        assert side == ("triton" if operation in ("linear_activation", "dgrad_activation") else "library")
+        assert reason.endswith("not yet timed")
+        assert choose(operation, 8192, 3072, 768, torch.float32, cuda)[0] == "library"
+        assert choose(operation, 8192, 3072, 770, torch.bfloat16, cuda) == (
+            "library", "Triton would load element by element: N = 3072 and K = 770 are not both multiples of 16",
+        )  # fmt: skip
+        assert choose(operation, 0, 3072, 768, torch.bfloat16, cuda) == ("library", "the product is empty")
+        assert choose(operation, 8, 32, 32, torch.float16, torch.device("cpu"))[0] == "triton"
+        for forced in ("triton", "library"):
+            with use_gemm(forced):
+                assert choose(operation, 8192, 3072, 770, torch.bfloat16, cuda) == (forced, "forced")
+    assert not RULES[-1].operations + RULES[-1].dtypes + RULES[-1].architectures, "the last rule must fit everything"
+    assert all(set(rule.operations) <= set(OPERATIONS) for rule in RULES)
+
+
+def test_tf32_float32_takes_the_fused_kernels(monkeypatch):
+    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for precision, side in (("ieee", "library"), ("tf32", "triton")):
+            torch.backends.cuda.matmul.fp32_precision = precision
+            assert dispatch.dot_precision(torch.float32, "sm_90") == precision
+            assert choose("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda"))[0] == side
+        assert dispatch.dot_precision(torch.float32, "gfx90a") == "ieee"
+        assert dispatch.dot_precision(torch.float16, "sm_90") == "ieee"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_rejects_unknown_choices():
+    with pytest.raises(ValueError, match=r"expected an operation among linear, .*got 'conv'"):
+        choose("conv", 1, 1, 1, torch.float32, torch.device("cpu"))
+    with pytest.raises(ValueError, match="must be 'auto', 'triton' or 'library', got 'cublas'"), use_gemm("cublas"):
+        pass
+
+
+def test_tiles_follow_the_shape(device, monkeypatch):
+    monkeypatch.setattr(gemm, "num_programs", lambda device, per: 132 * per)
+    monkeypatch.setattr(gemm, "architecture", lambda device: "sm_90")
+
+    def config(product, rows, columns, dtype=torch.bfloat16):
+        return GemmConfig.for_shape(product, rows, columns, dtype, device)
+
+    assert config("fwd", 65536, 3072) == WIDE
+    assert config("dgrad_activation", 65536, 3072) == LARGE  # its epilogue wants two programs per multiprocessor
+    assert config("fwd", 8192, 768) == LARGE
+    assert config("fwd", 128, 3072) == SMALL
+    for arch in ("sm_80", "sm_86", "gfx942"):
+        for tile in configs("fwd", torch.bfloat16, "ieee", arch):
+            stages = tile.num_stages - (arch == "gfx942")  # AMD keeps the stage in flight in registers
+            assert stages * (tile.rows + tile.columns) * tile.inner * 2 <= (64 if arch == "gfx942" else 99) * 1024
+
+
+def test_splits_fill_the_last_wave(device, monkeypatch):
+    monkeypatch.setattr(gemm, "num_programs", lambda device, per: 132 * per)
+    for N, K in ((2304, 768), (768, 768), (3072, 768), (768, 3072), (3072, 1024), (1024, 1024), (4096, 1024)):
+        splits = wgrad_splits(LARGE, 65536, N, K, device)
+        programs = LARGE.num_tiles(N, K) * splits
+        waves = -(-programs // 132)
+        assert programs / (waves * 132) >= 0.94, (N, K, splits)
+    assert wgrad_splits(LARGE, 200, 2304, 768, device) == 1  # too few rows to share out
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_split_wgrad_repeats_and_agrees(splits, device, monkeypatch):
+    """Every split has its own slot: same bits each time, and another number of splits differs by rounding only."""
+    monkeypatch.setattr(gemm, "wgrad_splits", lambda *_: splits)
+    dy, x = make((331, 40), (331, 24), device=device)
+    first, second = (gemm_wgrad(dy, x, True) for _ in range(2))
+    for mine, again, exact in zip(first, second, (dy.double().t() @ x.double(), dy.double().sum(0))):
+        assert torch.equal(mine, again)
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_a_row_does_not_depend_on_the_others(activation, device):
+    """With one tile for every M (float32 has one) a row gives the same bits alone and in any batch."""
+    x, weight, bias = make((150, 40), (72, 40), (72,), device=device)
+    with use_gemm("triton"):
+        whole = linear(x, weight, bias, activation=activation)
+        for rows in (slice(0, 1), slice(3, 70), slice(149, 150)):
+            assert torch.equal(linear(x[rows], weight, bias, activation=activation), whole[rows])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_stays_in_its_row(activation, device):
+    x, weight, bias = make((70, 20), (33, 20), (33,), dtype=torch.float16, device=device)
+    x[5, 3] = torch.nan
+    y = linear(x, weight, bias, activation=activation)
+    assert y[5].isnan().all()
+    assert y[torch.arange(70) != 5].isfinite().all()
+
+
+def test_neighbours_in_memory_are_never_read_into_a_result(device):
+    """Slices of wider buffers whose other elements are NaN: 0 * NaN would show in any mask that leaks."""
+
+    def island(shape):
+        wide = torch.full((shape[0] + 2, shape[1] + 10), torch.nan, device=device)
+        inside = wide[1:-1, 3:-7]
+        return inside.copy_(make(shape, device=device)[0])
+
+    x, w, w_out = island((19, 37)), island((41, 37)), island((13, 41))
+    bias = torch.ones(41, device=device)
+    with use_gemm("triton"):
+        for function, inputs in (
+            (linear, dict(x=x, weight=w, bias=bias)),
+            (qkv_linear, dict(x=x, weights=(w, w, w), biases=(bias, bias, bias))),
+            (feed_forward, dict(x=x, weight_in=w, bias_in=bias, weight_out=w_out)),
+        ):
+            for name, value in run(function, inputs, tuple(inputs), None, noise).items():
+                assert value.isfinite().all(), name
+
+
+def test_qkv_weights_may_have_different_strides(device):
+    x, q, k, v = make((6, 16), (8, 16), (8, 24), (16, 8), device=device)
+    weights = (q, k[:, 4:20], v.t())
+    with use_gemm("triton"):
+        got = run(qkv_linear, dict(x=x, weights=weights), ("x", "weights"), None, noise)
+    expected = run(linear_ref, dict(x=x, weight=torch.cat(weights)), ("x", "weight"), None, noise)
+    torch.testing.assert_close(got["out"], expected["out"])
+    torch.testing.assert_close(got["dx"], expected["dx"])
+    torch.testing.assert_close(torch.cat([got[f"dweights{i}"] for i in range(3)]), expected["dweight"])
+
+
+def test_strided_bias_and_expanded_gradient(device):
+    x, weight, wide = make((5, 16), (24, 16), (24, 3), device=device)
+    weight.requires_grad_()
+    bias = wide[:, 1].requires_grad_()
+    linear(x, weight, bias).sum().backward()  # the gradient that arrives has stride 0
+    torch.testing.assert_close(bias.grad, torch.full((24,), 5.0, device=device))
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(24, 16))
+    torch.testing.assert_close(linear(x, weight, bias), linear_ref(x, weight, bias))
+
+
+@pytest.mark.parametrize("K", [0, 1, 3])
+@pytest.mark.parametrize("N", [0, 1, 5])
+def test_axes_of_zero_and_one(N, K, device):
+    x, weight, bias = make((4, K), (N, K), (N,), device=device)
+    for activation in (None, "gelu_erf"):
+        inputs = dict(x=x, weight=weight, bias=bias, activation=activation)
+        got = run(linear, inputs, ("x", "weight", "bias"), None, noise)
+        expected = run(linear_ref, inputs, ("x", "weight", "bias"), None, noise)
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_changed_in_place_take_effect(device):
+    x, w, b, w_out = make((4, 16), (24, 16), (24,), (16, 24), device=device)
+    calls = (
+        lambda: linear(x, w, b, activation="relu"),
+        lambda: qkv_linear(x, (w, w, w), (b, b, b)),
+        lambda: feed_forward(x, w, b, w_out),
+    )
+    before = [call() for call in calls]
+    w.mul_(2), b.add_(1)
+    for call, old, fresh in zip(calls, before, (linear_ref(x, w, b, activation="relu"), linear_ref(x, w, b), None)):
+        now = call()
+        assert not torch.allclose(now, old)
+        if fresh is not None:
+            torch.testing.assert_close(now[:, : fresh.shape[1]], fresh)
+
+
+def test_saves_only_what_the_backward_needs(device):
+    x, w, b, w_out = make((4, 16), (24, 16), (24,), (16, 24), device=device)
+    assert [t.shape[0] for t in linear_fwd(x, w, b, "relu", False)] == [4, 0]
+    assert [t.shape[0] for t in feed_forward_fwd(x, w, b, w_out, "relu", False, False)] == [4, 0, 0]
+    y, _, _ = feed_forward_fwd(x.requires_grad_(), w, b, w_out, "relu", True, False)
+    assert [t is None for t in y.grad_fn.saved_tensors] == [True, False, False, False, True]  # neither x nor h
+    with pytest.raises(RuntimeError, match="save=False"):
+        linear_fwd(x, w, b, "relu", False)
+    with pytest.raises(RuntimeError, match="without saving"):
+        feed_forward_fwd(x, w, b, w_out, "relu", False, True)
+
+
+def test_autocast_computes_in_the_lower_precision(device):
+    x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
+    parameters = [t.requires_grad_() for t in (w, b, w_out)]
+    with torch.autocast(device.type, dtype=torch.float16):
+        ys = linear(x, w, b), qkv_linear(x, (w, w, w), (b, b, b)), feed_forward(x, w, b, w_out)
+    assert [y.dtype for y in ys] == [torch.float16] * 3
+    sum(y.float().sum() for y in ys).backward()
+    assert all(p.grad.dtype == torch.float32 for p in parameters)
+
+
+@pytest.mark.parametrize("side", ["triton", "library"])
+def test_float32_backward_inside_autocast_stays_float32(side, device):
+    x, w, b = (t.requires_grad_() for t in make((9, 16), (24, 16), (24,), device=device))
+    with use_gemm(side):
+        y = linear(x, w, b, activation="gelu_erf")
+        with torch.autocast(device.type, dtype=torch.float16):
+            y.sum().backward()
+    expected = run(linear_ref, dict(x=x, weight=w, activation="gelu_erf", bias=b), ("x", "weight"), None, torch.ones_like)
+    torch.testing.assert_close(w.grad, expected["dweight"])
+    torch.testing.assert_close(x.grad, expected["dx"])
+
+
+def test_opcheck(device):
+    x, w, b, w_out = (t.requires_grad_() for t in make((5, 16), (24, 16), (24,), (16, 24), device=device))
+    dy, u = make((5, 24), (5, 24), device=device)
+    dy_out, dy_qkv = make((5, 16), (5, 72), device=device)
+    check = torch.library.opcheck
+    check(linear_fwd, (x, w, b, None, True))
+    check(linear_fwd, (x, w, None, "gelu_tanh", True))
+    check(qkv_linear_fwd, (x, w, w, w, b, b, b))
+    check(qkv_linear_fwd, (x, w, w, w, None, None, None))
+    check(feed_forward_fwd, (x, w, b, w_out, "gelu_erf", True, True))
+    x, w, b, w_out = (t.detach() for t in (x, w, b, w_out))
+    check(linear_bwd, (dy, x, w, None, None, True))
+    check(linear_bwd, (dy, None, w, u, "relu", False))
+    check(qkv_linear_bwd, (dy_qkv, x, w, w, w, True))
+    check(qkv_linear_bwd, (dy_qkv, None, None, None, None, True))
+    check(feed_forward_bwd, (dy_out, x, w, w_out, u, u, "gelu_erf", True))
+    check(feed_forward_bwd, (dy_out, None, None, None, None, u, "gelu_erf", False))
+
+
+def test_compiles_without_a_graph_break(device):
+    x, w, b, w_out = make((2, 5, 16), (24, 16), (24,), (16, 24), device=device)
+    for function, inputs in (
+        (linear, dict(x=x, weight=w, bias=b, activation="gelu_erf")),
+        (qkv_linear, dict(x=x, weights=(w, w, w), biases=(b, b, b))),
+        (feed_forward, dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)),
+    ):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+        expected = run(function, inputs, tuple(inputs), None, torch.cos)
+        for name, value in run(compiled, inputs, tuple(inputs), None, torch.cos).items():
+            torch.testing.assert_close(value, expected[name])
+
+
+@triton.jit
+def _offsets_kernel(out_ptr, first_row, stride_row, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows, columns = first_row + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    tl.store(out_ptr + offsets(tl.arange(0, ROWS), columns, COLUMNS), offsets(rows, columns, stride_row))
+
+
+def test_offsets_past_two_to_the_31(device):
+    """The one function that every kernel takes its offsets from, at rows that no test could allocate."""
+    out = torch.empty(16, 8, dtype=torch.int64, device=device)
+    first_row, stride_row = 2**31 - 17, 4096
+    _offsets_kernel[(1,)](out, first_row, stride_row, ROWS=16, COLUMNS=8)
+    rows = torch.arange(first_row, first_row + 16, device=device)
+    assert torch.equal(out, rows[:, None] * stride_row + torch.arange(8, device=device))
+
+
+@pytest.mark.skipif(GPU, reason="rests on memory that is reserved but never touched, which a GPU does not have")
+def test_operands_past_two_to_the_31_elements():
+    """Rows 2^30 elements apart. 32-bit arithmetic would wrap to the zeros that lie before the view."""
+    pitch, rows = 2**30 + 8, 5
+    before = 2**31
+    length = before + rows * pitch
+    try:
+        memory = mmap.mmap(-1, 2 * length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    except OSError as error:
+        pytest.skip(f"the system does not reserve {2 * length >> 30} GiB of address space: {error}")
+    flat = torch.frombuffer(memory, dtype=torch.float16)
+    far = flat[before:].as_strided((rows, 24), (pitch, 1))
+    near = make((rows, 24), dtype=torch.float16)[0]
+    far.copy_(near)
+    weight, bias, dy = make((rows, 24), (rows,), (rows, rows), dtype=torch.float16)
+    with use_gemm("triton"):
+        for activation in (None, "gelu_erf"):
+            # As the input, as the weight (read by the forward and, transposed, by the dgrad), as both sides of the wgrad.
+            assert torch.equal(
+                linear(far, weight, bias, activation=activation), linear(near, weight, bias, activation=activation)
+            )
+            assert torch.equal(
+                linear(weight, far, bias, activation=activation), linear(weight, near, bias, activation=activation)
+            )
+        for operands, same in (((dy, far, far), (dy, near, near)), ((far[:, :5], far, far), (near[:, :5], near, near))):
+            u = near.new_ones(rows, rows)
+            for activation in (None, "relu"):
+                for got, expected in zip(linear_bwd(*operands, u, activation, True), linear_bwd(*same, u, activation, True)):
+                    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "error", "message"),
+    [
+        (linear, dict(weight=torch.ones(4, 7)), ValueError, r"expected a weight of shape \(N, 8\).*got \(4, 7\)"),
+        (linear, dict(bias=torch.ones(5)), ValueError, r"expected a bias of shape \(4,\), got \(5,\)"),
+        (linear, dict(weight=torch.ones(4, 8).half()), TypeError, "expected weight of dtype torch.float32.*got torch.float16"),
+        (linear, dict(x=torch.ones(2, 8).long()), TypeError, "floating-point"),
+        (linear, dict(activation="swish"), ValueError, "expected an activation among .*got 'swish'"),
+        (qkv_linear, dict(weights=(torch.ones(4, 8),) * 2), ValueError, "expected three weights .*got 2 and 3"),
+        (qkv_linear, dict(biases=(torch.ones(4), None, torch.ones(4))), ValueError, "expected key like query"),
+        (qkv_linear, dict(weights=(torch.ones(4, 8), torch.ones(4, 8), torch.ones(5, 8))), ValueError, "value"),
+        (feed_forward, dict(weight_out=torch.ones(8, 5)), ValueError, r"expected weight_out of shape \(N, 4\).*got \(8, 5\)"),
+        (feed_forward, dict(activation=None), ValueError, "expected an activation among"),
+    ],
+)
+def test_rejects_bad_input(function, change, error, message):
+    x, weight, bias = torch.ones(2, 8), torch.ones(4, 8), torch.ones(4)
+    inputs = {
+        linear: dict(x=x, weight=weight, bias=bias),
+        qkv_linear: dict(x=x, weights=(weight,) * 3, biases=(bias,) * 3),
+        feed_forward: dict(x=x, weight_in=weight, bias_in=bias, weight_out=torch.ones(8, 4)),
+    }[function]
+    with pytest.raises(error, match=message):
+        function(**(inputs | change))
