@@ -309,6 +309,11 @@ def test_bert_inside_another_architecture(name):
     actual = model(**inputs)
     for key in expected.keys():
         assert_close(key, at_real_tokens(actual[key], batch.real), at_real_tokens(expected[key], batch.real))
+    restored = restore(copy.deepcopy(model))
+    expected, actual = (m(**inputs, output_hidden_states=True) for m in (restored, model))
+    assert list(actual.keys()) == list(expected.keys())
+    if "hidden_states" in expected.keys():
+        assert_same_outputs(actual.hidden_states, expected.hidden_states, batch.real)
 
 
 def test_an_encoder_decoder():

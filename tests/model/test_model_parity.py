@@ -428,6 +428,35 @@ def test_jvp_and_vmap_over_inputs_embeds(masked):
             assert_close(name, transform(pooled(ours)), transform(pooled(theirs)), 1e-10)
 
 
+@pytest.mark.parametrize("pattern", ["right", "left", "empty_row"])
+def test_deterministic_algorithms(pattern):
+    """With PyTorch told to refuse what may not repeat, both passes still run, on fresh memory that it fills with NaN."""
+    theirs, ours = pair(SEQUENCE)
+    batch = make_batch(pattern)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same_run(SEQUENCE, theirs, ours, batch.inputs(**labels_for(SEQUENCE, batch)), batch.real)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_parts_called_by_hand():
+    """Users call embeddings, encoder, single layers and pooler themselves, as transformers would: padded, with its masks."""
+    theirs, ours = pair(MODEL)
+    batch = make_batch("right")
+    mask = torch.zeros(5, 1, 1, 12).masked_fill(~batch.real[:, None, None], torch.finfo(torch.float32).min)
+    results = []
+    for model in (theirs, ours):
+        embedded = model.embeddings(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
+        layer = model.encoder.layer[1](embedded, mask)
+        attention = model.encoder.layer[1].attention(embedded, mask)[0]
+        chunk = model.encoder.layer[1].feed_forward_chunk(embedded)
+        encoded = model.encoder(embedded, attention_mask=mask).last_hidden_state
+        results.append([embedded, layer, attention, chunk, encoded, model.pooler(encoded)])
+    for index, (expected, actual) in enumerate(zip(*results)):
+        assert_close(f"part {index}", actual, expected)
+
+
 def test_functional_call_uses_the_weights_it_is_given():
     theirs, ours = pair(SEQUENCE)
     other, _ = pair(SEQUENCE, seed=5)

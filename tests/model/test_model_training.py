@@ -82,7 +82,7 @@ def test_the_trainer_takes_the_same_steps(head, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"gradient_checkpointing": True}, {"bf16": True}, {"torch_compile": False, "optim": "sgd"}], ids=str
+    "options", [{"gradient_checkpointing": True}, {"bf16": True}, {"label_smoothing_factor": 0.2, "optim": "sgd"}], ids=str
 )
 def test_options_of_the_trainer(options, tmp_path):
     losses = [train(model, SEQUENCE, tmp_path, **options)[1] for model in pair(SEQUENCE)]
@@ -442,6 +442,29 @@ def test_distributed_data_parallel(tmp_path):
             loss = wrapped(**batch.inputs(**labels_for(MASKED_LM, batch))).loss
             results.append(gradients(model, loss))
         assert_same_gradients(results[1], results[0])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_fully_sharded_data_parallel(tmp_path):
+    """FSDP2 over one process: its hooks gather the weights around each call of a layer, which must stay a call."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        batch = make_batch("right")
+        results = []
+        for model in pair(SEQUENCE):
+            for layer in model.bert.encoder.layer:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            loss = model(**batch.inputs(**labels_for(SEQUENCE, batch))).loss
+            grads = gradients(model, loss)
+            results.append((loss, {name: gradient.full_tensor() for name, gradient in grads.items()}))
+        assert_close("loss", results[1][0], results[0][0])
+        assert_same_gradients(results[1][1], results[0][1])
     finally:
         torch.distributed.destroy_process_group()
 
