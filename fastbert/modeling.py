@@ -52,17 +52,17 @@ class BertLayer(hf.BertLayer):
         """hidden_states: (R, D) with packed and plan, what `BertModel` found out about this call; else as in transformers."""
         if packed is None or plan is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        x, layout = hidden_states, packed.to(hidden_states.device)
-        inner, attention_output, output = self.attention.self, self.attention.output, self.output
-        backend = resolve_backend(x)
-        attention_p = _dropout_p(inner.dropout) if inner.training else 0.0
-        norms_p = [_dropout_p(part.dropout) if part.dropout.training else 0.0 for part in (attention_output, output)]
+        x, layout, parts = hidden_states, packed.to(hidden_states.device), routing.parts_of(self)
+        inner = parts.inner
+        on_kernels = resolve_backend(x) == "triton"
+        attention_p = parts.attention_dropout.p if inner.training and type(parts.attention_dropout) is nn.Dropout else 0.0
+        hidden_p, output_p = _dropout_p(parts.hidden_dropout), _dropout_p(parts.output_dropout)
         # Drawn here, so that a recomputation under gradient checkpointing draws the same.
-        seed = new_seed(x.device) if backend == "triton" and (attention_p > 0.0 or max(norms_p) > 0.0) else None
+        seed = new_seed(x.device) if on_kernels and max(attention_p, hidden_p, output_p) > 0.0 else None
 
-        qkv = _project(inner, x, plan.qkv)
+        qkv = _project(parts, x, plan.qkv)
         context = functional.attention(
-            qkv.unflatten(-1, (3, inner.num_attention_heads, inner.attention_head_size)),
+            qkv.view(x.shape[0], 3, inner.num_attention_heads, inner.attention_head_size),
             layout.cu_seqlens,
             layout.max_seqlen,
             softmax_scale=inner.scaling,
@@ -72,10 +72,10 @@ class BertLayer(hf.BertLayer):
             stream=ATTENTION_STREAM,
             schedule=layout.schedule,
         )
-        y, bias = _linear(attention_output.dense, context.flatten(1), plan.attention_dense, backend == "triton")
-        x = _add_norm(attention_output.LayerNorm, y, bias, x, norms_p[0], seed, ATTENTION_OUTPUT_STREAM, plan.attention_norm)
-        y, bias = _feed_forward(self.intermediate, output.dense, x, plan, backend == "triton")
-        return _add_norm(output.LayerNorm, y, bias, x, norms_p[1], seed, OUTPUT_STREAM, plan.output_norm)
+        y, bias = _linear(parts.attention_dense, context.flatten(1), plan.attention_dense, on_kernels)
+        x = _add_norm(parts.attention_norm, y, bias, x, hidden_p, seed, ATTENTION_OUTPUT_STREAM, plan.attention_norm)
+        y, bias = _feed_forward(parts, x, plan, on_kernels)
+        return _add_norm(parts.output_norm, y, bias, x, output_p, seed, OUTPUT_STREAM, plan.output_norm)
 
     forward.takes_packed = True  # type: ignore[attr-defined]  # a subclass with a forward of its own lacks it
 
@@ -312,7 +312,7 @@ class BertModel(hf.BertModel):
         if types is None:
             types = embeddings.token_type_ids[0].index_select(0, positions)
         norm = embeddings.LayerNorm
-        dropout_p = _dropout_p(embeddings.dropout) if embeddings.dropout.training else 0.0
+        dropout_p = _dropout_p(embeddings.dropout)
         token_types, places = embeddings.token_type_embeddings, embeddings.position_embeddings
         if embeds is None:
             words = embeddings.word_embeddings
@@ -449,51 +449,54 @@ class _MaskOnce:
 
 
 def _dropout_p(dropout: nn.Module) -> float:
-    return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+    return dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
 
 
-def _fuses(x: Tensor, reason: str | None, *weights: Tensor | None) -> bool:
-    """Whether an operation may read these weights: autocast brings other dtypes together, else they must be those of x."""
-    dtype = x.dtype if autocast_dtype(x) is None else None
-    return reason is None and routing.tensors_obstacle(*weights, dtype=dtype) is None
+def _readable(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether an operation on x may read these weights: autocast brings dtypes together, else they must be that of x."""
+    return routing.tensors_obstacle(*weights, dtype=x.dtype if autocast_dtype(x) is None else None) is None
 
 
-def _project(attention: hf.BertSelfAttention, x: Tensor, reason: str | None) -> Tensor:
+def _project(parts: routing.LayerParts, x: Tensor, reason: str | None) -> Tensor:
     """Query, key and value side by side, (R, 3 * D)."""
-    query, key, value = attention.query, attention.key, attention.value
+    projections = (parts.query, parts.key, parts.value)
     if reason is None:
-        weights, biases = (query.weight, key.weight, value.weight), (query.bias, key.bias, value.bias)
-        if _fuses(x, None, *weights, *biases):
+        weights, biases = zip(*map(routing.weights_of, projections))
+        if _readable(x, *weights, *biases):
             return functional.qkv_linear(x, weights, biases)
-    return torch.cat([query(x), key(x), value(x)], -1)
+    return torch.cat([projection(x) for projection in projections], -1)
 
 
 def _linear(dense: nn.Module, x: Tensor, reason: str | None, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
     """(product, the bias left for the layer norm that follows, or None where it is in the product already)."""
-    if reason is not None or not _fuses(x, None, dense.weight, dense.bias):
+    if reason is not None:
         return dense(x), None
-    if leave_bias:
-        return functional.linear(x, dense.weight), dense.bias
-    return functional.linear(x, dense.weight, dense.bias), None
+    weight, bias = routing.weights_of(dense)
+    if not _readable(x, weight, bias):
+        return dense(x), None
+    return functional.linear(x, weight, None if leave_bias else bias), bias if leave_bias else None
 
 
 def _feed_forward(
-    intermediate: hf.BertIntermediate, dense: nn.Module, x: Tensor, plan: routing.LayerPlan, leave_bias: bool
+    parts: routing.LayerParts, x: Tensor, plan: routing.LayerPlan, leave_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """activation(x @ w_in.T + b_in) @ w_out.T, and the bias left for the layer norm as in `_linear`."""
-    first = intermediate.dense
-    if plan.intermediate is not None or not _fuses(x, None, first.weight, first.bias):
-        inner = intermediate.intermediate_act_fn(first(x))
-        return _linear(dense, inner, plan.output_dense, leave_bias)
-    if leave_bias and first.bias is not None and _fuses(x, plan.output_dense, dense.weight, dense.bias):
-        y = functional.feed_forward(x, first.weight, first.bias, dense.weight, activation=plan.activation)
-        return y, dense.bias
-    inner = functional.linear(x, first.weight, first.bias, activation=plan.activation)
-    return _linear(dense, inner, plan.output_dense, leave_bias)
+    first, second = parts.intermediate_dense, parts.output_dense
+    if plan.intermediate is None:
+        weight, bias = routing.weights_of(first)
+        if _readable(x, weight, bias):
+            if leave_bias and bias is not None and plan.output_dense is None:
+                weight_out, bias_out = routing.weights_of(second)
+                if _readable(x, weight_out, bias_out):
+                    return functional.feed_forward(x, weight, bias, weight_out, activation=plan.activation), bias_out
+            return _linear(
+                second, functional.linear(x, weight, bias, activation=plan.activation), plan.output_dense, leave_bias
+            )
+    return _linear(second, parts.activation(first(x)), plan.output_dense, leave_bias)
 
 
 def _add_norm(
-    norm: nn.LayerNorm,
+    norm: nn.Module,
     y: Tensor,
     bias: Tensor | None,
     residual: Tensor,
@@ -503,11 +506,13 @@ def _add_norm(
     reason: str | None,
 ) -> Tensor:
     """norm(dropout(y + bias) + residual)."""
-    if reason is None and routing.tensors_obstacle(norm.weight, norm.bias) is None:
-        return functional.layer_norm(
-            y, norm.weight, norm.bias, residual,
-            x_bias=bias, eps=norm.eps, dropout_p=dropout_p, seed=seed, stream=stream,
-        )  # fmt: skip
+    if reason is None:
+        weight, shift = routing.weights_of(norm)
+        if routing.tensors_obstacle(weight, shift) is None:
+            return functional.layer_norm(
+                y, weight, shift, residual,
+                x_bias=bias, eps=norm.eps, dropout_p=dropout_p, seed=seed, stream=stream,
+            )  # fmt: skip
     y = y if bias is None else y + bias
     return norm(F.dropout(y, dropout_p, training=dropout_p > 0.0) + residual)
 

@@ -71,6 +71,13 @@ class LayerPlan(NamedTuple):
 # Modules
 
 
+def is_touched(module: nn.Module) -> bool:
+    """Whether the module has any hook, or a `forward` of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks) or (
+        "forward" in module.__dict__
+    )
+
+
 def foreign_hook(module: nn.Module, *, called: bool = False) -> str | None:
     """The first hook on this module that would be missed, or would see packed tensors. called: the module is called as such,
     so hooks of torch.distributed, which only gather and release parameters, are served."""
@@ -120,7 +127,14 @@ def _places_devices(hook: Any) -> bool:
 
 def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether calling the module does what its class does and nothing else."""
-    return type(module) is cls and foreign_hook(module) is None and "forward" not in module.__dict__
+    if type(module) is not cls:
+        return False
+    return not is_touched(module) or (foreign_hook(module) is None and "forward" not in module.__dict__)
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether this drops elements as nn.Dropout does, or nothing at all."""
+    return is_plain(module, nn.Dropout) or is_plain(module, nn.Identity)
 
 
 def tensors_obstacle(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> str | None:
@@ -141,7 +155,7 @@ def _is_traced(tensor: Tensor) -> bool:
 
 def linear_reason(module: nn.Module) -> tuple[str | None, str | None]:
     """(why the layer steps aside, why the module is called on packed rows) for a place where BERT has an nn.Linear."""
-    if type(module) is nn.Linear and not _unusual(module):
+    if type(module) is nn.Linear and not is_touched(module):
         return None, None
     name = type(module).__name__
     if not _works_on_rows(module):
@@ -152,12 +166,6 @@ def linear_reason(module: nn.Module) -> tuple[str | None, str | None]:
         if obstacle is not None:
             return obstacle, None
     return None, f"{name} is called as it is"
-
-
-def _unusual(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks) or (
-        "forward" in module.__dict__
-    )
 
 
 def _works_on_rows(module: nn.Module) -> bool:
@@ -174,12 +182,11 @@ def _works_on_rows(module: nn.Module) -> bool:
 def norm_reason(module: nn.Module) -> tuple[str | None, str | None]:
     if type(module) is not nn.LayerNorm:
         return f"{type(module).__name__} stands in place of a LayerNorm", None
-    obstacle = foreign_hook(module, called=True) or replaced_forward(module, called=True)
-    if obstacle is not None:
-        return obstacle, None
-    if _unusual(module):
-        return None, "LayerNorm is called for its hooks"
-    if module.weight is None or module.bias is None or len(module.normalized_shape) != 1:
+    if is_touched(module):
+        obstacle = foreign_hook(module, called=True) or replaced_forward(module, called=True)
+        return obstacle, None if obstacle else "LayerNorm is called for its hooks"
+    weight, bias = weights_of(module)
+    if weight is None or bias is None or len(module.normalized_shape) != 1:
         return None, "LayerNorm without weight or bias"
     return None, None
 
@@ -187,7 +194,7 @@ def norm_reason(module: nn.Module) -> tuple[str | None, str | None]:
 def activation_reason(act: Any) -> tuple[str | None, str | None, str | None]:
     """(why the layer steps aside, why the activation is called on packed rows, its fused name)."""
     if isinstance(act, nn.Module):
-        for part in act.modules():
+        for part in act.modules() if act._modules or is_touched(act) else ():
             obstacle = foreign_hook(part) or replaced_forward(part)
             if obstacle is not None:
                 return obstacle, None, None
@@ -219,46 +226,94 @@ def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
     layer = unwrapped(layer)
     if not getattr(type(layer).forward, "takes_packed", False):
         return LayerPlan(f"the layer is a {type(layer).__name__}")
-    attention, intermediate, output = layer.attention, layer.intermediate, layer.output
+    attention = layer._modules["attention"]
     if type(attention) is not hf.BertAttention:
         return LayerPlan(f"the attention is a {type(attention).__name__}")
-    inner, attention_output = attention.self, attention.output
-    obstacle = (
-        foreign_hook(layer, called=True)
-        or replaced_forward(layer, called=True)
-        or _container_obstacle(attention, hf.BertAttention)
-        or _container_obstacle(inner, hf.BertSelfAttention)
-        or _container_obstacle(attention_output, hf.BertSelfOutput)
-        or _container_obstacle(intermediate, hf.BertIntermediate)
-        or _container_obstacle(output, hf.BertOutput)
-        or _overridden(layer)
-        or _head_dim_obstacle(inner)
+    containers = (
+        (attention, hf.BertAttention),
+        (attention._modules["self"], hf.BertSelfAttention),
+        (attention._modules["output"], hf.BertSelfOutput),
+        (layer._modules["intermediate"], hf.BertIntermediate),
+        (layer._modules["output"], hf.BertOutput),
     )
+    for module, cls in containers:
+        if type(module) is not cls:
+            return LayerPlan(f"{type(module).__name__} in place of {cls.__name__}")
+        if is_touched(module):
+            obstacle = foreign_hook(module) or replaced_forward(module)
+            if obstacle is not None:
+                return LayerPlan(obstacle)
+    parts = parts_of(layer)
+    obstacle = foreign_hook(layer, called=True) or replaced_forward(layer, called=True) or _overridden(layer)
+    if obstacle is None and parts.inner.is_causal != causal:
+        obstacle = "its is_causal is not that of the config"
+    obstacle = obstacle or _head_dim_obstacle(parts.inner)
     if obstacle is not None:
         return LayerPlan(obstacle)
-    if inner.is_causal != causal:
-        return LayerPlan("its is_causal is not that of the config")
-    for dropout in (inner.dropout, attention_output.dropout, output.dropout):
-        if not (is_plain(dropout, nn.Dropout) or is_plain(dropout, nn.Identity)):
+    for dropout in (parts.attention_dropout, parts.hidden_dropout, parts.output_dropout):
+        if not is_dropout(dropout):
             return LayerPlan(f"{type(dropout).__name__} in place of a Dropout, or hooked")
 
-    parts = {
-        "qkv": _projections_reason(inner),
-        "attention_dense": linear_reason(attention_output.dense),
-        "attention_norm": norm_reason(attention_output.LayerNorm),
-        "intermediate": linear_reason(intermediate.dense),
-        "output_dense": linear_reason(output.dense),
-        "output_norm": norm_reason(output.LayerNorm),
-    }
-    for obstacle, _ in parts.values():
-        if obstacle is not None:
-            return LayerPlan(obstacle)
-    obstacle, reason, activation = activation_reason(intermediate.intermediate_act_fn)
+    obstacle, reason, activation = activation_reason(parts.activation)
     if obstacle is not None:
         return LayerPlan(obstacle)
-    reasons = {name: called for name, (_, called) in parts.items()}
-    reasons["intermediate"] = reasons["intermediate"] or reason
-    return LayerPlan(None, **reasons, activation=activation)
+    reasons = [
+        _projections_reason(parts),
+        linear_reason(parts.attention_dense),
+        norm_reason(parts.attention_norm),
+        linear_reason(parts.intermediate_dense),
+        linear_reason(parts.output_dense),
+        norm_reason(parts.output_norm),
+    ]
+    for obstacle, _ in reasons:
+        if obstacle is not None:
+            return LayerPlan(obstacle)
+    qkv, attention_dense, attention_norm, intermediate, output_dense, output_norm = (called for _, called in reasons)
+    return LayerPlan(
+        None, qkv, attention_dense, attention_norm, intermediate or reason, output_dense, output_norm, activation
+    )  # fmt: skip
+
+
+class LayerParts(NamedTuple):
+    """The modules of a layer that do the work."""
+
+    inner: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    attention_dropout: nn.Module
+    attention_dense: nn.Module
+    attention_norm: nn.Module
+    hidden_dropout: nn.Module
+    intermediate_dense: nn.Module
+    activation: Any
+    output_dense: nn.Module
+    output_norm: nn.Module
+    output_dropout: nn.Module
+
+
+def parts_of(layer: nn.Module) -> LayerParts:
+    """The parts of a layer whose containers are transformers' own. Reading `_modules` costs a tenth of an attribute."""
+    attention = layer._modules["attention"]._modules  # type: ignore[union-attr]
+    inner, attention_output = attention["self"], attention["output"]._modules  # type: ignore[union-attr]
+    projections, output = inner._modules, layer._modules["output"]._modules  # type: ignore[union-attr]
+    intermediate = layer._modules["intermediate"]
+    activation = intermediate._modules.get("intermediate_act_fn")  # type: ignore[union-attr]
+    return LayerParts(
+        inner, projections["query"], projections["key"], projections["value"], projections["dropout"],
+        attention_output["dense"], attention_output["LayerNorm"], attention_output["dropout"],
+        intermediate._modules["dense"],
+        activation if activation is not None else intermediate.intermediate_act_fn,  # type: ignore[union-attr]
+        output["dense"], output["LayerNorm"], output["dropout"],
+    )  # fmt: skip
+
+
+def weights_of(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """weight and bias; wrappers such as FSDP may keep them as attributes instead of parameters."""
+    parameters = module._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], parameters["bias"]  # type: ignore[return-value]
+    return module.weight, module.bias
 
 
 def unwrapped(layer: nn.Module) -> nn.Module:
@@ -267,12 +322,6 @@ def unwrapped(layer: nn.Module) -> nn.Module:
         if name in layer._modules and type(layer).__module__.startswith("torch.distributed."):
             return unwrapped(layer._modules[name])
     return layer
-
-
-def _container_obstacle(module: nn.Module, cls: type[nn.Module]) -> str | None:
-    if type(module) is not cls:
-        return f"{type(module).__name__} in place of {cls.__name__}"
-    return foreign_hook(module) or replaced_forward(module)
 
 
 def _overridden(layer: hf.BertLayer) -> str | None:
@@ -292,8 +341,8 @@ def _head_dim_obstacle(attention: hf.BertSelfAttention) -> str | None:
     return f"head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE} from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
 
 
-def _projections_reason(attention: hf.BertSelfAttention) -> tuple[str | None, str | None]:
-    projections = (attention.query, attention.key, attention.value)
+def _projections_reason(parts: LayerParts) -> tuple[str | None, str | None]:
+    projections = (parts.query, parts.key, parts.value)
     reasons = [linear_reason(projection) for projection in projections]
     for obstacle, _ in reasons:
         if obstacle is not None:
@@ -301,7 +350,8 @@ def _projections_reason(attention: hf.BertSelfAttention) -> tuple[str | None, st
     called = [f"{name}: {reason}" for name, (_, reason) in zip(("query", "key", "value"), reasons) if reason]
     if called:
         return None, "; ".join(called)
-    if len({projection.bias is None for projection in projections}) > 1:
+    biases = [weights_of(projection)[1] is None for projection in projections]
+    if any(biases) and not all(biases):
         return None, "only some projections have a bias"
     return None, None
 
@@ -327,7 +377,7 @@ def embeddings_reason(embeddings: nn.Module, with_ids: bool = True) -> str | Non
     norm = embeddings.LayerNorm
     if not is_plain(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
         return f"{type(norm).__name__} in place of a LayerNorm, or hooked"
-    if not (is_plain(embeddings.dropout, nn.Dropout) or is_plain(embeddings.dropout, nn.Identity)):
+    if not is_dropout(embeddings.dropout):
         return f"{type(embeddings.dropout).__name__} in place of a Dropout, or hooked"
     return tensors_obstacle(*[table.weight for table in tables], norm.weight, norm.bias)
 
@@ -553,8 +603,9 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
     plan = plan_layer(layer, causal)
     if plan.obstacle is not None:
         return [("", "transformers on padded tensors", plan.obstacle)]
-    attention = layer.attention
-    dtype = attention.output.LayerNorm.weight.dtype if attention.output.LayerNorm.weight is not None else None
+    parts = parts_of(unwrapped(layer))
+    norm = weights_of(parts.attention_norm)[0]
+    dtype = None if norm is None else norm.dtype
 
     def line(part: str, reason: str | None, modules: list[nn.Module], does: str, gemm: bool = True) -> tuple[str, str, str]:
         if reason is None:
@@ -564,15 +615,14 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
         choice = _gemm_choice(modules[0], fused) if gemm else None
         return part, choice[0] if choice else fused, f"{does}; {choice[1]}" if choice else does
 
-    inner = attention.self
     return [
-        line(".attention.self: projections", plan.qkv, [inner.query, inner.key, inner.value], "query, key and value together"),
+        line(".attention.self: projections", plan.qkv, [parts.query, parts.key, parts.value], "query, key and value together"),
         (".attention.self: attention", fused, "variable length, no padding"),
-        line(".attention.output.dense", plan.attention_dense, [attention.output.dense], "packed rows"),
-        line(".attention.output.LayerNorm", plan.attention_norm, [attention.output.LayerNorm], "add & norm in one", False),
-        line(".intermediate", plan.intermediate, [layer.intermediate.dense], f"{plan.activation} in the epilogue"),
-        line(".output.dense", plan.output_dense, [layer.output.dense], "packed rows"),
-        line(".output.LayerNorm", plan.output_norm, [layer.output.LayerNorm], "add & norm in one", False),
+        line(".attention.output.dense", plan.attention_dense, [parts.attention_dense], "packed rows"),
+        line(".attention.output.LayerNorm", plan.attention_norm, [parts.attention_norm], "add & norm in one", False),
+        line(".intermediate", plan.intermediate, [parts.intermediate_dense], f"{plan.activation} in the epilogue"),
+        line(".output.dense", plan.output_dense, [parts.output_dense], "packed rows"),
+        line(".output.LayerNorm", plan.output_norm, [parts.output_norm], "add & norm in one", False),
     ]
 
 

@@ -348,6 +348,9 @@ def _check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{operation}: expected a bias of shape ({weight.shape[0]},), got {_shape(bias)}")
+    same = weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
+    if same and x.is_floating_point():
+        return
     _floating(operation, input=x, weight=weight, bias=bias)
     if autocast_dtype(x) is None:
         _same_dtype(operation, input=x, weight=weight, bias=bias)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def dropped(x: Tensor, dropout_p: float, dropout_mask: Tensor | None) -> Tensor:
@@ -50,13 +51,31 @@ def layer_norm_ref(
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
     """activation(x @ weight.T + bias)."""
-    return activate(F.linear(x, weight, bias), activation)
+    y = F.linear(x, weight, bias)
+    if activation is None or not overwritable(y):
+        return activate(y, activation)
+    # A second tensor of this size would cost fresh pages from the operating system, about a tenth of a BERT layer.
+    if activation == "relu":
+        return F.relu_(y)
+    return torch._C._nn.gelu_(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def overwritable(fresh: Tensor) -> bool:
+    """Whether a tensor that nobody else has seen may be changed in place: autograd, functorch or a trace could mind."""
+    return (
+        not fresh.requires_grad
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
 def qkv_linear_ref(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Sequence[None] = (None, None, None)
 ) -> Tensor:
     """The three projections side by side: (..., 3 * out_features)."""
+    if not torch.compiler.is_compiling() and x.numel() < weights[0].shape[1] ** 2:  # the results are smaller than the weights
+        return torch.cat([F.linear(x, weight, bias) for weight, bias in zip(weights, biases)], -1)
     packed_bias = None if biases[0] is None else torch.cat(list(biases))  # type: ignore[arg-type]
     return F.linear(x, torch.cat(list(weights)), packed_bias)
 
@@ -160,11 +179,12 @@ def attention_torch(
     if runs is None:
         return _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, options)
     pieces = []
-    for piece, (count, seqlen, num_keys) in zip(qkv.split([count * seqlen for count, seqlen, _ in runs]), runs):
+    whole = [qkv] if len(runs) == 1 else qkv.split([count * seqlen for count, seqlen, _ in runs])
+    for piece, (count, seqlen, num_keys) in zip(whole, runs):
         if num_keys == 0:
             pieces.append(piece.new_zeros(count * seqlen, *qkv.shape[2:]))
             continue
-        q, k, v = piece.unflatten(0, (count, seqlen)).permute(2, 0, 3, 1, 4)  # each (count, heads, seqlen, head_dim)
+        q, k, v = piece.view(count, seqlen, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # each (count, heads, seqlen, head_dim)
         k, v = k[:, :, :num_keys], v[:, :, :num_keys]
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, **options)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
