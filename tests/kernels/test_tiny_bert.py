@@ -3,9 +3,10 @@
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastbert
-from fastbert.kernels import backend as backend_module
+from fastbert.kernels import resolve_backend
 
 
 def tiny_config(**changes) -> transformers.BertConfig:
@@ -27,27 +28,23 @@ def batch(device, seqlens=(70, 1, 33, 7)):
     return {name: tensor.to(device) for name, tensor in named.items()}, mask
 
 
+class CountLaunches(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastbert":
+            name = func._schema.name.split("::")[1]
+            self.seen[name] = self.seen.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
-def launches(monkeypatch):
+def launches():
     """Counts the kernels' operators that run, so that a silent fallback cannot pass."""
-    from fastbert.kernels import registration
-
-    seen: dict[str, int] = {}
-    original = torch.ops.fastbert
-    for name in ("layer_norm_fwd", "layer_norm_bwd"):
-        assert hasattr(original, name)
-    mode_class = torch.utils._python_dispatch.TorchDispatchMode
-
-    class Count(mode_class):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "fastbert":
-                name = func._schema.name.split("::")[1]
-                seen[name] = seen.get(name, 0) + 1
-            return func(*args, **(kwargs or {}))
-
-    assert registration.LIBRARY is not None
-    with Count():
-        yield seen
+    with CountLaunches() as mode:
+        yield mode.seen
 
 
 @pytest.mark.parametrize("padded_rows", [False, True], ids=["packed", "label-on-padding"])
@@ -91,7 +88,7 @@ def test_fused_masked_lm_loss_equals_transformers(device, launches):
         torch.testing.assert_close(
             parameter.grad, theirs_named[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
-    assert launches.get("cross_entropy_fwd") or any(name.startswith("cross_entropy") for name in launches)
+    assert any(name.startswith("cross_entropy") for name in launches), f"cross_entropy never ran: {launches}"
 
 
 def test_causal_decoder_equals_transformers(device):
@@ -130,4 +127,4 @@ def test_dropout_is_drawn_by_the_kernels_and_repeats(device):
 
 
 def test_the_triton_side_is_forced_here():
-    assert backend_module.resolve_backend(torch.empty(0)) == "triton" or torch.cuda.is_available()
+    assert resolve_backend(torch.empty(0)) == "triton" or torch.cuda.is_available()
