@@ -316,10 +316,12 @@ class BertModel(hf.BertModel):
         token_types, places = embeddings.token_type_embeddings, embeddings.position_embeddings
         if embeds is None:
             words = embeddings.word_embeddings
-            return functional.embedding(
+            x = functional.embedding(
                 ids, types, positions, words.weight, token_types.weight, places.weight, norm.weight, norm.bias,
                 padding_idx=words.padding_idx, eps=norm.eps, dropout_p=dropout_p,
             )  # fmt: skip
+            frozen = torch.is_grad_enabled() and not x.requires_grad
+            return x.requires_grad_() if frozen and routing.must_require_grad(words) else x
         x = functional.layer_norm(embeds + token_types(types), norm.weight, norm.bias, places(positions), eps=norm.eps)
         return F.dropout(x, dropout_p) if dropout_p > 0.0 else x
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers import activations
+from transformers import activations, modeling_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert as hf
@@ -89,8 +89,22 @@ def foreign_hook(module: nn.Module, *, called: bool = False) -> str | None:
             # transformers' own hooks record only in calls that take transformers' path.
             if origin == output_capturing.__name__ or (called and origin.startswith("torch.distributed.")):
                 continue
+            if isinstance(module, nn.Embedding) and _makes_require_grad(hook):
+                continue
             return f"a {name[1:-1].replace('_', ' ')} on {type(module).__name__}"
     return None
+
+
+def _makes_require_grad(hook: Callable) -> bool:
+    """transformers' hook that lets gradient checkpointing work on frozen embeddings; `BertModel` does the same itself."""
+    name = getattr(hook, "__qualname__", "")
+    return _origin(hook) == modeling_utils.__name__ and name.endswith(
+        "enable_input_require_grads.<locals>.make_inputs_require_grads"
+    )
+
+
+def must_require_grad(embedding: nn.Module) -> bool:
+    return any(_makes_require_grad(hook) for hook in embedding._forward_hooks.values())
 
 
 def global_hook() -> str | None:
