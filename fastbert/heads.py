@@ -73,7 +73,7 @@ class BertForPreTraining(hf.BertForPreTraining):
         outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
         scores = self.cls.seq_relationship(outputs.pooler_output)
         loss = None
-        if with_loss:
+        if labels is not None and next_sentence_label is not None:
             loss = _labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels)
             loss = loss + CrossEntropyLoss()(scores.view(-1, 2), next_sentence_label.view(-1))
         return hf.BertForPreTrainingOutput(
@@ -115,7 +115,7 @@ class BertForMaskedLM(hf.BertForMaskedLM):
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
         labelled = None if labels is None else labels != IGNORED
         positions = labelled if _padded(inputs) else None
-        if return_logits or labelled is None:
+        if return_logits or labels is None or labelled is None:
             return super().forward(**inputs, labels=labels, loss_positions=positions, return_dict=True, **kwargs)
         outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
         return MaskedLMOutput(
@@ -352,13 +352,13 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
                 padding = ~attention_mask.to(outputs.start_logits.device, torch.bool)
                 for name in ("start_logits", "end_logits"):
                     outputs[name] = outputs[name].masked_fill(padding, torch.finfo(outputs[name].dtype).min)
-            logits = (outputs.start_logits, outputs.end_logits)
+            logits = [outputs.start_logits, outputs.end_logits]
         else:
-            logits = tuple(_rows_of(value, cu_seqlens, max_seqlen) for value in (outputs.start_logits, outputs.end_logits))
-        if not with_loss:
+            logits = [_rows_of(value, cu_seqlens, max_seqlen) for value in (outputs.start_logits, outputs.end_logits)]
+        if start_positions is None or end_positions is None:
             return outputs
-        losses = [_span_loss(*pair) for pair in zip(logits, (start_positions, end_positions))]
-        return QuestionAnsweringModelOutput(loss=(losses[0] + losses[1]) / 2, **outputs)
+        loss = (_span_loss(logits[0], start_positions) + _span_loss(logits[1], end_positions)) / 2
+        return QuestionAnsweringModelOutput(loss=loss, **outputs)
 
     def _packed_logits(self, inputs: dict[str, Any], options: dict[str, Any]) -> QuestionAnsweringModelOutput:
         outputs = self.bert(**inputs, **options)
@@ -381,7 +381,7 @@ def _inputs(
     max_seqlen: int | None,
 ) -> dict[str, Any]:
     """What the BertModel inside is called with."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "token_type_ids": token_type_ids,

@@ -62,7 +62,7 @@ class BertLayer(hf.BertLayer):
 
         qkv = _project(parts, x, plan.qkv)
         context = functional.attention(
-            qkv.view(x.shape[0], 3, inner.num_attention_heads, inner.attention_head_size),
+            qkv.view(x.shape[0], 3, inner.num_attention_heads, inner.attention_head_size),  # type: ignore[call-overload]
             layout.cu_seqlens,
             layout.max_seqlen,
             softmax_scale=inner.scaling,
@@ -137,6 +137,8 @@ class BertModel(hf.BertModel):
         )
         rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if packed else use_cache}
         if packed:
+            assert cu_seqlens is not None
+            assert max_seqlen is not None
             return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, obstacle, rest)
         if obstacle is not None:
             return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)

@@ -92,7 +92,7 @@ class Layout:
             self,
             indices=move(self.indices),
             keep=move(self.keep),
-            cu_seqlens=move(self.cu_seqlens),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
             seqused_k=move(self.seqused_k),
             schedule=schedule,
         )

@@ -23,6 +23,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils import output_capturing
 
 from fastbert.kernels import backend_reason
+from fastbert.kernels.dispatch import choose
 from fastbert.kernels.functional import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
 
 # What transformers' attention functions read from the model's keyword arguments; whatever else is there they ignore.
@@ -35,6 +36,8 @@ ATTENTION_NAMES = frozenset(
 )
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
+KERNELS = "fastbert, Triton"
+LARGE_BATCH = 8192  # rows; where a choice depends on them, `explain` speaks of this many
 PLAIN_TENSORS = (nn.Parameter, Tensor)
 # Libraries whose subclasses of nn.Linear are linear maps: other storage, same meaning.
 LINEAR_LIBRARIES = frozenset(("torch", "torchao", "transformers", "peft", "bitsandbytes", "optimum", "quanto", "hqq"))
@@ -621,42 +624,50 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
     norm = weights_of(parts.attention_norm)[0]
     dtype = None if norm is None else norm.dtype
 
-    def line(part: str, reason: str | None, modules: list[nn.Module], does: str, gemm: bool = True) -> tuple[str, str, str]:
+    def line(part: str, reason: str | None, modules: list[nn.Module], does: str, product: str = "") -> tuple[str, str, str]:
         if reason is None:
             reason = tensors_obstacle(*[p for module in modules for p in module.parameters(recurse=False)], dtype=dtype)
         if reason is not None:
             return part, "modules on packed rows", reason
-        choice = _gemm_choice(modules[0], fused) if gemm else None
-        return part, choice[0] if choice else fused, f"{does}; {choice[1]}" if choice else does
+        if not product or fused != KERNELS:
+            return part, fused, does
+        side, why = _gemm_choice(product, weights_of(modules[0])[0])
+        return part, side, f"{does}; {why}"
 
     return [
-        line(".attention.self: projections", plan.qkv, [parts.query, parts.key, parts.value], "query, key and value together"),
+        line(
+            ".attention.self: projections",
+            plan.qkv,
+            [parts.query, parts.key, parts.value],
+            "query, key and value together",
+            "qkv_linear",
+        ),
         (".attention.self: attention", fused, "variable length, no padding"),
-        line(".attention.output.dense", plan.attention_dense, [parts.attention_dense], "packed rows"),
-        line(".attention.output.LayerNorm", plan.attention_norm, [parts.attention_norm], "add & norm in one", False),
-        line(".intermediate", plan.intermediate, [parts.intermediate_dense], f"{plan.activation} in the epilogue"),
-        line(".output.dense", plan.output_dense, [parts.output_dense], "packed rows"),
-        line(".output.LayerNorm", plan.output_norm, [parts.output_norm], "add & norm in one", False),
+        line(".attention.output.dense", plan.attention_dense, [parts.attention_dense], "packed rows", "linear"),
+        line(".attention.output.LayerNorm", plan.attention_norm, [parts.attention_norm], "add & norm in one"),
+        line(
+            ".intermediate",
+            plan.intermediate,
+            [parts.intermediate_dense],
+            f"{plan.activation} in the epilogue",
+            "linear_activation",
+        ),
+        line(".output.dense", plan.output_dense, [parts.output_dense], "packed rows", "linear"),
+        line(".output.LayerNorm", plan.output_norm, [parts.output_norm], "add & norm in one"),
     ]
 
 
 def _fused_name(tensor: Tensor) -> str:
     try:
-        return {"torch": "fastbert, PyTorch", "triton": "fastbert, Triton"}[backend_reason(tensor.device, tensor.dtype)[0]]
+        return {"torch": "fastbert, PyTorch", "triton": KERNELS}[backend_reason(tensor.device, tensor.dtype)[0]]
     except RuntimeError as error:
         return f"none: {error}"
 
 
-def _gemm_choice(module: nn.Module, fused: str) -> tuple[str, str] | None:
-    """What kernels/dispatch.py chose for this product on this GPU, where the kernels run and it has an opinion."""
-    if fused != "fastbert, Triton":
-        return None
-    try:
-        from fastbert.kernels import dispatch
-    except ImportError:
-        return None
-    describe = getattr(dispatch, "describe", None)
-    return None if describe is None else describe(module.weight)
+def _gemm_choice(product: str, weight: Tensor) -> tuple[str, str]:
+    """Which side computes this matrix product of a large batch on this GPU, and why."""
+    side, why = choose(product, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
+    return KERNELS if side == "triton" else "fastbert, library GEMM", why
 
 
 def _vocabulary_decision(name: str, predictions: nn.Module) -> Decision:

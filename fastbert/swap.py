@@ -59,4 +59,4 @@ def _rebind(model: nn.Module) -> None:
             continue
         for cls in (*OURS, *THEIRS):
             if getattr(original, "__func__", None) is cls.forward:
-                part._old_forward = types.MethodType(type(part).forward, part)
+                part._old_forward = types.MethodType(type(part).forward, part)  # type: ignore[assignment]

@@ -80,7 +80,8 @@ def _activation_bwd(dy: Tensor, u: Tensor | None, activation: str | None, want_s
 
 
 def _takes_triton(operation: str, M: int, weight_shape: Sequence[int], like: Tensor) -> bool:
-    return choose(operation, M, *weight_shape, like.dtype, like.device)[0] == "triton"
+    N, K = weight_shape
+    return choose(operation, M, N, K, like.dtype, like.device)[0] == "triton"
 
 
 def _library(product, *operands: Tensor, out: Tensor | None = None) -> Tensor:

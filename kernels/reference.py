@@ -57,7 +57,7 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
     # A second tensor of this size would cost fresh pages from the operating system, about a tenth of a BERT layer.
     if activation == "relu":
         return F.relu_(y)
-    return torch._C._nn.gelu_(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return torch.ops.aten.gelu_(y, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def overwritable(fresh: Tensor) -> bool:
