@@ -143,13 +143,13 @@ def _gemm_dgrad_kernel(
             w = tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
         acc = tl.dot(dy, w, acc, input_precision=PRECISION)
 
-    if ACTIVATION is None:
+    if ACTIVATION is None or BLOCK_K < 128:
         _store_dx(
             acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_PARTIAL, FULL,
             PRECISION,
         )  # fmt: skip
     else:
-        # Half the columns at a time: 119 registers instead of 142, so two programs share a multiprocessor.
+        # Half of a wide tile at a time: 119 registers instead of 142, so two programs share a multiprocessor.
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_K // 2)), (0, 2, 1)))
         half = pid_k * BLOCK_K + tl.arange(0, BLOCK_K // 2)
         _store_dx(
