@@ -325,7 +325,7 @@ _SAMPLES = (
     _sample("same-ids", (2 * CHUNK + 9,), 96, same_ids=True),  # each table's gradient falls on one row, over three chunks
     _sample("no-tokens", (0,), 96),
     _sample("axis-not-a-power-of-two", (17,), 1000),
-    _sample("few-ids", (3 * CHUNK,), 64, vocab_size=5, token_types=3, positions=4),  # runs that cross chunks, full chunks
+    _sample("few-ids", (CHUNK + 30,), 64, vocab_size=5, token_types=3, positions=4),  # runs that cross chunks
     _sample("padding", (30,), 72, padding_idx=0, vocab_size=6),
     _sample("one-token-type", (9,), 40, token_types=1),
     _sample("int32-ids", (21,), 200, id_dtype=torch.int32),
