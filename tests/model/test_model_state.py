@@ -166,6 +166,23 @@ def test_hidden_states(head, pattern, how):
     assert_same_outputs(actual, expected, batch.flat_real)
 
 
+@pytest.mark.parametrize("pattern", ["no_mask", "right"])
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_hidden_states_stand_on_the_way_from_the_weights_to_the_loss(head, pattern):
+    """Saliency: the gradient of a loss with respect to every returned state, as in transformers."""
+    batch = make_batch(pattern, head)
+    results = []
+    for model in pair(head):
+        out = model(**batch.inputs(**labels_for(head, batch)), output_hidden_states=True)
+        if head is MODEL:
+            assert out.hidden_states[-1] is out.last_hidden_state
+        loss = out.loss if "loss" in out.keys() else out.pooler_output.square().sum() + out.last_hidden_state[batch.real].sum()
+        results.append(torch.autograd.grad(loss, out.hidden_states))
+    for index, (expected, actual) in enumerate(zip(*results)):
+        real = batch.flat_real
+        assert_close(f"gradient of hidden_states[{index}]", actual[real], expected[real])
+
+
 @pytest.mark.parametrize("layers", [[0, 2], [1], (0,), [0, 1, 2], []], ids=str)
 @pytest.mark.parametrize("head", [MODEL, TOKEN], ids=str)
 def test_a_list_of_hidden_states(head, layers):
