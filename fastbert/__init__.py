@@ -20,6 +20,7 @@ _HOMES = {
     "explain": "fastbert.routing",
     "restore": "fastbert.swap",
     "use_backend": "fastbert.kernels",
+    "verify": "fastbert.verification",
 }
 
 __all__ = ["__version__", *_HOMES]

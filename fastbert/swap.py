@@ -1,29 +1,36 @@
 """`accelerate` and `restore`: transformers' BERT classes for ours and back, in place."""
 
+import functools
 import types
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
 from fastbert import heads as _heads  # noqa: F401  (its classes join OURS)
 from fastbert import routing
-from fastbert.modeling import OURS, adopt
+from fastbert.modeling import OURS, adopt, register_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+HEADS = tuple(theirs for theirs in OURS if theirs not in (hf.BertModel, hf.BertLayer))
 
 
 def accelerate(model: Model) -> Model:
     """Lets every transformers BERT inside `model` run on packed tokens, in place.
 
     model: any torch.nn.Module that holds a transformers BertModel: a head, a pipeline's model, a sentence-transformers or
-        PEFT wrapper. Found by exact module type. Parameters stay the same tensors; a second call changes nothing.
+        PEFT wrapper. Found by exact module type; a user's subclass of a head counts as that head. Parameters stay the same
+        tensors; a second call changes nothing. A head of another kind reads zeros at padding positions.
     Returns model.
     Raises TypeError for something that is not a module or holds no BertModel.
     """
     _check("accelerate", model)
     adopt(model)
+    for part in model.modules():
+        if isinstance(part, HEADS) and not isinstance(part, tuple(THEIRS)):
+            part.__class__ = _with_our_head(type(part))
+            register_outputs(type(part))
     _rebind(model)
     return model
 
@@ -35,12 +42,30 @@ def restore(model: Model) -> Model:
     """
     _check("restore", model)
     for part in model.modules():
-        theirs = THEIRS.get(type(part))
+        theirs = THEIRS.get(type(part)) or type(part).__dict__.get("_class_before")
         if theirs is not None:
             part.__class__ = theirs
             routing.forget(part)
     _rebind(model)
     return model
+
+
+@functools.cache
+def _with_our_head(cls: type[nn.Module]) -> type[nn.Module]:
+    """A user's subclass of a head, with our head between it and transformers'."""
+    ours = next(OURS[base] for base in cls.__mro__ if base in OURS)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls, ours), names | {"_class_before": cls, "__reduce_ex__": _reduce})
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple:
+    """The class above is made, not imported, so pickle is told how."""
+    return _empty, (type(self)._class_before,), self.__getstate__()
+
+
+def _empty(cls: type[nn.Module]) -> nn.Module:
+    made = _with_our_head(cls)
+    return made.__new__(made)
 
 
 def _check(name: str, model: nn.Module) -> None:

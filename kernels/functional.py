@@ -120,6 +120,8 @@ def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tens
             f"feed_forward: expected weight_out of shape (N, {weight_in.shape[0]}) after weight_in of shape "
             f"{_shape(weight_in)}, got {_shape(weight_out)}"
         )
+    if weight_out.dtype != x.dtype and autocast_dtype(x) is None:
+        _same_dtype("feed_forward", input=x, weight_out=weight_out)
     _check_activation("feed_forward", activation, optional=False)
     if resolve_backend(x) == "torch":
         return reference.feed_forward_ref(x, weight_in, bias_in, weight_out, activation=activation)

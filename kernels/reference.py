@@ -178,6 +178,8 @@ def attention_torch(
     options: dict[str, Any] = {"scale": softmax_scale, "dropout_p": dropout_p}
     if runs is None:
         return _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, options)
+    if not runs:
+        return qkv[:, 2]  # no sequence, no row
     pieces = []
     whole = [qkv] if len(runs) == 1 else qkv.split([count * seqlen for count, seqlen, _ in runs])
     for piece, (count, seqlen, num_keys) in zip(whole, runs):
@@ -188,6 +190,8 @@ def attention_torch(
         k, v = k[:, :, :num_keys], v[:, :, :num_keys]
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, **options)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
+    if not pieces:
+        return qkv.new_zeros(qkv.shape[0], *qkv.shape[2:])
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

@@ -171,9 +171,9 @@ def test_copies_of_an_accelerated_model(make):
 
 def test_output_capture_after_the_swap(monkeypatch):
     """transformers registers what a class can record when it is built; a swapped class was never built."""
-    registry = transformers.utils.output_capturing._CAN_RECORD_REGISTRY
-    monkeypatch.delitem(registry, str(fastbert.BertModel), raising=False)  # an earlier test may have built one
     theirs, model = fresh(MODEL, attn_implementation="eager")
+    registry = transformers.utils.output_capturing._CAN_RECORD_REGISTRY
+    monkeypatch.delitem(registry, str(fastbert.BertModel), raising=False)  # `fresh` has built one on the way
     batch = make_batch("right")
     inputs = batch.inputs(output_hidden_states=True, output_attentions=True)
     theirs_first = theirs(**inputs)
