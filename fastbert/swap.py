@@ -29,7 +29,7 @@ def accelerate(model: Model) -> Model:
     adopt(model)
     for part in model.modules():
         if isinstance(part, HEADS) and not isinstance(part, tuple(THEIRS)):
-            part.__class__ = _with_our_head(type(part))
+            part.__class__ = _with_our_head(type(part))  # type: ignore[arg-type]
             register_outputs(type(part))
     _rebind(model)
     return model
@@ -51,7 +51,7 @@ def restore(model: Model) -> Model:
 
 
 @functools.cache
-def _with_our_head(cls: type[nn.Module]) -> type[nn.Module]:
+def _with_our_head(cls: Any) -> Any:
     """A user's subclass of a head, with our head between it and transformers'."""
     ours = next(OURS[base] for base in cls.__mro__ if base in OURS)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
@@ -60,10 +60,10 @@ def _with_our_head(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple:
     """The class above is made, not imported, so pickle is told how."""
-    return _empty, (type(self)._class_before,), self.__getstate__()
+    return _empty, (type(self)._class_before,), self.__getstate__()  # type: ignore[attr-defined]
 
 
-def _empty(cls: type[nn.Module]) -> nn.Module:
+def _empty(cls: type[nn.Module]) -> Any:
     made = _with_our_head(cls)
     return made.__new__(made)
 
