@@ -6,18 +6,33 @@ Saved for the backward: out and lse, the log-sum-exp of the scaled scores in bas
 sequence without keys. The dropout mask is drawn again from its seed.
 """
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_backward import LOG2_E, attention_bwd
-from .attention_tiles import EXACT_TILE, Problem, Tile, attends, dropout_mask, grid, keep_scores, load_rows, locate, store_rows
+from . import functional, reference
+from .attention_backward import LOG2_E, attention_bwd, backward_variants
+from .attention_tiles import (
+    EXACT_TILE,
+    Problem,
+    Tile,
+    attends,
+    dropout_mask,
+    grid,
+    keep_scores,
+    load_rows,
+    locate,
+    store_rows,
+    variant,
+)
 from .dropout import scale, threshold
 from .registration import register, wants_grad
 from .schedule import TILE_ROWS
+from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
 
 
 @triton.jit
@@ -42,8 +57,11 @@ def _attention_fwd_kernel(
 
     # The last block may be ragged or cross the diagonal: it goes first and starts the sums, so that the loop needs no
     # mask. The branches are there for wgmma: its operands stay alive past neither, and the loop is known to run.
-    m = tl.zeros([BLOCK_M], tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    RAW_MAX: tl.constexpr = q.dtype == tl.float32
+    to_m = 1.0 if RAW_MAX else scale_log2
+    from_m = scale_log2 if RAW_MAX else 1.0
+    m_i = tl.zeros([BLOCK_M], tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     last = tl.minimum(keys - 1, first_row + BLOCK_M - 1) if CAUSAL else keys - 1
     last = last // BLOCK_N * BLOCK_N
@@ -54,9 +72,9 @@ def _attention_fwd_kernel(
         v = load_rows(v_ptr + block, stride_token, keys - last, BLOCK_N, HEAD_DIM, BLOCK_D, True)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s = tl.where(attends(row, last + tl.arange(0, BLOCK_N)[None, :], keys, CAUSAL), s, float("-inf"))
-        m = tl.max(s, axis=1) * scale_log2
-        p = tl.exp2(s * scale_log2 - m[:, None])
-        l = tl.sum(p, axis=1)
+        m_i = tl.max(s, axis=1) * to_m
+        p = _weights(s, m_i, scale_log2, RAW_MAX)
+        l_i = tl.sum(p, axis=1)
         if HAS_DROPOUT:
             p = tl.where(keep_scores(seed, stream, head, token, last, keep_threshold, BLOCK_M, BLOCK_N), p, 0.0)
         acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
@@ -67,25 +85,38 @@ def _attention_fwd_kernel(
                 block = (start + key).to(tl.int64) * stride_token
                 k = load_rows(k_ptr + block, stride_token, BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D, False)
                 s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-                m_new = tl.maximum(m, tl.max(s, axis=1) * scale_log2)
-                p = tl.exp2(s * scale_log2 - m_new[:, None])
-                alpha = tl.exp2(m - m_new)
-                l = l * alpha + tl.sum(p, axis=1)
+                m_new = tl.maximum(m_i, tl.max(s, axis=1) * to_m)
+                p = _weights(s, m_new, scale_log2, RAW_MAX)
+                alpha = tl.exp2((m_i - m_new) * from_m)
+                l_i = l_i * alpha + tl.sum(p, axis=1)
                 acc *= alpha[:, None]
                 if HAS_DROPOUT:
                     p = tl.where(keep_scores(seed, stream, head, token, key, keep_threshold, BLOCK_M, BLOCK_N), p, 0.0)
                 v = load_rows(v_ptr + block, stride_token, BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D, False)
                 acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-                m = m_new
+                m_i = m_new
 
-    has_keys = l > 0.0
-    l = tl.where(has_keys, l, 1.0)
-    acc *= (keep_scale / l)[:, None]
+    has_keys = l_i > 0.0
+    l_i = tl.where(has_keys, l_i, 1.0)
+    if RAW_MAX:
+        acc = acc / l_i[:, None] * keep_scale
+    else:
+        acc *= (keep_scale / l_i)[:, None]
     store_rows(out_ptr + (token_64 * H + head) * HEAD_DIM, acc, H * HEAD_DIM, rows_left, BLOCK_M, HEAD_DIM, BLOCK_D)
     if SAVE_LSE:
         offs_m = tl.arange(0, BLOCK_M)
-        lse = tl.where(has_keys, m + tl.log2(l), float("inf"))
+        lse = tl.where(has_keys, m_i * from_m + tl.log2(l_i), float("inf"))
         tl.store(lse_ptr + head.to(tl.int64) * T + token + offs_m, lse, mask=offs_m < rows_left)
+
+
+@triton.jit
+def _weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
+    """exp2 of the scaled scores less their maximum m_i: one multiply-add, or more exactly by subtracting before scaling."""
+    if RAW_MAX:
+        p = tl.exp2((s - m_i[:, None]) * scale_log2)
+    else:
+        p = tl.exp2(s * scale_log2 - m_i[:, None])
+    return p
 
 
 @dataclass(frozen=True)
@@ -181,4 +212,157 @@ def attention(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, st
     save = wants_grad(qkv)
     return attention_fwd(qkv, list(tiles), max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)[0]
 
-SPECS = ()
+
+def _sample(
+    name: str, seqlens: tuple[int, ...], *, heads: int = 1, head_dim: int = 16, seqused_k: tuple[int, ...] | None = None,
+    max_seqlen: int | None = None, causal: bool = False, dropout_p: float = 0.0, softmax_scale: float | None = None,
+    value_shift: float = 0.0, layout: str = "packed", seed: int = 0,
+) -> Sample:  # fmt: skip
+    """layout: 'packed', 'wide' (a slice of a buffer wider in heads and head_dim) or 'heads_first' (tokens inside heads)."""
+
+    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
+        T, g = sum(seqlens), generator(seed)
+        shape = {"packed": (T, 3, heads, head_dim), "wide": (T, 3, heads + 1, head_dim + 24)}
+        shape["heads_first"] = (3, heads, T, head_dim)
+        x = torch.randn(shape[layout], generator=g)
+        if layout == "wide":
+            x = x[:, :, 1:, 8 : 8 + head_dim]
+        elif layout == "heads_first":
+            x = x.permute(2, 0, 1, 3)
+        x[:, 2] += value_shift
+        bounds = [0, *torch.tensor(seqlens).cumsum(0).tolist()]
+        inputs = {
+            # `empty_strided` rather than `to`, which would pack a view.
+            "qkv": torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device).copy_(x),
+            "cu_seqlens": torch.tensor(bounds, dtype=torch.int32, device=device),
+            "max_seqlen": max(seqlens, default=0) if max_seqlen is None else max_seqlen,
+            "softmax_scale": softmax_scale,
+            "causal": causal,
+        }
+        if seqused_k is not None:
+            inputs["seqused_k"] = torch.tensor(seqused_k, dtype=torch.int32, device=device)
+        if dropout_p:
+            inputs |= {"dropout_p": dropout_p, "seed": seed_tensor(4321 + seed, device), "stream": 3}
+        return inputs
+
+    return Sample(name, make)
+
+
+_MIXED = (1, 17, 63, 64, 65, 127, 128, 129, 200)
+_SAMPLES = (
+    _sample("mixed-lengths", _MIXED),
+    _sample("mixed-lengths-causal-dropout", (1, 17, 64, 65, 129, 200), causal=True, dropout_p=0.1),
+    _sample("up-to-64", (33, 1, 64, 17), heads=2, head_dim=64),
+    _sample("up-to-64-causal-dropout", (33, 64, 5), heads=2, head_dim=32, causal=True, dropout_p=0.2),
+    _sample("up-to-128", (65, 3, 127, 128), head_dim=32),
+    _sample("up-to-128-causal", (100, 128, 1), causal=True),
+    _sample("up-to-128-dropout", (64, 128, 70), dropout_p=0.5),
+    _sample("long", (512, 65)),
+    _sample("long-dropout", (129, 300), dropout_p=0.1),
+    _sample("one-token", (1,), heads=3),
+    _sample("no-tokens", (0,)),
+    _sample("an-empty-sequence", (40, 0, 7, 0)),
+    _sample("head-dim-24", (50, 64), head_dim=24, heads=2),
+    _sample("head-dim-40-causal", (140, 9), head_dim=40, causal=True),
+    _sample("head-dim-64", (70, 20, 129), head_dim=64),
+    _sample("head-dim-80-dropout", (66, 130), head_dim=80, dropout_p=0.1),
+    _sample("head-dim-128", (129, 30), head_dim=128),
+    _sample("head-dim-128-up-to-64-dropout", (30, 60), head_dim=128, dropout_p=0.1),
+    _sample("values-shifted", (30, 200), head_dim=64, value_shift=100.0),
+    _sample("sharp", (150, 40), head_dim=64, softmax_scale=1.5),
+    _sample("slice-of-a-wider-buffer", (17, 140), heads=2, layout="wide"),
+    _sample("tokens-inside-heads", (64, 130), heads=2, layout="heads_first", dropout_p=0.1),
+    _sample("unused-keys", (40, 64, 65, 129, 30, 200), seqused_k=(0, 64, 1, 70, 29, 128)),
+    _sample("unused-keys-up-to-64", (20, 64, 9), seqused_k=(0, 33, 9), causal=True),
+    _sample("unused-keys-up-to-128-dropout", (100, 64, 128, 90), seqused_k=(100, 0, 65, 64), dropout_p=0.1),
+    _sample("max-seqlen-beyond-the-longest", (5, 40, 90), max_seqlen=1000),
+    _sample("all-dropped", (9, 20), dropout_p=1.0),
+)
+
+
+def _fuzz(rng: random.Random) -> Sample:
+    longest = rng.choice((64, 64, 128, 260))
+    seqlens = tuple(rng.choice((rng.randint(0, longest), rng.randint(0, 9))) for _ in range(rng.randint(1, 5)))
+    seqused_k = tuple(rng.randint(0, seqlen) for seqlen in seqlens) if rng.random() < 0.25 else None
+    head_dim, causal, dropout_p = 8 * rng.randint(2, 9), rng.random() < 0.3, rng.choice((0.0, 0.0, 0.1, 0.5))
+    return _sample(
+        f"fuzz-{seqlens}-D{head_dim}{'-causal' * causal}-p{dropout_p}", seqlens, heads=rng.randint(1, 3), head_dim=head_dim,
+        seqused_k=seqused_k, max_seqlen=max(seqlens) + rng.choice((0, 0, 1, 70)), causal=causal, dropout_p=dropout_p,
+        layout=rng.choice(("packed", "packed", "wide", "heads_first")), seed=rng.randint(0, 1 << 30),
+    )  # fmt: skip
+
+
+def _reference_inputs(inputs: Inputs) -> Inputs:
+    inputs = dict(inputs)
+    max_seqlen = inputs.pop("max_seqlen")
+    dropout_p, seed, stream = inputs.pop("dropout_p", 0.0), inputs.pop("seed", None), inputs.pop("stream", 0)
+    if seed is not None:
+        tokens, _, heads, _ = inputs["qkv"].shape
+        inputs["dropout_mask"] = dropout_mask(heads, tokens, max_seqlen, dropout_p, seed, stream)
+    return inputs
+
+
+def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
+    head_dim = work.hidden_size // work.num_heads
+    return _sample("workload", work.seqlens, heads=work.num_heads, head_dim=head_dim).make(dtype, device)
+
+
+def _flops(inputs: Inputs, backward: bool) -> int:
+    """Two products of the scores' size forward, five backward."""
+    _, _, heads, head_dim = inputs["qkv"].shape
+    scores = heads * sum(seqlen**2 for seqlen in inputs["cu_seqlens"].diff().tolist())
+    return 2 * head_dim * scores * (5 if backward else 2)
+
+
+def _bytes_moved(inputs: Inputs, backward: bool) -> int:
+    third = nbytes(inputs["qkv"]) // 3
+    return (8 if backward else 4) * third  # backward: qkv, out and dout in, dqkv out
+
+
+def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
+    config = ForwardConfig.choose(problem)
+    tile = config.tile
+    flags = dict(
+        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // tile.BLOCK_M, ONE_BLOCK=config.ONE_BLOCK,
+        CAUSAL=causal, SAVE_LSE=True,
+    )  # fmt: skip
+    part = "fwd one block" if config.ONE_BLOCK else "fwd"
+    return [variant(_attention_fwd_kernel, part, problem, tile, tile.BLOCK_M, flags)]
+
+
+def _variants() -> list[KernelVariant]:
+    """Each kernel once per set of targets that choose it; with dropout where that is the harder case for registers."""
+    cases = [(length, 64, torch.bfloat16, "ieee", p, False) for length in (64, 128, 512) for p in (False, True)]
+    cases += [(length, 64, torch.bfloat16, "ieee", True, True) for length in (64, 128, 512)]
+    cases += [(length, 32, torch.bfloat16, "ieee", True, False) for length in (64, 128, 512)]
+    cases += [(length, 128, torch.bfloat16, "ieee", p, False) for length in (64, 512) for p in (False, True)]
+    cases += [(512, 128, torch.bfloat16, "ieee", True, True), (512, 80, torch.bfloat16, "ieee", True, False)]
+    cases += [(512, 64, torch.float16, "ieee", False, False)]
+    cases += [(length, 64, torch.float32, "tf32", True, False) for length in (64, 128, 512)]
+    cases += [(512, 128, torch.float32, "tf32", True, False), (512, 64, torch.float32, "ieee", True, False)]
+    merged: dict[str, list[KernelVariant]] = {}
+    for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
+        for length, head_dim, dtype, precision, has_dropout, causal in cases:
+            problem = Problem(length, head_dim, dtype, precision, has_dropout, target)
+            for one in _forward_variants(problem, causal) + backward_variants(problem, causal):
+                identity = repr((one.name, one.constexprs, one.num_warps, one.num_stages, one.unit))
+                merged.setdefault(identity, []).append(one)
+    return [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
+
+
+SPECS = (
+    OperationSpec(
+        name="attention",
+        function=functional.attention,
+        reference=reference.attention_ref,
+        differentiable=("qkv",),
+        samples=_SAMPLES,
+        fuzz=_fuzz,
+        workload=_workload,
+        flops=_flops,
+        bytes_moved=_bytes_moved,
+        variants=_variants,
+        reference_inputs=_reference_inputs,
+        grad_factor=3.0,
+    ),
+)

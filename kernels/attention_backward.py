@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .attention_tiles import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, store_rows
+from .attention_tiles import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, store_rows, variant
 from .dropout import scale, threshold
 from .registration import register
 from .schedule import TILE_ROWS
@@ -256,7 +255,9 @@ class BackwardConfig:
         if problem.is_float32 and problem.is_wide:  # mma.sync on Hopper too: tiles of 64 rows spill
             return cls((), Tile(32, 32, num_stages=1), Tile(16, 64)) if is_amd else cls((), Tile(32, 32), Tile(16, 32))
         if problem.is_float32:
-            return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64)) if has_room or is_amd else cls((), Tile(32, 64), Tile(16, 64))
+            return (
+                cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64)) if has_room or is_amd else cls((), Tile(32, 64), Tile(16, 64))
+            )
         whole = [Tile(64, 64)]
         if has_room and not problem.is_wide:
             whole.append(Tile(128, 128, num_warps=8))
@@ -312,6 +313,24 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
     )  # fmt: skip
     return dqkv
+
+
+def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
+    """The kernels that a backward of this problem launches."""
+    config = BackwardConfig.choose(problem)
+    variants, done = [], 0
+    for tile in config.launches_whole(problem.max_seqlen):
+        flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
+        variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, tile.BLOCK_N, flags))
+        done = tile.BLOCK_M
+    if problem.max_seqlen > done:
+        for kernel, part, tile, rows in (
+            (_attention_bwd_dq_kernel, "bwd dq", config.dq, config.dq.BLOCK_M),
+            (_attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
+        ):
+            flags = dict(BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // rows, MORE_THAN=done, CAUSAL=causal)
+            variants.append(variant(kernel, part, problem, tile, rows, flags))
+    return variants
 
 
 def _attention_bwd_fake(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):

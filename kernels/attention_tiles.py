@@ -4,7 +4,9 @@ The mask is a function of (seed, stream, head, query token in the packed batch, 
 forward and both orientations of the backward draw the same one whatever their tiles are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from .dropout import scale, threshold
 from .philox import random_half_words
+from .spec import KernelVariant
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,43 @@ def target_of(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "gfx"
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+_TYPES = {
+    "tiles_ptr": "*i32", "seed_ptr": "*i64", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
+    "softmax_scale": "fp32", "scale_log2": "fp32", "keep_scale": "fp32",
+}  # fmt: skip
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def variant(kernel, part: str, problem: Problem, tile: Tile, rows: int, constexprs: Mapping[str, Any]) -> KernelVariant:
+    """What a launch of this kernel compiles. part: its name; rows: height of its matrix products."""
+    dtype = _NAMES[problem.dtype]
+    flags = {
+        "HEAD_DIM": problem.head_dim, "BLOCK_D": triton.next_power_of_2(problem.head_dim),
+        "HAS_DROPOUT": problem.has_dropout, "PRECISION": problem.precision, **constexprs,
+    }  # fmt: skip
+    # Hopper's matrix instruction takes 64 rows; lower tiles are chosen where it would spill.
+    unit = "memory" if problem.is_exact or (problem.target == "sm_90" and rows < 64) else "tensor"
+    words = [
+        f"attention {part} D={problem.head_dim} {dtype if dtype != 'fp32' else problem.precision}",
+        f"{tile.BLOCK_M}x{tile.BLOCK_N}", "causal" * flags["CAUSAL"], "dropout" * problem.has_dropout,
+    ]  # fmt: skip
+    return KernelVariant(
+        " ".join(word for word in words if word),
+        kernel,
+        {
+            name: _TYPES.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+            for name in kernel.arg_names
+            if name not in flags
+        },
+        flags,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unit=unit,
+        divisible=tuple(name for name in kernel.arg_names if name.startswith("stride_")),
+        targets=(problem.target,),
+    )
 
 
 def grid(tiles: Tensor, heads: int, pieces: int) -> tuple[int]:
