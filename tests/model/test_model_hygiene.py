@@ -143,7 +143,7 @@ def test_the_public_names():
     assert sorted(fastbert.__all__) == sorted([
         "BertConfig", "BertForMaskedLM", "BertForMultipleChoice", "BertForNextSentencePrediction", "BertForPreTraining",
         "BertForQuestionAnswering", "BertForSequenceClassification", "BertForTokenClassification", "BertLMHeadModel",
-        "BertModel", "__version__", "accelerate", "explain", "restore", "use_backend",
+        "BertModel", "__version__", "accelerate", "explain", "restore", "use_backend", "verify",
     ])  # fmt: skip
     for name in fastbert.__all__:
         assert getattr(fastbert, name) is not None
