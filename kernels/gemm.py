@@ -253,7 +253,7 @@ LARGE = GemmConfig(128, 128, 64, num_warps=8, num_stages=3)
 SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
 TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
 TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
-IEEE = GemmConfig(64, 64, 16, num_warps=4, num_stages=3)
+IEEE = GemmConfig(64, 64, 16, num_warps=8, num_stages=3)
 IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
 WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
 GROUP_ROWS = 8
