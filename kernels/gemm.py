@@ -9,6 +9,7 @@ shapes, the dtype and the device. Rows past M are read as copies of the last one
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import triton
@@ -356,7 +357,10 @@ def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.d
     )
 
 
-def _three(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+_T = TypeVar("_T", Tensor, Tensor | None)
+
+
+def _three(tensors: Sequence[_T]) -> Sequence[_T]:
     return tensors if len(tensors) == 3 else [tensors[0]] * 3
 
 
