@@ -327,7 +327,7 @@ _SAMPLES = (
     _sample("without-bias", 21, 100, 130, has_bias=False),
     _sample("ignored", 50, 64, 77, labelled=0.3),
     _sample("ignored-class", 50, 64, 9, ignore_index=3),
-    _sample("shifted", 17, 64, 300, bias_shift=100.0),
+    _sample("shifted", 300, 16, 64, bias_shift=100.0),
     _sample("shifted-hidden", 60, 64, 300, hidden_shift=100.0),
     _sample("one-huge-logit", 17, 64, 300, huge=1000.0),
     _sample("padded-rows", 11, 160, 90, row_pad=24),
@@ -335,11 +335,12 @@ _SAMPLES = (
 
 
 def _fuzz(rng: random.Random) -> Sample:
+    """No bias_shift: logits of 100 are rounded so coarsely that whose loss is nearer is luck, where rows are few."""
     M, N, V = rng.randint(1, 40), rng.randint(1, 120), rng.choice((rng.randint(1, 40), rng.randint(40, 800)))
     return _sample(
         f"fuzz-{M}-{N}-{V}", M, N, V, has_bias=rng.random() < 0.8, reduction=rng.choice(("mean", "sum")),
-        hidden_shift=rng.choice((0.0, 0.0, 0.0, 100.0)), bias_shift=rng.choice((0.0, 0.0, 100.0)),
-        huge=rng.choice((0.0, 0.0, 1000.0)), row_pad=rng.choice((0, 0, 1, 8)), seed=rng.randint(0, 1 << 30),
+        hidden_shift=rng.choice((0.0, 0.0, 0.0, 100.0)), huge=rng.choice((0.0, 0.0, 1000.0)), row_pad=rng.choice((0, 0, 1, 8)),
+        seed=rng.randint(0, 1 << 30),
     )  # fmt: skip
 
 
