@@ -34,6 +34,8 @@ from .registration import register, wants_grad
 from .schedule import TILE_ROWS
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
 
+MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
+
 
 @triton.jit
 def _attention_fwd_kernel(
@@ -96,8 +98,7 @@ def _attention_fwd_kernel(
                 acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
                 m_i = m_new
 
-    has_keys = l_i > 0.0
-    l_i = tl.where(has_keys, l_i, 1.0)
+    l_i = tl.where(keys > 0, l_i, 1.0)
     if RAW_MAX:
         acc = acc / l_i[:, None] * keep_scale
     else:
@@ -105,7 +106,7 @@ def _attention_fwd_kernel(
     store_rows(out_ptr + (token_64 * H + head) * HEAD_DIM, acc, H * HEAD_DIM, rows_left, BLOCK_M, HEAD_DIM, BLOCK_D)
     if SAVE_LSE:
         offs_m = tl.arange(0, BLOCK_M)
-        lse = tl.where(has_keys, m_i * from_m + tl.log2(l_i), float("inf"))
+        lse = tl.where(keys > 0, m_i * from_m + tl.log2(l_i), float("inf"))
         tl.store(lse_ptr + head.to(tl.int64) * T + token + offs_m, lse, mask=offs_m < rows_left)
 
 
@@ -189,7 +190,8 @@ def _backward(ctx, dout, _):
     no_grads = ([None] * len(tiles), *(None,) * 7)
     if dout is None:
         return None, *no_grads
-    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    if dout.stride(-1) != 1 or dout.stride(0) > MAX_STRIDE:
+        dout = dout.contiguous()
     dqkv = attention_bwd(
         dout, qkv, out, lse, tiles, ctx.max_seqlen, ctx.softmax_scale, ctx.causal, ctx.dropout_p, seed, ctx.stream
     )
@@ -208,7 +210,8 @@ attention_fwd = register(
 
 def attention(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream) -> Tensor:
     """The kernel behind `functional.attention`, which documents and checks the arguments."""
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    if qkv.stride(-1) != 1 or qkv.stride(0) > MAX_STRIDE:
+        qkv = qkv.contiguous()
     save = wants_grad(qkv)
     return attention_fwd(qkv, list(tiles), max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)[0]
 
@@ -332,14 +335,14 @@ def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
 
 def _variants() -> list[KernelVariant]:
     """Each kernel once per set of targets that choose it; with dropout where that is the harder case for registers."""
-    cases = [(length, 64, torch.bfloat16, "ieee", p, False) for length in (64, 128, 512) for p in (False, True)]
-    cases += [(length, 64, torch.bfloat16, "ieee", True, True) for length in (64, 128, 512)]
-    cases += [(length, 32, torch.bfloat16, "ieee", True, False) for length in (64, 128, 512)]
-    cases += [(length, 128, torch.bfloat16, "ieee", p, False) for length in (64, 512) for p in (False, True)]
-    cases += [(512, 128, torch.bfloat16, "ieee", True, True), (512, 80, torch.bfloat16, "ieee", True, False)]
-    cases += [(512, 64, torch.float16, "ieee", False, False)]
-    cases += [(length, 64, torch.float32, "tf32", True, False) for length in (64, 128, 512)]
-    cases += [(512, 128, torch.float32, "tf32", True, False), (512, 64, torch.float32, "ieee", True, False)]
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    cases = [(length, 64, bf16, "ieee", p, False) for length in (64, 128, 512) for p in (False, True)]
+    cases += [(length, 64, bf16, "ieee", True, True) for length in (128, 512)]
+    cases += [(length, 32, bf16, "ieee", True, False) for length in (128, 512)]
+    cases += [(length, 128, bf16, "ieee", p, False) for length, p in ((64, True), (512, False), (512, True))]
+    cases += [(512, 128, bf16, "ieee", True, True), (512, 80, bf16, "ieee", True, False), (64, 64, fp16, "ieee", False, False)]
+    cases += [(length, 64, fp32, "tf32", True, False) for length in (64, 128, 512)]
+    cases += [(512, 128, fp32, "tf32", True, False), (512, 64, fp32, "ieee", True, False)]
     merged: dict[str, list[KernelVariant]] = {}
     for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
         for length, head_dim, dtype, precision, has_dropout, causal in cases:

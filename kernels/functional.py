@@ -177,13 +177,7 @@ def embedding(
             raise TypeError(f"embedding: expected {ids_name} of dtype int64 or int32, got {ids.dtype}")
         if ids.shape != input_ids.shape:
             raise ValueError(f"embedding: expected {ids_name} of shape {_shape(input_ids)} like input_ids, got {_shape(ids)}")
-        if checks_values(ids) and ids.numel():
-            low, high = (int(bound) for bound in ids.aminmax())
-            if low < 0 or high >= table.shape[0]:
-                raise ValueError(
-                    f"embedding: expected {ids_name} in [0, {table.shape[0]}), the rows of {name}, got values from {low} "
-                    f"to {high}"
-                )
+        check_ids(ids_name, ids, name, table.shape[0])
     _same_dtype("embedding", **tables)
     _same_dtype("embedding", weight=weight, bias=bias)
     _floating("embedding", word_weight=word_weight, weight=weight)
@@ -294,11 +288,12 @@ def attention(
 
     qkv: (T, 3, H, D); the last axis contiguous, the others of any stride. D is a multiple of 8 from 16 to 128.
     cu_seqlens, max_seqlen, seqused_k: as in `attention_schedule`; rows past seqused_k attend but are not attended to, and
-    a sequence without keys gives zeros. softmax_scale: factor on q·k, D ** -0.5 where None. causal: a row attends to
-    itself and earlier rows only. dropout_p: probability of dropping an attention weight. seed, stream: as in
+    a sequence without keys gives zeros. softmax_scale: positive factor on q·k, D ** -0.5 where None. causal: a row attends
+    to itself and earlier rows only. dropout_p: probability of dropping an attention weight. seed, stream: as in
     `layer_norm`. schedule: the result of `attention_schedule` for the same lengths, where there is one.
     Returns (T, H, D).
-    Raises ValueError for shapes that do not fit, an unsupported D or a bad cu_seqlens, TypeError for other dtypes.
+    Raises ValueError for shapes that do not fit, an unsupported D, a bad cu_seqlens or softmax_scale, TypeError for other
+    dtypes.
     """
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"attention: expected qkv of shape (tokens, 3, heads, head_dim), got {_shape(qkv)}")
@@ -313,6 +308,8 @@ def attention(
     if schedule is None:
         schedule = attention_schedule(cu_seqlens, max_seqlen, qkv.shape[0], qkv, seqused_k=seqused_k)
     softmax_scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    if not softmax_scale > 0.0:
+        raise ValueError(f"attention: expected a positive softmax_scale, got {softmax_scale}")
     if schedule.tiles is None:
         return reference.attention_torch(
             qkv, schedule.cu_seqlens, schedule.max_seqlen, seqused_k=schedule.seqused_k, softmax_scale=softmax_scale,
@@ -323,6 +320,14 @@ def attention(
     (qkv,) = _autocast("attention", qkv=qkv)
     dropout_p, seed = _draw(qkv, dropout_p, seed)
     return kernel.attention(qkv, schedule.tiles, schedule.max_seqlen, softmax_scale, causal, dropout_p, seed, stream)
+
+
+def check_ids(name: str, ids: Tensor, table: str, rows: int) -> None:
+    """Raises ValueError for ids outside [0, rows), where values may be looked at (see `embedding`)."""
+    if checks_values(ids) and ids.numel():
+        low, high = (int(bound) for bound in ids.aminmax())
+        if low < 0 or high >= rows:
+            raise ValueError(f"embedding: expected {name} in [0, {rows}), the rows of {table}, got values from {low} to {high}")
 
 
 def _shape(tensor: Tensor | None) -> str:
