@@ -80,6 +80,20 @@ class BertLayer(hf.BertLayer):
     forward.takes_packed = True  # type: ignore[attr-defined]  # a subclass with a forward of its own lacks it
 
 
+class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
+    """The dense layer, activation and norm before the vocabulary projection."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        activation = routing.plan_transform(self)[1]
+        if activation is not None:
+            weight, bias = routing.weights_of(self.dense)
+            norm_weight, norm_bias = routing.weights_of(self.LayerNorm)
+            if _readable(hidden_states, weight, bias) and routing.tensors_obstacle(norm_weight, norm_bias) is None:
+                y = functional.linear(hidden_states, weight, bias, activation=activation)
+                return functional.layer_norm(y, norm_weight, norm_bias, eps=self.LayerNorm.eps)
+        return super().forward(hidden_states)
+
+
 class BertModel(hf.BertModel):
     """transformers' BertModel on packed tokens: same arguments, outputs and state, plus a packed way to call it.
 
@@ -172,7 +186,6 @@ class BertModel(hf.BertModel):
         layout = found.layout
         x = self._embed_padded(inputs, layout, batch_size, seqlen)
         layout = layout.scheduled(x)
-        x, states = self._encode(x, layout, attention_mask, inputs["position_ids"], rest)
 
         blank = None
         if layout.seqused_k is not None and not found.loss_reads:  # padding rows that only the pooler or tracing wanted
@@ -182,13 +195,23 @@ class BertModel(hf.BertModel):
             padded = layout.to(rows.device).unpack(rows)
             return padded if blank is None else padded.masked_fill(blank.to(rows.device), 0.0)
 
+        def show(rows: Tensor) -> tuple[Tensor, Tensor]:
+            """A state as it is returned, and the rows to go on with: out of it, so that a loss has a gradient there."""
+            padded = border(rows)
+            if not padded.requires_grad:
+                return padded, rows
+            here = layout.to(rows.device)
+            shown = here.pack(padded)
+            return padded, shown if blank is None else torch.where(here.pack(blank.to(rows.device)), rows, shown)
+
+        x, states = self._encode(x, layout, attention_mask, inputs["position_ids"], rest, show)
+        hidden = border(x) if not states or states[-1] is None else states[-1]
         pooled = None
         if self.pooler is not None:
-            pooled = self.pooler(border(x) if blank is None else layout.to(x.device).unpack(x))
-        hidden = border(x)
+            pooled = self.pooler(hidden if blank is None else layout.to(x.device).unpack(x))
         if output_positions is not None:
             hidden = _select(hidden.flatten(0, 1), output_positions.flatten(), found.num_outputs)
-        return self._output(hidden, pooled, [None if state is None else border(state) for state in states], rest)
+        return self._output(hidden, pooled, states, rest)
 
     def _forward_packed(
         self,
@@ -222,7 +245,7 @@ class BertModel(hf.BertModel):
             return outputs.to_tuple() if return_dict is False else outputs
         routing.record(self, "packed by the caller")
         x = self._embed(ids, inputs["token_type_ids"], positions, embeds)
-        x, states = self._encode(x, layout, None, None, rest)
+        x, states = self._encode(x, layout, None, None, rest, lambda rows: (rows, rows))
         pooled = None
         if self.pooler is not None:
             here = layout.to(x.device)
@@ -253,11 +276,15 @@ class BertModel(hf.BertModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         rest: dict[str, Any],
+        show: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The layers on rows; and the states that output_hidden_states asks for, the last of them excepted."""
+        """The layers on rows; and the states that output_hidden_states asks for. show: (state to return, rows to go on with)."""
         wanted = rest.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
         chosen = set(wanted) if isinstance(wanted, (list, tuple, set)) else None
-        states: list[Tensor | None] = [x] if wanted and chosen is None else []
+        states: list[Tensor | None] = []
+        if wanted and chosen is None:
+            state, x = show(x)
+            states.append(state)
         mask: Callable[[Tensor], Any] | None = None
         for index, layer in enumerate(self.encoder.layer):
             plan = routing.plan_layer(layer, self.config.is_decoder)
@@ -267,7 +294,10 @@ class BertModel(hf.BertModel):
                 mask = mask or _MaskOnce(self, layout, attention_mask)
                 x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
             if wanted:
-                states.append(x if chosen is None or index in chosen else None)
+                state = None
+                if chosen is None or index in chosen:
+                    state, x = show(x)
+                states.append(state)
         return x, states
 
     def _padded_layer(
@@ -324,14 +354,14 @@ class BertModel(hf.BertModel):
             )  # fmt: skip
             frozen = torch.is_grad_enabled() and not x.requires_grad
             return x.requires_grad_() if frozen and routing.must_require_grad(words) else x
+        functional.check_ids("token_type_ids", types, "token_type_embeddings", token_types.num_embeddings)
+        functional.check_ids("position_ids", positions, "position_embeddings", places.num_embeddings)
         x = functional.layer_norm(embeds + token_types(types), norm.weight, norm.bias, places(positions), eps=norm.eps)
         return F.dropout(x, dropout_p) if dropout_p > 0.0 else x
 
     def _output(self, hidden: Tensor, pooled: Tensor | None, states: list[Tensor | None], rest: dict[str, Any]) -> Any:
         outputs = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
         if states:
-            if states[-1] is not None and hidden.shape == states[-1].shape:
-                states[-1] = hidden  # the same tensor, as in transformers
             outputs["hidden_states"] = tuple(states)
         if rest.get("return_dict", getattr(self.config, "return_dict", True)) is False:
             return outputs.to_tuple()
@@ -536,7 +566,11 @@ def _select(x: Tensor, positions: Tensor, count: int | None) -> Tensor:
 
 
 # transformers' class -> ours, and back. `heads` adds the heads.
-OURS: dict[type[nn.Module], type[nn.Module]] = {hf.BertModel: BertModel, hf.BertLayer: BertLayer}
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    hf.BertModel: BertModel,
+    hf.BertLayer: BertLayer,
+    hf.BertPredictionHeadTransform: BertPredictionHeadTransform,
+}
 
 
 def adopt(module: nn.Module) -> None:

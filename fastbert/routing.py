@@ -373,6 +373,18 @@ def _projections_reason(parts: LayerParts) -> tuple[str | None, str | None]:
     return None, None
 
 
+def plan_transform(transform: nn.Module) -> tuple[str | None, str | None]:
+    """(why the transform before the vocabulary projection calls its modules, else the activation that is fused)."""
+    dense, norm = (transform._modules[name] for name in ("dense", "LayerNorm"))
+    if not is_plain(dense, nn.Linear):  # type: ignore[arg-type]
+        return f"{type(dense).__name__} in place of a Linear, or hooked", None
+    if not is_plain(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:  # type: ignore[arg-type,union-attr]
+        return f"{type(norm).__name__} in place of a LayerNorm, or hooked", None
+    obstacle, reason, activation = activation_reason(transform.transform_act_fn)
+    reason = global_hook() or obstacle or reason
+    return reason, None if reason else activation
+
+
 def embeddings_reason(embeddings: nn.Module, with_ids: bool = True) -> str | None:
     """Why the embeddings module is called on padded ids instead of the fused operation on packed ones."""
     if type(embeddings) is not hf.BertEmbeddings:
@@ -569,7 +581,7 @@ def explain(model: nn.Module) -> Explanation:
         decisions += _model_decisions(bert, prefix)
     for name, module in model.named_modules():
         if isinstance(module, (hf.BertOnlyMLMHead, hf.BertPreTrainingHeads)):
-            decisions.append(_vocabulary_decision(f"{name}.predictions", module.predictions))
+            decisions += _vocabulary_decisions(f"{name}.predictions", module.predictions)
     return Explanation(type(model).__name__, notes, tuple(decisions))
 
 
@@ -670,9 +682,17 @@ def _gemm_choice(product: str, weight: Tensor) -> tuple[str, str]:
     return KERNELS if side == "triton" else "fastbert, library GEMM", why
 
 
-def _vocabulary_decision(name: str, predictions: nn.Module) -> Decision:
+def _vocabulary_decisions(name: str, predictions: nn.Module) -> list[Decision]:
+    from fastbert.modeling import BertPredictionHeadTransform
+
+    transform = predictions.transform
     reason = "labelled positions only with return_logits=False and labels, else every position"
-    return Decision(name, "transformers, fastbert for the loss", reason)
+    lines = [Decision(name, "transformers, fastbert for the loss", reason)]
+    if type(transform) is BertPredictionHeadTransform:
+        called, activation = plan_transform(transform)
+        fused = "modules" if called else _fused_name(weights_of(transform.dense)[0])  # type: ignore[arg-type]
+        lines.append(Decision(f"{name}.transform", fused, called or f"linear with {activation}, then norm"))
+    return lines
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,7 +13,8 @@ from fastbert.modeling import OURS, adopt, register_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
-HEADS = tuple(theirs for theirs in OURS if theirs not in (hf.BertModel, hf.BertLayer))
+PARTS = (hf.BertModel, hf.BertLayer, hf.BertPredictionHeadTransform)
+HEADS = tuple(theirs for theirs in OURS if theirs not in PARTS)
 
 
 def accelerate(model: Model) -> Model:
@@ -64,7 +65,7 @@ def _reduce(self: nn.Module, protocol: Any) -> tuple:
 
 
 def _empty(cls: type[nn.Module]) -> Any:
-    made = _with_our_head(cls)
+    made = _with_our_head(cls)  # type: ignore[arg-type]
     return made.__new__(made)
 
 
