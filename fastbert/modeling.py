@@ -278,7 +278,7 @@ class BertModel(hf.BertModel):
         rest: dict[str, Any],
         show: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The layers on rows; and the states that output_hidden_states asks for. show: (state to return, rows to go on with)."""
+        """The layers on rows; and the states asked for. show: (state to return, rows to go on with)."""
         wanted = rest.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
         chosen = set(wanted) if isinstance(wanted, (list, tuple, set)) else None
         states: list[Tensor | None] = []
@@ -294,10 +294,11 @@ class BertModel(hf.BertModel):
                 mask = mask or _MaskOnce(self, layout, attention_mask)
                 x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
             if wanted:
-                state = None
                 if chosen is None or index in chosen:
                     state, x = show(x)
-                states.append(state)
+                    states.append(state)
+                else:
+                    states.append(None)
         return x, states
 
     def _padded_layer(

@@ -6,7 +6,7 @@ forward and both orientations of the backward draw the same one whatever their t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -96,7 +96,7 @@ def variant(kernel, part: str, problem: Problem, tile: Tile, rows: int, constexp
         "HAS_DROPOUT": problem.has_dropout, "PRECISION": problem.precision, **constexprs,
     }  # fmt: skip
     # Hopper's matrix instruction takes 64 rows; lower tiles are chosen where it would spill.
-    unit = "memory" if problem.is_exact or (problem.target == "sm_90" and rows < 64) else "tensor"
+    unit: Literal["tensor", "memory"] = "memory" if problem.is_exact or (problem.target == "sm_90" and rows < 64) else "tensor"
     words = [
         f"attention {part} D={problem.head_dim} {dtype if dtype != 'fp32' else problem.precision}",
         f"{tile.BLOCK_M}x{tile.BLOCK_N}", "causal" * flags["CAUSAL"], "dropout" * problem.has_dropout,

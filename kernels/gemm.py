@@ -127,6 +127,7 @@ def _gemm_dgrad_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     steps = tl.cdiv(N, BLOCK_N)
+    tl.assume(steps > 0)
     for step in range(0, PARTS * steps):
         w_ptr, first, n = w0_ptr, 0, step * BLOCK_N
         if PARTS == 3:
