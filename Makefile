@@ -16,7 +16,7 @@ demo: .venv/.installed-demo
 # The kernels are tested under Triton's interpreter and compiled ahead of time; the two cannot share a process.
 test: .venv/.installed-test
 	$(PY) -m pytest -n $(JOBS) -q tests
-	$(PY) -m pytest -q --quick benchmarks
+	$(PY) -m pytest -q --quick --benchmark-disable benchmarks
 	$(PY) -m benchmarks.codegen --summary --jobs $(JOBS)
 
 lint: .venv/.installed-test
