@@ -41,12 +41,14 @@ class Accuracy:
         return f"{self.name}: error {self.error:.3e}, PyTorch's {self.torch_error:.3e}, allowed {self.allowed:.3e}"
 
 
-def measure(name: str, ours: Tensor, same_dtype: Tensor, exact: Tensor, factor: float, *, summed_rows: int = 0) -> Accuracy:
+def measure(
+    name: str, ours: Tensor, same_dtype: Tensor, exact: Tensor, factor: float, *, summed_rows: int = 0, scale: float = 0.0
+) -> Accuracy:
     """Compares one tensor of the three runs.
 
     summed_rows: where ours and PyTorch add this many rows in float32 in different orders (packed and padded batches are cut
     among threads differently), either may be the luckier one: the limit grows by the square root of their number, in
-    units of float32's last place.
+    units of float32's last place. scale: size of the summands where the sum itself cancels to zero.
     Raises ValueError where the shapes differ.
     """
     if ours.shape != exact.shape:
@@ -55,7 +57,7 @@ def measure(name: str, ours: Tensor, same_dtype: Tensor, exact: Tensor, factor: 
         return Accuracy(name, 0.0, 0.0, 0.0)
     exact = exact.double().cpu()
     error, torch_error = ((run.double().cpu() - exact).abs().max().item() for run in (ours, same_dtype))
-    largest = exact.abs().max().item()
+    largest = max(exact.abs().max().item(), scale)
     floor = (0.5 * torch.finfo(ours.dtype).eps + summed_rows**0.5 * torch.finfo(torch.float32).eps) * largest
     return Accuracy(name, error, torch_error, factor * torch_error + floor)
 
