@@ -205,7 +205,7 @@ class BertModel(hf.BertModel):
             return padded, shown if blank is None else torch.where(here.pack(blank.to(rows.device)), rows, shown)
 
         x, states = self._encode(x, layout, attention_mask, inputs["position_ids"], rest, show)
-        hidden = border(x) if not states or states[-1] is None else states[-1]
+        hidden = states[-1] if states else border(x)
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(hidden if blank is None else layout.to(x.device).unpack(x))
@@ -277,16 +277,15 @@ class BertModel(hf.BertModel):
         position_ids: Tensor | None,
         rest: dict[str, Any],
         show: Callable[[Tensor], tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """The layers on rows; and the states asked for. show: (state to return, rows to go on with)."""
         wanted = rest.get("output_hidden_states", getattr(self.config, "output_hidden_states", False))
-        chosen = set(wanted) if isinstance(wanted, (list, tuple, set)) else None
-        states: list[Tensor | None] = []
-        if wanted and chosen is None:
+        states: list[Tensor] = []
+        if wanted:
             state, x = show(x)
             states.append(state)
         mask: Callable[[Tensor], Any] | None = None
-        for index, layer in enumerate(self.encoder.layer):
+        for layer in self.encoder.layer:
             plan = routing.plan_layer(layer, self.config.is_decoder)
             if plan.obstacle is None:
                 x = layer(x, packed=layout, plan=plan)
@@ -294,11 +293,8 @@ class BertModel(hf.BertModel):
                 mask = mask or _MaskOnce(self, layout, attention_mask)
                 x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
             if wanted:
-                if chosen is None or index in chosen:
-                    state, x = show(x)
-                    states.append(state)
-                else:
-                    states.append(None)
+                state, x = show(x)
+                states.append(state)
         return x, states
 
     def _padded_layer(
@@ -360,7 +356,7 @@ class BertModel(hf.BertModel):
         x = functional.layer_norm(embeds + token_types(types), norm.weight, norm.bias, places(positions), eps=norm.eps)
         return F.dropout(x, dropout_p) if dropout_p > 0.0 else x
 
-    def _output(self, hidden: Tensor, pooled: Tensor | None, states: list[Tensor | None], rest: dict[str, Any]) -> Any:
+    def _output(self, hidden: Tensor, pooled: Tensor | None, states: list[Tensor], rest: dict[str, Any]) -> Any:
         outputs = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
         if states:
             outputs["hidden_states"] = tuple(states)

@@ -427,6 +427,9 @@ def model_obstacle(
     kwargs = kwargs or {}
     if kwargs.get("output_attentions", getattr(model.config, "output_attentions", False)):
         return "output_attentions asked for the full matrix"
+    states = kwargs.get("output_hidden_states", getattr(model.config, "output_hidden_states", False))
+    if states and states is not True:
+        return "output_hidden_states selects layers, which versions of transformers take differently"
     if past_key_values is not None or use_cache:
         return "a cache of keys and values"
     if encoder_inputs:
