@@ -54,6 +54,7 @@ class Row:
     async_copies: int = 0
     bulk_copies: int = 0
     problems: tuple[str, ...] = ()
+    note: str = ""
 
 
 def compile_row(job: tuple[int, int, str]) -> Row:
@@ -91,11 +92,11 @@ def _compile(operation: str, variant, target: str) -> Row:
     assembly = compiled.asm["ptx" if backend == "cuda" else "amdgcn"]
     counts = {kind: len(re.findall(pattern, assembly)) for kind, pattern in INSTRUCTIONS.items()}
     kind = next((kind for kind, count in counts.items() if count), "")
-    shared, problems = compiled.metadata.shared, []
+    shared, problems, note = compiled.metadata.shared, [], ""
     if backend == "cuda":
         registers, spill = _resource_usage(compiled.asm["cubin"])
         blocks = _blocks_per_multiprocessor(registers, shared, variant.num_warps, target)
-        if kind == "wgmma" and "C7515" in _ptxas_log(assembly):
+        if kind == "wgmma" and "C7515" in _ptxas_log(assembly, arch):
             problems.append("wgmma serialised (ptxas C7515)")
     else:
         registers, spill = (int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1]) for key in ("vgpr_count", "vgpr_spill_count"))
@@ -108,11 +109,16 @@ def _compile(operation: str, variant, target: str) -> Row:
         if not kind:
             problems.append("no matrix instruction")
         elif target == "sm_90" and counts["mma.sync"]:
-            problems.append(f"{counts['mma.sync']} mma.sync where wgmma is meant")
+            if variant.older_unit:
+                note = f"mma.sync: {variant.older_unit}"
+            else:
+                problems.append(f"{counts['mma.sync']} mma.sync where wgmma is meant")
+    elif variant.unit == "scalar" and backend == "cuda" and kind:
+        problems.append(f"{counts[kind]} {kind} where float32 products are meant to be exact")
     return Row(
         operation, variant.name, target, variant.num_warps, variant.num_stages, registers, spill, shared, blocks, kind,
         counts.get(kind, 0), len(re.findall(r"\bcp\.async\.c[ag]\.", assembly)),
-        len(re.findall(r"\bcp\.async\.bulk", assembly)), tuple(problems),
+        len(re.findall(r"\bcp\.async\.bulk", assembly)), tuple(problems), note,
     )  # fmt: skip
 
 
@@ -128,12 +134,15 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _ptxas_log(ptx: str) -> str:
+def _ptxas_log(ptx: str, arch: int) -> str:
+    """What the assembler that Triton itself uses for this architecture says of the code."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [_tool("ptxas"), "-v", f"--gpu-name={target[1]}", file.name, "-o", os.devnull]
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target[1]}", file.name, "-o", os.devnull]
         return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
@@ -175,27 +184,31 @@ def table(results: list[Row]) -> Table:
         out.add_column(name, no_wrap=True)
     for name in ("warps", "stages", "registers", "spill", "shared KiB", "blocks", "matrix", "cp.async", "bulk"):
         out.add_column(name, justify="right")
-    out.add_column("problems", style="red")
+    out.add_column("problems")
     for row in results:
         blocks = "" if row.blocks_per_multiprocessor is None else str(row.blocks_per_multiprocessor)
         matrix = f"{row.matrix_count} {row.matrix_instructions}" if row.matrix_count else ""
         numbers = (row.num_warps, row.num_stages, row.registers, row.spill, f"{row.shared_bytes / 1024:.0f}")
         out.add_row(
             row.operation, row.variant, row.target, *map(str, numbers), blocks, matrix, str(row.async_copies),
-            str(row.bulk_copies), "; ".join(row.problems),
+            str(row.bulk_copies), _remarks(row),
         )  # fmt: skip
     return out
 
 
+def _remarks(row: Row) -> str:
+    return f"[red]{'; '.join(row.problems)}[/red]" if row.problems else row.note
+
+
 def summary_table(results: list[Row]) -> Table:
-    """One line per operation and target, and one for each row with a problem."""
+    """One line per operation and target, and one for each row with a problem or a note."""
     out = Table(title="Kernels as compiled")
     for name in ("operation", "target", "kernels", "most registers", "spills", "matrix instructions", "problems"):
         out.add_column(name)
     for operation, target in dict.fromkeys((row.operation, row.target) for row in results):
         group = [row for row in results if (row.operation, row.target) == (operation, target)]
         kinds = ", ".join(sorted({row.matrix_instructions for row in group} - {""}))
-        problems = "\n".join(f"{row.variant}: {'; '.join(row.problems)}" for row in group if row.problems)
+        problems = "\n".join(f"{row.variant}: {_remarks(row)}" for row in group if row.problems or row.note)
         spills, registers = sum(row.spill > 0 for row in group), max(row.registers for row in group)
         out.add_row(operation, target, str(len(group)), str(registers), str(spills), kinds, problems)
     return out

@@ -137,7 +137,7 @@ class ForwardConfig:
         if problem.is_exact:
             return cls(EXACT_TILE, ONE_BLOCK=False)
         if problem.is_float32 and problem.is_wide:
-            return cls(Tile(32, 32), ONE_BLOCK=False)
+            return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False)
         if problem.max_seqlen <= 64:
             return cls(Tile(64, 64), ONE_BLOCK=True)
         if problem.is_float32 and not problem.multiplies_from_shared and not problem.target.startswith("gfx"):
@@ -147,7 +147,7 @@ class ForwardConfig:
         is_long = problem.max_seqlen >= 256 and problem.target in ("sm_90", "cpu")
         if is_long and not (problem.is_float32 or problem.is_wide or problem.has_dropout):
             return cls(Tile(64, 128), ONE_BLOCK=False)
-        return cls(Tile(64, 64), ONE_BLOCK=False)
+        return cls(Tile(64, 64, num_stages=3 if problem.head_dim <= 32 and problem.target == "sm_80" else 2), ONE_BLOCK=False)
 
 
 def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save):
@@ -330,7 +330,7 @@ def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
         CAUSAL=causal, SAVE_LSE=True,
     )  # fmt: skip
     part = "fwd one block" if config.ONE_BLOCK else "fwd"
-    return [variant(_attention_fwd_kernel, part, problem, tile, tile.BLOCK_M, flags)]
+    return [variant(_attention_fwd_kernel, part, problem, tile, flags)]
 
 
 def _variants() -> list[KernelVariant]:
@@ -342,7 +342,8 @@ def _variants() -> list[KernelVariant]:
     cases += [(length, 128, bf16, "ieee", p, False) for length, p in ((64, True), (512, False), (512, True))]
     cases += [(512, 128, bf16, "ieee", True, True), (512, 80, bf16, "ieee", True, False), (64, 64, fp16, "ieee", False, False)]
     cases += [(length, 64, fp32, "tf32", True, False) for length in (64, 128, 512)]
-    cases += [(512, 128, fp32, "tf32", True, False), (512, 64, fp32, "ieee", True, False)]
+    cases += [(512, 128, fp32, "tf32", True, False), (512, 128, fp32, "tf32", True, True)]
+    cases += [(512, head_dim, fp32, "ieee", True, causal) for head_dim, causal in ((32, False), (64, False), (64, True))]
     merged: dict[str, list[KernelVariant]] = {}
     for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
         for length, head_dim, dtype, precision, has_dropout, causal in cases:

@@ -5,7 +5,7 @@ the first makes dq and, on the way, delta = rowsum(out * dout); the second makes
 dk and dv are formed from the transposed scores, so that both products take their left operand from registers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -250,10 +250,15 @@ class BackwardConfig:
     @classmethod
     def choose(cls, problem: Problem) -> "BackwardConfig":
         if problem.is_exact:
-            return cls((), EXACT_TILE, Tile(16, 32, num_warps=8, num_stages=1))
+            low = replace(EXACT_TILE, BLOCK_M=16)
+            return cls((), low if problem.head_dim > 32 else EXACT_TILE, low)
         is_amd, has_room = problem.target.startswith("gfx"), problem.multiplies_from_shared
-        if problem.is_float32 and problem.is_wide:  # mma.sync on Hopper too: tiles of 64 rows spill
-            return cls((), Tile(32, 32, num_stages=1), Tile(16, 64)) if is_amd else cls((), Tile(32, 32), Tile(16, 32))
+        if problem.is_float32 and problem.is_wide:
+            if is_amd:
+                return cls((), Tile(32, 32, num_stages=1), Tile(16, 64))
+            if has_room:
+                return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
+            return cls((), Tile(32, 32), Tile(16, 32))
         if problem.is_float32:
             return (
                 cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64)) if has_room or is_amd else cls((), Tile(32, 64), Tile(16, 64))
@@ -321,7 +326,7 @@ def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     variants, done = [], 0
     for tile in config.launches_whole(problem.max_seqlen):
         flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
-        variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, tile.BLOCK_N, flags))
+        variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
         done = tile.BLOCK_M
     if problem.max_seqlen > done:
         for kernel, part, tile, rows in (
@@ -329,7 +334,8 @@ def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
             (_attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
         ):
             flags = dict(BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // rows, MORE_THAN=done, CAUSAL=causal)
-            variants.append(variant(kernel, part, problem, tile, rows, flags))
+            why = "tf32 dk and dv of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
+            variants.append(variant(kernel, part, problem, tile, flags, older_unit="" if problem.is_exact else why))
     return variants
 
 

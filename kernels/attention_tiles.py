@@ -6,7 +6,7 @@ forward and both orientations of the backward draw the same one whatever their t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
@@ -32,8 +32,9 @@ class Tile:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-# Float32 products without tensor cores are unrolled; larger tiles spill by the kilobyte. Spill-free up to head_dim 64.
-EXACT_TILE = Tile(32, 32, num_warps=8, num_stages=1)
+# Float32 products without tensor cores are unrolled over head_dim, both operands in registers: two stages of loads halve
+# them, larger tiles spill by the kilobyte. Spill-free up to head_dim 64.
+EXACT_TILE = Tile(32, 32, num_warps=8)
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,13 @@ _TYPES = {
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def variant(kernel, part: str, problem: Problem, tile: Tile, rows: int, constexprs: Mapping[str, Any]) -> KernelVariant:
-    """What a launch of this kernel compiles. part: its name; rows: height of its matrix products."""
+def variant(kernel, part: str, problem: Problem, tile: Tile, constexprs: Mapping[str, Any], **fields: Any) -> KernelVariant:
+    """What a launch of this kernel compiles. part: its name; fields: others of `KernelVariant`."""
     dtype = _NAMES[problem.dtype]
     flags = {
         "HEAD_DIM": problem.head_dim, "BLOCK_D": triton.next_power_of_2(problem.head_dim),
         "HAS_DROPOUT": problem.has_dropout, "PRECISION": problem.precision, **constexprs,
     }  # fmt: skip
-    # Hopper's matrix instruction takes 64 rows; lower tiles are chosen where it would spill.
-    unit: Literal["tensor", "memory"] = "memory" if problem.is_exact or (problem.target == "sm_90" and rows < 64) else "tensor"
     words = [
         f"attention {part} D={problem.head_dim} {dtype if dtype != 'fp32' else problem.precision}",
         f"{tile.BLOCK_M}x{tile.BLOCK_N}", "causal" * flags["CAUSAL"], "dropout" * problem.has_dropout,
@@ -112,9 +111,10 @@ def variant(kernel, part: str, problem: Problem, tile: Tile, rows: int, constexp
         flags,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        unit=unit,
+        unit="scalar" if problem.is_exact else "tensor",
         divisible=tuple(name for name in kernel.arg_names if name.startswith("stride_")),
         targets=(problem.target,),
+        **fields,
     )
 
 

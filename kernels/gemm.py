@@ -407,7 +407,7 @@ def _variants(name, product, kernel, blocks, constexprs, main_target_only) -> li
                 KernelVariant(
                     f"{name} {label} {'x'.join(map(str, tile))}", kernel, signature, flags,
                     num_warps=config.num_warps, num_stages=config.num_stages,
-                    unit="memory" if label == _IEEE_LABEL else "tensor",
+                    unit="scalar" if label == _IEEE_LABEL else "tensor",
                     divisible=tuple(a for a in arguments if a in ("N", "K") or a.startswith("stride_")),
                     targets=tuple(archs),
                 )

@@ -43,7 +43,9 @@ class KernelVariant:
 
     kernel: the `triton.jit` function. signature: argument name to Triton type ('*bf16', 'i32', 'fp32', ...); pointers and
     the integers named in `divisible` get divisibility 16, as a launch on BERT's shapes gives them. constexprs: the rest
-    of the arguments. unit: what the main loop should run on. targets: architectures it ships for, all where empty.
+    of the arguments. unit: what multiplies, 'tensor' cores, 'scalar' float32 units where products must be exact, or nothing
+    to speak of ('memory'). older_unit: why a tensor row uses mma.sync on Hopper. targets: architectures it ships for, all
+    where empty.
     """
 
     name: str
@@ -53,7 +55,8 @@ class KernelVariant:
     num_warps: int
     num_stages: int = 2
     maxnreg: int | None = None
-    unit: Literal["tensor", "memory"] = "memory"
+    unit: Literal["tensor", "scalar", "memory"] = "memory"
+    older_unit: str = ""
     divisible: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
 

@@ -64,6 +64,11 @@ def test_mma_sync_where_wgmma_is_meant_is_found(tmp_path):
     assert "PROBLEMS ()" in compile_planted(tmp_path, body, size=64, unit="tensor")
 
 
+def test_a_matrix_instruction_where_products_must_be_exact_is_found(tmp_path):
+    body = "tl.store(y_ptr + rows[:, None] * N + rows[None, :], tl.dot(x, x).to(tl.float16))"
+    assert "meant to be exact" in compile_planted(tmp_path, body, unit="scalar")
+
+
 def test_the_command_refuses_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
