@@ -81,10 +81,10 @@ def _print_neighbours(texts: list[str], vectors: Tensor, console: Console) -> No
     similarity = vectors @ vectors.T
     similarity.fill_diagonal_(-1.0)
     best, nearest = similarity.max(1)
-    table = Table(title="Nearest neighbours", show_lines=False)
-    table.add_column("text", max_width=60, no_wrap=True)
-    table.add_column("nearest", max_width=70, no_wrap=True)
-    table.add_column("cosine", justify="right")
+    table = Table(title="Nearest neighbours", expand=True)
+    table.add_column("text", ratio=1, no_wrap=True)
+    table.add_column("nearest", ratio=1, no_wrap=True)
+    table.add_column("cosine", min_width=6, justify="right")
     for row in best.argsort(descending=True)[:SHOWN].tolist():
         table.add_row(texts[row], texts[nearest[row]], f"{best[row]:.3f}")
     console.print(table)
