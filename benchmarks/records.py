@@ -50,7 +50,13 @@ class Case:
     def title(self) -> str:
         what = " ".join(part for part in (self.operation, self.direction) if part)
         size = f"{self.batch_size} x {self.seqlen} {self.lengths}"
-        return ", ".join(part for part in (self.model, what, size, self.dtype) if part)
+        layers = f"{self.num_layers} layers" if self.suite == "scaling" else ""
+        return ", ".join(part for part in (self.model, what, size, self.dtype, layers) if part)
+
+    def identity(self, *without: str) -> tuple[Any, ...]:
+        """What makes two cases the same workload: every field but the counts `flops` and `bytes_moved`, and `without`."""
+        left_out = {"flops", "bytes_moved", *without}
+        return tuple(getattr(self, one.name) for one in fields(self) if one.name not in left_out)
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,12 @@ class Record:
     ceilings: dict[str, Any]
     rows: tuple[Row, ...]
 
+    def matmul_ceiling(self, dtype: str) -> float | None:
+        """FLOP/s of the matrix products of a case in this dtype, or None where nobody measured it. 'bf16' and 'autocast',
+        the two ways to train, multiply in bfloat16."""
+        name = "bfloat16" if dtype in ("bf16", "autocast") else dtype
+        return self.ceilings.get("matmul", {}).get(name)
+
 
 def load(path: Path) -> Record:
     """Reads one file that `pytest benchmarks --benchmark-json=FILE` wrote.
@@ -179,3 +191,11 @@ def suites(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row.case.suite, []).append(row)
     return found
+
+
+def families(rows: Iterable[Row], *axes: str) -> list[list[Row]]:
+    """Groups of rows whose cases differ in nothing but the fields `axes` and the numbers of tokens these bring with them."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.case.identity("real_tokens", "padded_tokens", *axes), []).append(row)
+    return list(found.values())
