@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -171,11 +173,34 @@ def rows(operations: list[str], targets: list[str], jobs: int) -> list[Row]:
         for target in targets
         if not variant.targets or target in variant.targets
     ]
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        results = track(
-            pool.imap(compile_row, work), "compiling", total=len(work), console=Console(stderr=True), transient=True
-        )
-        return list(results)
+    done: list[Row] = []
+    progress = track(range(len(work)), "compiling", total=len(work), console=Console(stderr=True), transient=True)
+    bar = iter(progress)
+    while len(done) < len(work):
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                for row in pool.map(compile_row, work[len(done) :]):
+                    done.append(row)
+                    next(bar)
+            except BrokenProcessPool:  # a compiler that crashes takes its process along: the row is one of the next few
+                done.append(_compile_alone(work[len(done)]))
+                next(bar)
+    list(bar)
+    return done
+
+
+def _compile_alone(job: tuple[int, int, str]) -> Row:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(compile_row, job).result()
+        except BrokenProcessPool:
+            from fastbert.kernels.specs import ALL_SPECS
+
+            spec = ALL_SPECS[job[0]]
+            variant = spec.variants()[job[1]]
+            return Row(
+                spec.name, variant.name, job[2], variant.num_warps, variant.num_stages, problems=("the compiler crashed",)
+            )
 
 
 def table(results: list[Row]) -> Table:

@@ -1,33 +1,94 @@
-"""Options and the closing table of the benchmarks. `--quick` only checks that each one runs."""
+"""Options of the benchmarks, the fixture that records a row, and the closing table."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-_RATIOS = pytest.StashKey[list[str]]()
+
+from benchmarks import ceilings, compiled, conditions, plan
+from benchmarks.arena import Candidate, Pace, compete
+from benchmarks.records import TIMED, Case, Row
+from benchmarks.summary import lines_of
+
+_ROWS = pytest.StashKey[list[Row]]()
+_SIZE = pytest.StashKey[plan.Size]()
+HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="smallest sizes, one round: checks that each benchmark runs")
+    group = parser.getgroup("fastbert")
+    group.addoption("--quick", action="store_true", help="small sizes, for a CPU; the default where there is no GPU")
+    group.addoption("--full", action="store_true", help="every size of the records; hours on a GPU")
+    group.addoption(
+        "--sustained", type=float, default=0.0, metavar="SECONDS", help="keep the device busy so long for each case"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_RATIOS] = []
+    config.stash[_ROWS] = []
+    config.stash[_SIZE] = run_size(config)
+
+
+def run_size(config: pytest.Config) -> plan.Size:
+    if config.getoption("--quick") and config.getoption("--full"):
+        raise pytest.UsageError("expected --quick or --full, got both")
+    if config.getoption("benchmark_disable", False):
+        return "check"
+    if config.getoption("--full"):
+        return "full"
+    return "quick" if config.getoption("--quick") or not torch.cuda.is_available() else "default"
+
+
+CASES = {
+    "kernel_case": plan.kernel_cases,
+    "inference_case": plan.inference_cases,
+    "training_case": plan.training_cases,
+    "scaling_case": plan.scaling_cases,
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name, cases in CASES.items():
+        if name in metafunc.fixturenames:
+            found = cases(metafunc.config.stash[_SIZE])
+            metafunc.parametrize(name, found, ids=[case.id for case in found])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from benchmarks.arena import CLOCK
+
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK))
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    lines = config.stash[_RATIOS]
-    if lines:
+    rows = config.stash[_ROWS]
+    if rows:
         terminalreporter.section("side by side")
-        for line in lines:
+        for line in lines_of(rows):
             terminalreporter.write_line(line)
 
 
-@pytest.fixture
-def quick(request) -> bool:
-    return request.config.getoption("--quick")
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks, output_json: dict) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = {row.case.dtype for row in config.stash[_ROWS]}
+    dtypes = {"bfloat16" if name in ("bf16", "autocast") else name for name in dtypes}
+    quick = config.stash[_SIZE] in ("check", "quick")
+    output_json["fastbert"] = {
+        "conditions": conditions.conditions() | {"size": config.stash[_SIZE], "clocks after": conditions.clocks_now()},
+        "ceilings": ceilings.measure(device, tuple(getattr(torch, name) for name in sorted(dtypes)), quick),
+    }
+
+
+@pytest.fixture(scope="session")
+def size(request) -> plan.Size:
+    return request.config.stash[_SIZE]
 
 
 @pytest.fixture(scope="session")
@@ -35,46 +96,27 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> None:
+    compiled.start_case()
+
+
 @pytest.fixture
-def side_by_side(request, benchmark, device):
-    """side_by_side(baseline, ours, rounds=…, conditions=…): the two take turns; the ratio of their medians is reported.
+def race(request, benchmark, device, size):
+    """race(case, candidates, kernel=False, details={}): all take turns; the row goes into the record, baseline first.
 
-    baseline, ours: callables without arguments. conditions: what a reader needs to judge the ratio, in words. The
-    baseline runs in the set-up of each round of `ours`, so pytest-benchmark times ours alone and the machine's mood hits
-    both. Returns the ratio; above 1, ours is faster.
+    The test fails where the baseline or fastbert itself gives no number; others may be absent, fail or be wrong.
     """
-    import statistics
-    import time
 
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    def run(case: Case, candidates: list[Candidate], *, kernel: bool = False, details: dict[str, Any] | None = None) -> Row:
+        pace = Pace(plan.ROUNDS[size], 0 if size == "check" else 2, request.config.getoption("--sustained"))
+        contenders = compete(candidates, device, pace, kernel=kernel, benchmark=benchmark)
+        row = Row(case, tuple(replace(one, details=one.details | (details or {})) for one in contenders))
+        benchmark.extra_info.update(row.as_extra_info())
+        request.config.stash[_ROWS].append(row)
+        for contender in row.contenders:
+            if contender is row.baseline or contender.name.startswith("fastbert"):
+                assert contender.status == TIMED, f"{contender.name} {contender.status}: {contender.reason}"
+        return row
 
-    def measure(baseline, ours, *, rounds: int, conditions: str) -> float:
-        seconds: list[float] = []
-
-        def baseline_turn() -> None:
-            synchronize()
-            start = time.perf_counter()
-            baseline()
-            synchronize()
-            seconds.append(time.perf_counter() - start)
-
-        def our_turn() -> None:
-            ours()
-            synchronize()
-
-        warm_up = 1 if rounds > 1 else 0
-        benchmark.pedantic(our_turn, setup=baseline_turn, rounds=rounds, warmup_rounds=warm_up)
-        if benchmark.stats is None:  # pytest-benchmark was switched off: it ran, there is nothing to compare
-            return float("nan")
-        theirs, median = statistics.median(seconds[warm_up:]), benchmark.stats.stats.median
-        ratio = theirs / median
-        benchmark.extra_info.update(baseline_seconds=seconds[warm_up:], ratio=ratio, conditions=conditions)
-        request.config.stash[_RATIOS].append(
-            f"{request.node.name}: {theirs * 1e3:.2f} ms / {median * 1e3:.2f} ms = {ratio:.2f}x ({rounds} rounds in turn; "
-            f"{conditions})"
-        )
-        return ratio
-
-    return measure
+    return run

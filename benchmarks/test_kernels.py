@@ -1,58 +1,121 @@
-"""Each operation against plain PyTorch at BERT's shapes, generated from the specs: milliseconds, TFLOP/s, GB/s."""
+"""Each operation against its peers at BERT's shapes, generated from the specs."""
 
 import pytest
 import torch
 
-from fastbert.kernels.accuracy import check_operation, noise
+from benchmarks import lengths
+from benchmarks.arena import Absent, Candidate, Prepared
+from benchmarks.kernel_peers import peers
+from benchmarks.plan import VOCAB_SIZE, KernelCase
+from benchmarks.records import Case
+from benchmarks.work import SIZES
+from fastbert.kernels import functional
+from fastbert.kernels.accuracy import check_operation, noise, tensors_of
 from fastbert.kernels.spec import Workload
 
-MODELS = {"bert-base": (768, 12, 3072), "bert-large": (1024, 16, 4096)}
-VOCAB_SIZE, TOKENS = 30522, 16384
-
 pytest.importorskip("triton", reason="Triton is not installed: the specs live beside the kernels")
-from fastbert.kernels.specs import ALL_SPECS  # noqa: E402
+from fastbert.kernels.specs import ALL_SPECS
+
+ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}  # ‖out - PyTorch's‖ / ‖PyTorch's‖
 
 
-def workload(model: str, seqlen: int, quick: bool) -> Workload:
-    if quick:
-        return Workload(hidden_size=64, num_heads=1, intermediate_size=128, vocab_size=1000, seqlens=(16, 5, 30))
-    hidden_size, num_heads, intermediate_size = MODELS[model]
-    return Workload(hidden_size, num_heads, intermediate_size, VOCAB_SIZE, (seqlen,) * (TOKENS // seqlen))
+def workload(case: KernelCase) -> Workload:
+    """Lengths of the mix until the batch has its tokens; the last sequence is cut to fit."""
+    seqlens: list[int] = []
+    for seqlen in lengths.draw(case.lengths, case.tokens, case.seqlen):
+        seqlens.append(min(seqlen, case.tokens - sum(seqlens)))
+        if sum(seqlens) == case.tokens:
+            break
+    size = SIZES[case.model]
+    vocab_size = VOCAB_SIZE if case.model != "tiny" else 1000
+    return Workload(size["hidden_size"], size["num_attention_heads"], size["intermediate_size"], vocab_size, tuple(seqlens))
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("seqlen", [128, 512])
-@pytest.mark.parametrize("model", list(MODELS))
+class Operation:
+    """One operation on one workload: makes a contender of each function that computes it."""
+
+    def __init__(self, spec, case: KernelCase, device: torch.device) -> None:
+        self.spec, self.case, self.device, self.dtype = spec, case, device, getattr(torch, case.dtype)
+        self.work = workload(case)
+        self.inputs = spec.workload(self.work, self.dtype, device)
+        self.names = tuple(name for name in spec.differentiable if name in self.inputs)
+        if case.direction != "forward":
+            for leaf in self.leaves():
+                leaf.requires_grad_()
+        self.expected: torch.Tensor | None = None
+
+    def leaves(self) -> list[torch.Tensor]:
+        return [tensor for name in self.names for tensor in tensors_of(self.inputs[name]) if tensor is not None]
+
+    def ours(self) -> Prepared:
+        """Checked against float64 on a small workload by the tests' own rule before anything is timed."""
+        width, heads = self.work.hidden_size, self.work.num_heads
+        small = Workload(width, heads, self.work.intermediate_size, 1000, (self.case.seqlen, 17))
+        wrong = [
+            str(a)
+            for a in check_operation(self.spec, self.spec.workload(small, self.dtype, self.device), self.dtype)
+            if not a.passed
+        ]
+        if wrong:
+            return Prepared(lambda: None, "; ".join(wrong))
+        inputs = dict(self.inputs)
+        if self.spec.name == "attention":  # a model makes the schedule once for all its layers
+            qkv = inputs["qkv"]
+            inputs["schedule"] = functional.attention_schedule(inputs["cu_seqlens"], inputs["max_seqlen"], qkv.shape[0], qkv)
+        return self._prepared(self.spec.function, inputs)
+
+    def peer(self, get) -> Prepared:
+        return self._prepared(get(), self.spec.reference_inputs(self.inputs))
+
+    def _prepared(self, function, inputs) -> Prepared:
+        leaf = getattr(function, "leaf", None)
+        leaves = self.leaves() if leaf is None else [leaf.requires_grad_(self.case.direction != "forward")]
+        out = function(**inputs)
+        got = out.detach()[getattr(function, "keep", ...)].float()
+        if self.expected is None:
+            self.expected = got
+        error = ((got - self.expected).norm() / self.expected.norm()).item()
+        wrong = (
+            None
+            if error <= ALLOWED[self.dtype]
+            else f"differs from the baseline by {error:.1e}, allowed {ALLOWED[self.dtype]:.0e}"
+        )
+        dy = noise(out) if self.case.direction != "forward" else None
+
+        @torch.no_grad()
+        def forward() -> None:
+            function(**inputs)
+
+        def backward() -> None:
+            torch.autograd.grad(out, leaves, dy, retain_graph=True)
+
+        def both() -> None:
+            torch.autograd.grad(function(**inputs), leaves, dy)
+
+        step = {"forward": forward, "backward": backward, "both": both}[self.case.direction]
+        return Prepared(step, wrong, details={"difference from the baseline": error})
+
+
 @pytest.mark.parametrize("spec", ALL_SPECS, ids=lambda spec: spec.name)
-def test_operation_against_pytorch(spec, model, seqlen, backward, side_by_side, quick, device, benchmark):
-    if device.type == "cpu" and not quick:
-        pytest.skip("kernels run on a GPU; on a CPU --quick checks that this benchmark runs")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    small = Workload(hidden_size=128, num_heads=2, intermediate_size=256, vocab_size=1000, seqlens=(seqlen, 17))
-    wrong = [str(a) for a in check_operation(spec, spec.workload(small, dtype, device), dtype) if not a.passed]
-    assert not wrong, wrong  # red: no number
+def test_operation(spec, kernel_case, race, device):
+    operation = Operation(spec, kernel_case, device)
+    named = peers(spec, operation.inputs, device, kernel_case.modes)
+    candidates = [Candidate(name, lambda get=get: operation.peer(get)) for name, get in named]
+    candidates.append(Candidate("fastbert", operation.ours))
+    directions = {"forward": (False,), "backward": (True,), "both": (False, True)}[kernel_case.direction]
+    seqlens = operation.work.seqlens
+    case = Case(
+        suite="kernels", model=kernel_case.model, dtype=kernel_case.dtype, batch_size=len(seqlens), seqlen=max(seqlens),
+        lengths=kernel_case.lengths, real_tokens=sum(seqlens), padded_tokens=len(seqlens) * max(seqlens),
+        flops=sum(spec.flops(operation.inputs, direction) for direction in directions),
+        bytes_moved=sum(spec.bytes_moved(operation.inputs, direction) for direction in directions),
+        operation=spec.name, direction=kernel_case.direction,
+    )  # fmt: skip
+    race(case, candidates, kernel=True)
 
-    inputs = spec.workload(workload(model, seqlen, quick), dtype, device)
-    differentiable = tuple(name for name in spec.differentiable if name in inputs) if backward else ()
-    leaves = [t for name in differentiable for t in (inputs[name] if isinstance(inputs[name], tuple) else (inputs[name],))]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    reference_inputs = spec.reference_inputs(inputs)
 
-    def step(function, arguments):
-        out = function(**arguments)
-        if backward:
-            torch.autograd.grad(out, leaves, noise_like.setdefault("dy", noise(out)))
-
-    noise_like: dict[str, torch.Tensor] = {}
-    side_by_side(
-        lambda: step(spec.reference, reference_inputs),
-        lambda: step(spec.function, inputs),
-        rounds=1 if quick else 30,
-        conditions=f"{model}, {TOKENS} tokens of length {seqlen}, {str(dtype).removeprefix('torch.')}, baseline PyTorch eager",
-    )
-    if benchmark.stats is not None:
-        seconds = benchmark.stats.stats.median
-        directions = (False, True) if backward else (False,)
-        flops, moved = (sum(count(inputs, d) for d in directions) for count in (spec.flops, spec.bytes_moved))
-        benchmark.extra_info.update(tflops_per_s=flops / seconds / 1e12, gbytes_per_s=moved / seconds / 1e9)
+def test_a_peer_that_is_not_there_says_why():
+    spec = next(spec for spec in ALL_SPECS if spec.name == "cross_entropy")
+    named = dict(peers(spec, {}, torch.device("cpu"), ()))
+    with pytest.raises(Absent, match="liger_kernel"):
+        named["Liger-Kernel"]()

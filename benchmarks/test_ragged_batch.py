@@ -1,17 +1,17 @@
-"""A ragged batch through transformers (SDPA) and through fastbert, side by side, at BERT-base width.
-
-On a CPU with one thread: what packing alone gains where sequences differ in length, and what it costs where they do not.
+"""A ragged batch and a full one on one CPU thread, at BERT-base width: what packing alone gains where sequences differ in
+length, and what it costs where they do not.
 """
 
 import random
 
 import pytest
 import torch
-import transformers
 
-import fastbert
+from benchmarks import work
+from benchmarks.model_peers import Encoders, Inference
+from benchmarks.records import Case
 
-BATCH_SIZE, SEQLEN, NUM_LAYERS = 32, 128, 4
+BATCH_SIZE, SEQLEN = 32, 128
 
 
 def ragged_lengths(seed: int) -> list[int]:
@@ -21,38 +21,24 @@ def ragged_lengths(seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("lengths", ["ragged", "full"])
-def test_inference_against_transformers_sdpa(lengths, side_by_side, quick, device):
+def test_one_thread(lengths, race, size, device):
+    if device.type == "cuda" and size != "full":
+        pytest.skip("a statement about CPUs; on a GPU test_inference.py has ragged batches")
     seqlens = ragged_lengths(0) if lengths == "ragged" else [SEQLEN] * BATCH_SIZE
-    layers, hidden_size = (1, 64) if quick else (NUM_LAYERS, 768)
-    config = transformers.BertConfig(
-        num_hidden_layers=layers, hidden_size=hidden_size, num_attention_heads=hidden_size // 64 or 1,
-        intermediate_size=4 * hidden_size,
-    )  # fmt: skip
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    torch.manual_seed(0)
-    theirs = transformers.BertModel(config).eval().to(device, dtype)
-    ours = fastbert.BertModel(config).eval().to(device, dtype)
-    ours.load_state_dict(theirs.state_dict())
-    mask = torch.arange(SEQLEN) < torch.tensor(seqlens)[:, None]
-    ids = torch.randint(5, config.vocab_size, mask.shape)
-    batch = {"input_ids": (ids * mask).to(device), "attention_mask": mask.long().to(device)}
-    fill = mask.float().mean().item()
-    assert fill <= 0.40 or lengths == "full"
-
+    model = "tiny" if size == "check" else "bert-base, 4 layers"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
-            expected, got = theirs(**batch).last_hidden_state, ours(**batch).last_hidden_state
-            tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-            torch.testing.assert_close(got[mask], expected[mask], rtol=tolerance, atol=tolerance)  # red: no number
-            side_by_side(
-                lambda: theirs(**batch),
-                lambda: ours(**batch),
-                rounds=1 if quick else 7,
-                conditions=f"{layers} layers of width {hidden_size}, batch {BATCH_SIZE} x {SEQLEN}, fill {fill:.2f}, "
-                f"{str(dtype).removeprefix('torch.')}, {device.type}, one CPU thread, baseline "
-                f"transformers {transformers.__version__} {theirs.config._attn_implementation}",
-            )
+        encoders = Encoders(work.config(model), torch.float32, torch.device("cpu"))
+        batch = work.batch(seqlens, encoders.config.vocab_size, encoders.device)
+        assert lengths == "full" or batch.real_tokens <= 0.40 * batch.padded_tokens
+        contest = Inference(encoders, batch, ("default",) if size != "check" else ())
+        case = Case(
+            suite="inference", model=f"{model}, one CPU thread", dtype="float32", batch_size=BATCH_SIZE, seqlen=SEQLEN,
+            lengths=lengths, real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens,
+            flops=work.encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
+        )  # fmt: skip
+        wanted = ("transformers, SDPA", "transformers, torch.compile", "fastbert")
+        race(case, [candidate for candidate in contest.candidates() if candidate.name in wanted])
     finally:
         torch.set_num_threads(threads)
