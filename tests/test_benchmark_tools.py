@@ -56,7 +56,8 @@ def everything() -> list[Row]:
     peers += (Contender("liar", WRONG, "differs by 3.00 | a lot"),)
     rows = [Row(INFERENCE, (timed("transformers", 0.2), *peers, timed("fastbert", 0.1, peak_bytes=3 << 20)))]
     rows.append(Row(replace(INFERENCE, seqlen=256), (timed("transformers", 0.5), timed("fastbert", 0.2))))
-    rows.append(Row(PRETRAINING, (timed("transformers", 0.6), timed("fastbert", 0.3, real_tokens=800, flops=3.6e9))))
+    own_batch = timed("fastbert", 0.3, real_tokens=800, flops=3.6e9, details={"micro-batch": 16})
+    rows.append(Row(PRETRAINING, (timed("transformers", 0.6), own_batch)))
     rows.append(Row(KERNEL, (timed("torch", 0.02), timed("fastbert", 0.01))))
     for layers in (2, 4, 8):
         case = replace(SCALING, num_layers=layers)
@@ -98,6 +99,7 @@ def test_report_has_every_contender_with_its_numbers_or_its_reason(tmp_path):
     chosen = cells_of(text, "bert-base, 32 x 128 books, bf16", "fastbert")
     assert "2,667" in chosen
     assert "6.0%" in chosen
+    assert "53.3" in chosen  # sequences/s
     kernel = cells_of(text, "bert-base, layer norm forward, 8 x 128 fixed, float32", "fastbert")
     assert "10.0" in kernel
     assert "100.0%" in kernel
@@ -401,7 +403,8 @@ def test_a_cluster_that_cannot_be_raises(change):
 def test_scale_reads_the_step_of_a_record(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "model_shape", lambda model: (110_000_000, 13))
     own_batch = timed("fastbert", 0.25, real_tokens=800, details={"micro-batch": 16})
-    path = write(tmp_path / "run.json", Row(PRETRAINING, (timed("transformers", 0.5), own_batch)))
+    silent = replace(own_batch, name="silent", details={})
+    path = write(tmp_path / "run.json", Row(PRETRAINING, (timed("transformers", 0.5), own_batch, silent)))
     status, output = run(scale, "--record", path)
     assert status == 0
     assert output.startswith("Predicted on paper")
@@ -409,6 +412,7 @@ def test_scale_reads_the_step_of_a_record(tmp_path, monkeypatch):
     assert "NOT A GPU" in output
     assert "none is shown" in output
     assert re.search(r"│ +1 │ +3,200 │ +100\.0% │ +3,200 │ +100\.0% │ +64 │", output)
+    assert re.search(r"100\.0% │ +unknown │", run(scale, "--record", path, "--contender", "silent")[1])
     assert "500.000 ms, 1,600 real tokens" in run(scale, "--record", path, "--contender", "transformers")[1]
 
 
