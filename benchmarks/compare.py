@@ -19,7 +19,8 @@ from rich.table import Table
 
 from .records import FASTBERT, TIMED, Contender, Record, Row, load, load_all
 
-NOISE_FACTOR = 2.0
+STANDARD_ERRORS = 4  # of a ratio of medians; in simulated rounds without a change, under 4 ratios of 10,000 exceed them
+MEDIAN_ERROR = math.sqrt(math.pi / 2) / 0.6745  # standard error of the median of n normal values, times √n / half their IQR
 FEWEST_ROUNDS = 3
 SLOWER, FASTER, LOST, GAINED, CHANGED = "slower", "faster", "lost", "gained", "changed"
 WITHIN_NOISE, NOT_JUDGED, BASELINE = "within the noise", "not judged", "baseline"
@@ -114,9 +115,9 @@ def _factor(old: Row, new: Row, before: Contender, after: Contender) -> float:
 
 
 def _noise(contenders: Sequence[Contender], floor: float) -> float:
-    """The factor that these medians may show although nothing changed: their spreads, added as independent ones are."""
-    spread = math.sqrt(math.fsum(contender.spread**2 for contender in contenders))
-    return 1 + max(floor, NOISE_FACTOR * spread)
+    """The factor that a ratio of these medians may show although nothing changed, from the spreads and numbers of rounds."""
+    errors = (MEDIAN_ERROR * contender.spread / math.sqrt(len(contender.seconds)) for contender in contenders)
+    return 1 + max(floor, STANDARD_ERRORS * math.hypot(*errors))
 
 
 def _verdict(factor: float, noise: float) -> str:

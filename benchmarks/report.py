@@ -92,7 +92,9 @@ def _columns(record: Record, row: Row, contender: Contender) -> dict[str, str]:
 
 
 def _detail(value: Any) -> str:
-    text = number(value) if isinstance(value, float) and 1e-3 <= abs(value) < 1e15 else str(value)
+    text = str(value)
+    if isinstance(value, float):
+        text = number(value) if 1e-3 <= abs(value) < 1e15 else f"{value:.2e}"
     return text if len(text) <= 80 else text[:79] + "…"
 
 

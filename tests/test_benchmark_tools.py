@@ -259,6 +259,13 @@ def test_compare_sees_an_improvement(tmp_path):
     assert "faster" in output
 
 
+def test_compare_sees_less_noise_in_more_rounds():
+    few, many = (compare._noise([timed("fastbert", 0.1, rounds, 0.1, seed=3)] * 4, 0.0) for rounds in (8, 128))
+    assert 1.05 < many < few < 1.5
+    assert (few - 1) / (many - 1) == pytest.approx(4, rel=0.5)  # the square root of the rounds
+    assert compare._noise([timed("fastbert", 0.1)], 0.02) == 1.02
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_compare_is_silent_about_noise(tmp_path, seed):
     status, output = pair(tmp_path, race(seed=seed, jitter=0.1), race(seed=seed + 100, jitter=0.1))
