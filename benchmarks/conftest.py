@@ -82,6 +82,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks, output_json:
     quick = config.stash[_SIZE] in ("check", "quick")
     output_json["fastbert"] = {
         "conditions": conditions.conditions() | {"size": config.stash[_SIZE], "clocks after": conditions.clocks_now()},
+        "rows": [row.as_dict() for row in config.stash[_ROWS]],
         "ceilings": ceilings.measure(device, tuple(getattr(torch, name) for name in sorted(dtypes)), quick),
     }
 
@@ -112,7 +113,6 @@ def race(request, benchmark, device, size):
         pace = Pace(plan.ROUNDS[size], 0 if size == "check" else 2, request.config.getoption("--sustained"))
         contenders = compete(candidates, device, pace, kernel=kernel, benchmark=benchmark)
         row = Row(case, tuple(replace(one, details=one.details | (details or {})) for one in contenders))
-        benchmark.extra_info.update(row.as_extra_info())
         request.config.stash[_ROWS].append(row)
         for contender in row.contenders:
             if contender is row.baseline or contender.name.startswith("fastbert"):

@@ -1,4 +1,4 @@
-"""What a benchmark run leaves behind, and how to read it back: pytest-benchmark's JSON with a `Row` in each `extra_info`.
+"""What a benchmark run leaves behind, and how to read it back: pytest-benchmark's JSON with rows of our own in it.
 
 A row is one workload and every contender that was asked to run it, with the reason where one gave no number. The
 contenders of a row took turns on the same inputs, so their ratio is fair; between files only `compare` judges.
@@ -121,11 +121,11 @@ class Row:
             return None
         return self.tokens_per_s(contender) / self.tokens_per_s(self.baseline)
 
-    def as_extra_info(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {"case": asdict(self.case), "contenders": [asdict(contender) for contender in self.contenders]}
 
     @classmethod
-    def from_extra_info(cls, info: dict[str, Any]) -> "Row":
+    def from_dict(cls, info: dict[str, Any]) -> "Row":
         contenders = [Contender(**{**_known(Contender, c), "seconds": tuple(c["seconds"])}) for c in info["contenders"]]
         return cls(Case(**_known(Case, info["case"])), tuple(contenders))
 
@@ -155,7 +155,7 @@ def load(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         own = content["fastbert"]
-        rows = [Row.from_extra_info(entry["extra_info"]) for entry in content["benchmarks"] if "case" in entry["extra_info"]]
+        rows = [Row.from_dict(row) for row in own["rows"]]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"expected the JSON of `pytest benchmarks --benchmark-json=FILE` in {path}, got {error!r}") from error
     return Record(path, own["conditions"], own["ceilings"], tuple(rows))
@@ -166,7 +166,7 @@ def load_all(folder: Path) -> list[Record]:
     records = []
     for path in sorted(folder.rglob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "benchmarks" in content and "fastbert" in content:
+        if isinstance(content, dict) and "rows" in content.get("fastbert", {}):
             records.append(load(path))
     return sorted(records, key=lambda record: record.conditions.get("started", ""))
 

@@ -35,9 +35,9 @@ def timed(name: str, seconds: float, rounds: int = 9, jitter: float = 0.0, seed:
 
 
 def write(path: Path, *rows: Row, ceilings=CEILINGS, **conditions) -> Path:
-    """A file as pytest-benchmark leaves it."""
-    benchmarks = [{"name": f"row{n}", "extra_info": row.as_extra_info()} for n, row in enumerate(rows)]
-    content = {"benchmarks": benchmarks, "fastbert": {"conditions": CONDITIONS | conditions, "ceilings": ceilings}}
+    """A file as `pytest benchmarks --benchmark-json` leaves it."""
+    own = {"conditions": CONDITIONS | conditions, "ceilings": ceilings, "rows": [row.as_dict() for row in rows]}
+    content = {"benchmarks": [], "fastbert": own}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
