@@ -3,6 +3,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 OUT ?= out/gpu
+RESULTS ?= out/bench
+BENCH ?=
 MODEL ?=
 TEXT ?=
 export HF_HUB_OFFLINE ?= 1
@@ -27,8 +29,11 @@ lint: .venv/.installed-test
 codegen: .venv/.installed-test
 	$(PY) -m benchmarks.codegen --jobs $(JOBS)
 
+# Small sizes without a GPU, the headline rows with one; BENCH=--full for every row of the records.
 bench: .venv/.installed-test
-	$(PY) -m pytest -q benchmarks
+	mkdir -p $(RESULTS)
+	$(PY) -m pytest -q benchmarks $(BENCH) --record=$(RESULTS)/raw.json
+	$(PY) -m benchmarks.report $(RESULTS)
 
 # Everything that needs a GPU: no network, no virtual environment, the machine's own packages.
 gpu:

@@ -26,7 +26,7 @@ def conditions(seed: int = 0) -> dict[str, Any]:
         "device_type": "cuda" if on_gpu else "cpu",
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "versions": {"python": platform.python_version(), "fastbert": _own_version()} | _versions(),
-        "command": " ".join(["python", *sys.argv] if sys.argv[0].endswith("py") else sys.argv),
+        "command": command(),
         "commit": _output("git", "rev-parse", "HEAD"),
         "dirty": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
         "seed": seed,
@@ -42,6 +42,17 @@ def conditions(seed: int = 0) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda or f"HIP {torch.version.hip}"
         found["multiprocessors"] = torch.cuda.get_device_properties(0).multi_processor_count
     return found
+
+
+def command() -> str:
+    """The command line of this process as one would type it in the project's folder."""
+    first, *rest = sys.argv
+    program = [Path(first).name]
+    if Path(first).name == "__main__.py":
+        program = ["python", "-m", Path(first).parent.name]
+    elif Path(first).suffix == ".py":
+        program = ["python", first]
+    return " ".join([*program, *rest]).replace(f"{ROOT}/", "")
 
 
 def clocks_now() -> str:

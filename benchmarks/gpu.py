@@ -2,12 +2,11 @@
 
 Runs the test suite, the kernels' float64 check, the code generation table and the benchmarks on the machine's own packages,
 without network, each step under a time limit, so that the whole ends within ten minutes. Writes one log per step, the
-benchmarks' raw JSON and `summary.json` into the folder.
+benchmarks' raw JSON, the report and `summary.json` into the folder.
 """
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -17,35 +16,17 @@ from typing import Annotated
 import torch
 import typer
 
+from .conditions import conditions
+from .records import write_whole
+
 # name, command after `python -m`, seconds at most, exit statuses that pass
 STEPS = (
     ("codegen", ["benchmarks.codegen", "--target", "sm_90", "--json", "{out}/codegen.json"], 60),
     ("kernels", ["pytest", "-q", "-n", "6", "tests/kernels", "-p", "no:cacheprovider"], 200),
     ("model", ["pytest", "-q", "-n", "4", "tests/model", "-p", "no:cacheprovider"], 140),
-    ("benchmarks", ["pytest", "-q", "benchmarks", "-p", "no:cacheprovider", "--benchmark-json={out}/benchmarks.json"], 180),
+    ("benchmarks", ["pytest", "-q", "benchmarks", "-p", "no:cacheprovider", "--record={out}/raw.json"], 180),
+    ("report", ["benchmarks.report", "{out}"], 15),
 )
-
-
-def conditions() -> dict[str, str]:
-    """What a reader of the numbers must know: device, driver, versions, clocks, commit."""
-
-    def output(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-        except (OSError, subprocess.SubprocessError) as error:
-            return f"unknown ({type(error).__name__})"
-
-    import transformers
-    import triton
-
-    query = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,memory.total"
-    return {
-        "device": torch.cuda.get_device_name(),
-        "nvidia-smi": output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"),
-        "python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__,
-        "transformers": transformers.__version__, "commit": output("git", "rev-parse", "HEAD"),
-        "changed files": output("git", "status", "--porcelain"), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
 
 
 def main(out: Annotated[Path, typer.Option(help="Folder for logs and numbers.")]) -> None:
@@ -73,9 +54,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for logs and numbers.")]
         )  # fmt: skip
         lines = (out / f"{name}.log").read_text(errors="replace").splitlines()
         typer.echo("\n".join([f"== {name}: status {status}", *lines[-40:]]))
-        partial = out / "summary.partial"
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
-        partial.replace(out / "summary.json")
+        write_whole(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     raise typer.Exit(0 if all(step["status"] == 0 for step in summary["steps"]) else 1)
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark run leaves behind, and how to read it back: pytest-benchmark's JSON with rows of our own in it.
+"""What a benchmark run leaves behind, and how to read it back: the file of `--record`, or pytest-benchmark's own JSON.
 
 A row is one workload and every contender that was asked to run it, with the reason where one gave no number. The
 contenders of a row took turns on the same inputs, so their ratio is fair; between files only `compare` judges.
@@ -96,10 +96,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """A case and its contenders, the baseline first."""
+    """A case and its contenders, the baseline first. test: name of the test that ran it."""
 
     case: Case
     contenders: tuple[Contender, ...]
+    test: str = ""
 
     @property
     def baseline(self) -> Contender:
@@ -122,12 +123,13 @@ class Row:
         return self.tokens_per_s(contender) / self.tokens_per_s(self.baseline)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"case": asdict(self.case), "contenders": [asdict(contender) for contender in self.contenders]}
+        contenders = [asdict(contender) for contender in self.contenders]
+        return {"test": self.test, "case": asdict(self.case), "contenders": contenders}
 
     @classmethod
     def from_dict(cls, info: dict[str, Any]) -> "Row":
         contenders = [Contender(**{**_known(Contender, c), "seconds": tuple(c["seconds"])}) for c in info["contenders"]]
-        return cls(Case(**_known(Case, info["case"])), tuple(contenders))
+        return cls(Case(**_known(Case, info["case"])), tuple(contenders), info.get("test", ""))
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Record:
 
 
 def load(path: Path) -> Record:
-    """Reads one file that `pytest benchmarks --benchmark-json=FILE` wrote.
+    """Reads one file that `pytest benchmarks --record FILE` (or `--benchmark-json=FILE`) wrote.
 
     Raises ValueError where it is none.
     """
@@ -156,8 +158,8 @@ def load(path: Path) -> Record:
         content = json.loads(path.read_text(encoding="utf-8"))
         own = content["fastbert"]
         rows = [Row.from_dict(row) for row in own["rows"]]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"expected the JSON of `pytest benchmarks --benchmark-json=FILE` in {path}, got {error!r}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected the JSON of `pytest benchmarks --record FILE` in {path}, got {error!r}") from error
     return Record(path, own["conditions"], own["ceilings"], tuple(rows))
 
 

@@ -76,7 +76,7 @@ def test_length_mixes_stay_in_bounds_and_repeat(mix):
 
 
 def test_an_unknown_length_mix_is_refused():
-    with pytest.raises(ValueError, match="expected a length mix among .*wiki-qa.*, got 'none'"):
+    with pytest.raises(ValueError, match=r"expected a length mix among .*wiki-qa.*, got 'none'"):
         lengths.draw("none", 1, 128)
 
 
@@ -116,11 +116,17 @@ specs.ALL_SPECS = tuple(planted(spec) if spec.name == "layer_norm" else spec for
 """
 
 
-def run_layer_norm(folder: Path, name: str, body: str | None) -> tuple[int, Path]:
+def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> tuple[int, Path]:
     """The layer norm benchmark in a process of its own, with `body` in place of the operation."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
     environment.pop("TRITON_INTERPRET", None)
-    arguments = ["benchmarks/test_kernels.py", "--quick", "-k", "forward and (layer_norm or embedding)", f"--benchmark-json={folder / name}.json"]
+    arguments = [
+        "benchmarks/test_kernels.py",
+        "--quick",
+        "-k",
+        "forward and (layer_norm or embedding)",
+        f"--record={folder / name}.json",
+    ]
     if body is not None:
         (folder / f"plant_{name}.py").write_text(textwrap.dedent(PLUGIN).format(body=body))
         arguments = ["-p", f"plant_{name}", *arguments]
@@ -146,6 +152,10 @@ def test_a_planted_slowdown_is_caught_and_a_planted_wrong_kernel_gives_no_number
     assert caught.returncode == 1, caught.stdout + caught.stderr
     assert "layer_norm" in caught.stdout
     assert compare(slow, before).returncode == 0
+
+    kept = before.read_bytes()
+    assert run_layer_norm(tmp_path, "before", None, "--resume")[0] == 0
+    assert before.read_bytes() == kept  # nothing ran again
 
     status, wrong = run_layer_norm(tmp_path, "wrong", "return function(*args, **kwargs) * 1.01")
     assert status == 1
