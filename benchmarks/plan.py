@@ -160,6 +160,7 @@ def scaling_cases(size: Size) -> list[ScalingCase]:
     grown = {"check": (2,), "quick": (1, 2, 4), "default": (1, 2, 4), "full": (1, 2, 4, 8)}[size]
     cases = []
     for training in (False, True):
+        grown = grown[:2] if training and size == "quick" else grown
         for place, axis in enumerate(("batch_size", "seqlen", "num_layers")):
             for factor in grown:
                 sizes = list(base)

@@ -126,6 +126,7 @@ def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> 
         "-k",
         "forward and (layer_norm or embedding)",
         f"--record={folder / name}.json",
+        *options,
     ]
     if body is not None:
         (folder / f"plant_{name}.py").write_text(textwrap.dedent(PLUGIN).format(body=body))
