@@ -1,0 +1,1 @@
+"""From raw text to masked batches: documents -> pairs -> shards (`fastbert prepare`) -> masks -> packed batches."""

@@ -1,0 +1,139 @@
+"""Prepared pre-training samples on disk: memory-mapped arrays, a `meta.json` that is written last.
+
+A sample is [CLS] A [SEP] B [SEP] without padding. A folder without `meta.json` is unfinished. Arrays are .npy files, read
+without unpickling:
+    shard-00000.tokens.npy    uint16 or uint32 (tokens,), ids of all samples one after the other
+    shard-00000.samples.npy   int64 (samples, 2), where each sample begins, and first_length * 2 + is_random_next
+`tokenizer/` beside them is what they were made with.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT = 1
+META = "meta.json"
+TOKENIZER = "tokenizer"
+
+
+class DataError(ValueError):
+    """What was prepared, or is to be, cannot be used; the message says what was expected and what came."""
+
+
+class Sample(NamedTuple):
+    """input_ids: (length,). first_length: tokens of [CLS] A [SEP]. is_random_next: B does not follow A in the text."""
+
+    input_ids: np.ndarray
+    first_length: int
+    is_random_next: bool
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What the shards of a folder have in common. shards: samples in each. fingerprint: of the tokenizer, see `fingerprint`.
+    options: how they were prepared. audit: what `prepare` found out about the text."""
+
+    seq_len: int
+    vocab_size: int
+    fingerprint: str
+    shards: tuple[int, ...]
+    num_tokens: int
+    options: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Names a tokenizer by its vocabulary in the order of ids and its special tokens: sha256, hexadecimal."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id]
+    return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()
+
+
+def write_shard(folder: Path, number: int, samples: Sequence[Sample], vocab_size: int) -> int:
+    """Writes one shard, each file whole or not at all; returns its tokens. ids must lie below vocab_size."""
+    starts = np.cumsum([0, *(len(sample.input_ids) for sample in samples)])
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    tokens = np.concatenate([sample.input_ids for sample in samples]).astype(dtype) if samples else np.empty(0, dtype)
+    about = [sample.first_length * 2 + sample.is_random_next for sample in samples]
+    _save(folder / f"shard-{number:05d}.tokens.npy", tokens)
+    _save(folder / f"shard-{number:05d}.samples.npy", np.stack([starts[:-1], np.array(about, np.int64)], 1))
+    return int(starts[-1])
+
+
+def write_meta(folder: Path, meta: Meta) -> None:
+    """Marks the folder as finished."""
+    content = json.dumps(asdict(meta), indent=1, ensure_ascii=False) + "\n"
+    _replace(folder / META, lambda file: file.write(content.encode()))
+
+
+class Shards:
+    """The samples of a prepared folder, by number; nothing is read before it is asked for.
+
+    Raises DataError where the folder is unfinished, of another format, or lacks a shard.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        file = self.folder / META
+        if not file.is_file():
+            raise DataError(f"expected the folder of a finished `fastbert prepare` (with {META}), got {self.folder}")
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT:
+            raise DataError(f"expected shards of format {FORMAT}, got {values.get('format')} in {self.folder}")
+        self.meta = Meta(**{**values, "shards": tuple(values["shards"])})
+        self._tokens = [self._open(number, "tokens") for number in range(len(self.meta.shards))]
+        self._samples = [self._open(number, "samples") for number in range(len(self.meta.shards))]
+        for number, (samples, count) in enumerate(zip(self._samples, self.meta.shards)):
+            if len(samples) != count:
+                raise DataError(f"expected {count} samples in shard {number} of {self.folder}, got {len(samples)}")
+        self._ends = np.cumsum(self.meta.shards)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected a sample from 0 to {len(self) - 1}, got {index}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        place = index - (int(self._ends[shard - 1]) if shard else 0)
+        samples, tokens = self._samples[shard], self._tokens[shard]
+        start, about = samples[place]
+        end = samples[place + 1][0] if place + 1 < len(samples) else len(tokens)
+        return Sample(np.asarray(tokens[start:end], np.int64), int(about) >> 1, bool(about & 1))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sample, int64."""
+        ends = [np.append(samples[1:, 0], len(tokens)) - samples[:, 0] for samples, tokens in zip(self._samples, self._tokens)]
+        return np.concatenate(ends) if ends else np.empty(0, np.int64)
+
+    def _open(self, number: int, part: str) -> np.ndarray:
+        file = self.folder / f"shard-{number:05d}.{part}.npy"
+        try:
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"expected an array of `fastbert prepare` in {file}, got {error}") from error
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    _replace(file, lambda handle: np.save(handle, array, allow_pickle=False))
+
+
+def _replace(file: Path, write: Any) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as handle:
+            write(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
