@@ -1,0 +1,178 @@
+"""A WordPiece vocabulary from text, saved as transformers' BertTokenizer (Devlin et al. 2019, §3; Wu et al. 2016, §4.1).
+
+`tokenizers` counts and merges. Left to itself it numbers the characters in the order of a randomly seeded hash map, so two runs
+give two vocabularies; here every character has its number before the training begins, and one input gives one vocabulary.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .documents import Source, open_sources
+from .shards import DataError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PREFIX = "##"
+MODEL_MAX_LENGTH = 512
+HANGUL_SHARE = 1e-3
+
+# Stage, what is done, the whole or None, documents so far.
+Report = Callable[[str, int, int | None, int], None]
+
+
+def train_wordpiece(
+    names: Sequence[str], out: str | Path, *, vocab_size: int, cased: bool = False, strip_accents: bool | None = None,
+    min_frequency: int = 2, character_coverage: float = 0.9999, report: Report | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains a vocabulary and saves the tokenizer in `out`, a new or empty folder, whole or not at all.
+
+    names: files and data sets, see `documents`. vocab_size: entries, special tokens and characters included; the text may give
+    fewer. cased: keep capitals. strip_accents: é becomes e; by default where capitals go too, unless more than HANGUL_SHARE of
+    the characters are Hangul, whose syllables it would take apart into letters. min_frequency: of a pair to be merged and of
+    a character to be kept. character_coverage: share of the text whose characters are kept, the frequent first; a word with
+    another becomes [UNK].
+
+    Returns what was found: vocab_size, characters (kept), characters_left_out, documents, sentences, strip_accents.
+    Raises DataError for options out of range, text that cannot be read, a vocabulary too small for the characters.
+    """
+    report = report or (lambda stage, done, total, documents: None)
+    if vocab_size <= len(SPECIAL_TOKENS):
+        raise DataError(f"expected a vocabulary of more than the {len(SPECIAL_TOKENS)} special tokens, got {vocab_size}")
+    if min_frequency < 1:
+        raise DataError(f"expected a least frequency of 1 or more, got {min_frequency}")
+    if not 0 < character_coverage <= 1:
+        raise DataError(f"expected a character coverage above 0 and at most 1, got {character_coverage}")
+    if cased and strip_accents:
+        raise DataError("expected accents to be kept with capitals, got both cased and strip_accents")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"expected a new or empty folder for the tokenizer, got {out}")
+    sources = open_sources(names)
+
+    # Accents are stripped from the counts, not from the text: whether they are to be is known only behind the last line.
+    counts, documents, sentences = _count_characters(sources, report)
+    if strip_accents is None:
+        strip_accents = not cased and _hangul_share(counts) <= HANGUL_SHARE
+    normalizer = _normalizer(cased, strip_accents)
+    alphabet, left_out = _alphabet(counts, normalizer, min_frequency, character_coverage)
+    continuing = [PREFIX + character for character in alphabet if _continues(character)]
+    needed = len(SPECIAL_TOKENS) + len(alphabet) + len(continuing)
+    if vocab_size < needed:
+        raise DataError(
+            f"expected a vocabulary of at least {needed} for this text ({len(SPECIAL_TOKENS)} special tokens, {len(alphabet)} "
+            f"characters, {len(continuing)} of them inside words too), got {vocab_size}"
+        )
+    vocabulary = _train(sources, normalizer, alphabet, continuing, vocab_size, min_frequency, documents, report)
+    _save(out, vocabulary, cased, strip_accents)
+    return {
+        "vocab_size": len(vocabulary), "characters": len(alphabet), "characters_left_out": left_out, "documents": documents,
+        "sentences": sentences, "strip_accents": strip_accents,
+    }  # fmt: skip
+
+
+def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counter[str], int, int]:
+    counts: Counter[str] = Counter()
+    documents = sentences = 0
+    total = _total(sources)
+    before = 0
+    for source in sources:
+        for document in source:
+            documents += 1
+            sentences += len(document.sentences)
+            for sentence in document.sentences:
+                counts.update(sentence)
+            report("characters", before + document.read, total, documents)
+        before += source.size or 0
+    return counts, documents, sentences
+
+
+def _total(sources: Sequence[Source]) -> int | None:
+    sizes = [source.size for source in sources if source.size is not None]
+    return sum(sizes) if len(sizes) == len(sources) else None
+
+
+def _hangul_share(counts: Counter[str]) -> float:
+    hangul = sum(count for character, count in counts.items() if "\uac00" <= character <= "\ud7a3")
+    return hangul / max(sum(counts.values()), 1)
+
+
+def _normalizer(cased: bool, strip_accents: bool) -> Any:
+    from tokenizers.normalizers import BertNormalizer
+
+    return BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=not cased)
+
+
+def _alphabet(counts: Counter[str], normalizer: Any, min_frequency: int, coverage: float) -> tuple[list[str], int]:
+    """Characters as the tokenizer sees them, in the order of their code points; and how many were left out."""
+    seen: Counter[str] = Counter()
+    for character, count in counts.items():
+        for part in normalizer.normalize_str(character):
+            if not part.isspace():
+                seen[part] += count
+    kept: list[str] = []
+    covered = 0
+    enough = coverage * sum(seen.values())
+    for character, count in sorted(seen.items(), key=lambda item: (-item[1], item[0])):
+        if count < min_frequency or covered >= enough:
+            break
+        kept.append(character)
+        covered += count
+    return sorted(kept), len(seen) - len(kept)
+
+
+def _continues(character: str) -> bool:
+    """Whether it can stand inside a word: punctuation and Chinese characters are words of their own."""
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    apart = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
+    return len(BertPreTokenizer().pre_tokenize_str(apart.normalize_str(f"a{character}a"))) == 1
+
+
+def _train(
+    sources: Sequence[Source], normalizer: Any, alphabet: list[str], continuing: list[str], vocab_size: int,
+    min_frequency: int, documents: int, report: Report,
+) -> list[str]:  # fmt: skip
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    def sentences() -> Iterator[list[str]]:
+        for number, document in enumerate((document for source in sources for document in source), 1):
+            yield document.sentences
+            report("words", number, documents, number)
+        report("merges", 0, None, documents)
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS[1]))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # What is given as special tokens is numbered in this order; initial_alphabet and its limit keep the other characters out.
+    fixed = [*SPECIAL_TOKENS, *alphabet, *continuing]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False, special_tokens=fixed,
+        initial_alphabet=alphabet, limit_alphabet=len(alphabet), continuing_subword_prefix=PREFIX,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(sentences(), trainer)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if [number for _, number in vocabulary] != list(range(len(vocabulary))):
+        raise RuntimeError("expected the trainer to number the vocabulary without gaps")
+    return [token for token, _ in vocabulary]
+
+
+def _save(out: Path, vocabulary: list[str], cased: bool, strip_accents: bool) -> None:
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer(
+        vocab={token: number for number, token in enumerate(vocabulary)}, do_lower_case=not cased,
+        strip_accents=strip_accents, model_max_length=MODEL_MAX_LENGTH,
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        tokenizer.save_pretrained(partial)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
