@@ -21,6 +21,7 @@ AXES = ("batch_size", "seqlen", "num_layers")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 CONDITIONS = ("device", "driver", "clocks", "versions", "threads", "command", "commit", "dirty", "seed", "started")
 HEADLINES = {"inference": "Inference on real lengths", "pretraining": "A step of pre-training"}
+OURS = (FASTBERT, "fastbert, masked-only heads")  # contenders with lines of their own in the headline
 NOTE = """\
 Medians. spread: half the interquartile range over the median. Tokens are real tokens, padding is never counted. fill: real
 tokens over positions of the padded batch. of ceiling: against the rates measured on the device in the same run, for a model its
@@ -52,9 +53,9 @@ def sequences(row: Row, contender: Contender) -> int | None:
     return contender.details.get("micro-batch")
 
 
-def against(row: Row, peer: Contender) -> float | None:
-    """fastbert's real tokens per second over the peer's, or None where one of them has no number."""
-    ours = row.contender(FASTBERT)
+def against(row: Row, peer: Contender, name: str = FASTBERT) -> float | None:
+    """Real tokens per second of our contender of this name over the peer's, or None where one of them has no number."""
+    ours = row.contender(name)
     if ours is None or ours is peer or ours.status != TIMED or peer.status != TIMED:
         return None
     return row.tokens_per_s(ours) / row.tokens_per_s(peer)
@@ -225,16 +226,18 @@ def headline(records: Sequence[Record]) -> str:
     for suite, title in HEADLINES.items():
         chosen = {device: newest(records, device, suite) for device in DEVICES}
         rows = [row for found in chosen.values() if found for row in found[1]]
-        names = list(dict.fromkeys(c.name for row in rows for c in row.contenders if c.name != FASTBERT))
+        names = list(dict.fromkeys(c.name for row in rows for c in row.contenders if not c.name.startswith(FASTBERT)))
         peers = [name for name in names if any((c := row.contender(name)) and c.status == TIMED for row in rows)]
         lines, conditions = [], []
         for device, found in chosen.items():
             if found is None:
-                lines.append([DEVICES[device], *[NOT_MEASURED] * (3 + len(peers))])
+                lines.append([DEVICES[device], *[NOT_MEASURED] * (4 + len(peers))])
                 continue
-            lines += [[DEVICES[device], *_headline_cells(row, peers)] for row in found[1]]
+            for row in found[1]:
+                ours = [name for name in OURS if name == FASTBERT or row.contender(name) is not None]
+                lines += [[DEVICES[device], *_headline_cells(row, peers, name)] for name in ours]
             conditions.append(f"{DEVICES[device]}: {_summary(found[0])}.")
-        head = ["device", "workload", "fill rate", "fastbert, real tokens/s", *(f"against {peer}" for peer in peers)]
+        head = ["device", "workload", "fill rate", "contender", "real tokens/s", *(f"against {peer}" for peer in peers)]
         parts += [f"{title}: fastbert's real tokens per second over each peer's.", table(head, lines)]
         missing = [f"{name} ({_why(rows, name)})" for name in names if name not in peers]
         parts += [f"Without a number: {'; '.join(missing)}."] if missing else []
@@ -248,14 +251,14 @@ def _why(rows: Sequence[Row], name: str) -> str:
     return " or ".join(dict.fromkeys(f"{one.status}: {one.reason or 'no reason given'}" for one in found))
 
 
-def _headline_cells(row: Row, peers: Sequence[str]) -> list[str]:
-    ours = row.contender(FASTBERT)
+def _headline_cells(row: Row, peers: Sequence[str], name_of_ours: str) -> list[str]:
+    ours = row.contender(name_of_ours)
     rate = NOT_MEASURED if ours is None else number(row.tokens_per_s(ours)) if ours.status == TIMED else ours.status
-    cells = [row.case.title, f"{row.case.fill:.2f}", rate]
+    cells = [row.case.title, f"{row.case.fill:.2f}", name_of_ours, rate]
     for name in peers:
         peer, ratio = row.contender(name), None
         if peer is not None:
-            ratio = against(row, peer)
+            ratio = against(row, peer, name_of_ours)
         missing = NOT_MEASURED if peer is None or peer.status == TIMED else peer.status
         cells.append(missing if ratio is None else f"{ratio:.2f}x")
     return cells
