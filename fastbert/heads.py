@@ -8,6 +8,9 @@ B batch, C choices, S sequence, T tokens of a batch packed by its caller, V voca
 head takes a packed batch: inputs and token labels (T,), token outputs (T, ...), pooled outputs (B, ...).
 """
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +39,14 @@ from fastbert.modeling import OURS, adopt
 IGNORED = -100
 
 
+@dataclass
+class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
+    """transformers' output and the two losses that `loss` adds up; they are None unless return_logits is False."""
+
+    mlm_loss: Tensor | None = None
+    next_sentence_loss: Tensor | None = None
+
+
 class BertForPreTraining(hf.BertForPreTraining):
     """Masked language model and next-sentence prediction."""
 
@@ -57,10 +68,16 @@ class BertForPreTraining(hf.BertForPreTraining):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         return_logits: bool = True,
+        num_items_in_batch: Tensor | int | None = None,
+        num_pairs_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | hf.BertForPreTrainingOutput:
         """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
-        positions only and leaves prediction_logits None."""
+        positions only, leaves prediction_logits None and gives both losses (`BertForPreTrainingOutput`).
+        num_items_in_batch, num_pairs_in_batch: labelled tokens and pairs of all batches whose gradients are added up; each
+        loss is then a sum divided by its number instead of a mean. They need return_logits=False."""
+        if return_logits and not (num_items_in_batch is None and num_pairs_in_batch is None):
+            raise ValueError("expected return_logits=False beside num_items_in_batch or num_pairs_in_batch, got True")
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
         positions = labels != IGNORED if with_loss and _padded(inputs) else None
@@ -72,12 +89,17 @@ class BertForPreTraining(hf.BertForPreTraining):
         labelled = labels != IGNORED if with_loss else torch.zeros_like(labels, dtype=torch.bool)
         outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
         scores = self.cls.seq_relationship(outputs.pooler_output)
-        loss = None
+        loss = mlm_loss = next_sentence_loss = None
         if labels is not None and next_sentence_label is not None:
-            loss = _labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels)
-            loss = loss + CrossEntropyLoss()(scores.view(-1, 2), next_sentence_label.view(-1))
-        return hf.BertForPreTrainingOutput(
+            mlm_loss = _labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels, num_items_in_batch)
+            next_sentence_loss = _mean_or_share(
+                functools.partial(F.cross_entropy, scores.view(-1, 2), next_sentence_label.view(-1)), num_pairs_in_batch
+            )
+            loss = mlm_loss + next_sentence_loss
+        return BertForPreTrainingOutput(
             loss=loss,
+            mlm_loss=mlm_loss,
+            next_sentence_loss=next_sentence_loss,
             prediction_logits=None,
             seq_relationship_logits=scores,
             hidden_states=outputs.hidden_states,
@@ -402,7 +424,14 @@ def _only(labelled: Tensor) -> dict[str, Tensor]:
     return {} if torch.compiler.is_compiling() else {"output_positions": labelled}
 
 
-def _labelled_loss(predictions: hf.BertLMPredictionHead, hidden: Tensor, labels: Tensor) -> Tensor:
+def _mean_or_share(loss: Callable[..., Tensor], total: Tensor | int | None) -> Tensor:
+    """The mean, or this batch's share of the mean over `total`."""
+    return loss(reduction="mean") if total is None else loss(reduction="sum") / total
+
+
+def _labelled_loss(
+    predictions: hf.BertLMPredictionHead, hidden: Tensor, labels: Tensor, total: Tensor | int | None = None
+) -> Tensor:
     """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
     labels = labels.reshape(-1).to(hidden.device)
     hidden = hidden.reshape(-1, hidden.shape[-1])
@@ -416,10 +445,11 @@ def _labelled_loss(predictions: hf.BertLMPredictionHead, hidden: Tensor, labels:
         and routing.is_plain(decoder, nn.Linear)
     ):
         logits = predictions(hidden)
-        return CrossEntropyLoss()(logits.view(-1, logits.shape[-1]), labels)
+        return _mean_or_share(functools.partial(F.cross_entropy, logits.view(-1, logits.shape[-1]), labels), total)
     hidden = predictions.transform(hidden)
     num_labelled = None if torch.compiler.is_compiling() else labels.shape[0]
-    return functional.cross_entropy(hidden, decoder.weight, decoder.bias, labels, num_labelled=num_labelled)
+    loss = functools.partial(functional.cross_entropy, hidden, decoder.weight, decoder.bias, labels, num_labelled=num_labelled)
+    return _mean_or_share(loss, total)
 
 
 def _span_loss(logits: Tensor, positions: Tensor) -> Tensor:
