@@ -1,0 +1,174 @@
+"""Which samples make up which optimisation step, and a packed batch of them: all pure functions, found without a search.
+
+An epoch is a permutation of the samples, grouped by length within pools. A step holds about `batch_tokens` real tokens,
+whatever the number of processes; its samples are dealt to the processes and to their micro-batches so that each has about
+the same number of tokens. Everything follows from (seed, step), so that a run goes on where it stopped without reading what
+came before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .masking import Masker, random_words
+from .shards import Shards
+
+POOL_STEPS = 32  # steps whose samples are sorted together
+ORDER_STREAM, POOL_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a training.
+
+    lengths: tokens of every sample, int64. batch_tokens: real tokens of one step. seed: of the order.
+    Raises ValueError where a step would be larger than the data, or hold less than two of its longest samples.
+    """
+
+    lengths: np.ndarray
+    batch_tokens: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1:
+            raise ValueError(f"expected at least one token in a step, got batch_tokens {self.batch_tokens}")
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        if self.batch_tokens < 2 * longest:
+            raise ValueError(
+                f"expected steps of at least two of the longest samples, {2 * longest}, got {self.batch_tokens} tokens"
+            )
+        if self.total_tokens < self.batch_tokens:
+            raise ValueError(
+                f"expected at most as many tokens in a step as the data has, {self.total_tokens}, got {self.batch_tokens}"
+            )
+
+    @property
+    def total_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that pass every sample once; the last ones are no shorter than the others."""
+        return self.total_tokens // self.batch_tokens
+
+    def samples(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, numbers of the samples of this step)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, bounds = _epoch(self, epoch)
+        return epoch, order[bounds[place] : bounds[place + 1]]
+
+    def __hash__(self) -> int:
+        return hash((id(self.lengths), self.batch_tokens, self.seed))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        same = (self.batch_tokens, self.seed) == (other.batch_tokens, other.seed)
+        return same and self.lengths is other.lengths
+
+
+@lru_cache(maxsize=2)
+def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(order of the samples, first place of every step and the end)."""
+    count = len(plan.lengths)
+    order = np.argsort(random_words(plan.seed, epoch, ORDER_STREAM, size=count), kind="stable")
+    bounds = _cut(plan.lengths[order], plan.steps_per_epoch)
+    # Within a pool of steps: sort by length, cut again, and shuffle the steps, so that lengths do not drift.
+    grouped = np.empty_like(order)
+    sizes: list[int] = []
+    at = 0
+    for first in range(0, plan.steps_per_epoch, POOL_STEPS):
+        last = min(first + POOL_STEPS, plan.steps_per_epoch)
+        pool = order[bounds[first] : bounds[last]]
+        pool = pool[np.argsort(plan.lengths[pool], kind="stable")]
+        cuts = _cut(plan.lengths[pool], last - first)
+        shuffled = np.argsort(random_words(plan.seed, epoch, POOL_STREAM, first, size=last - first), kind="stable")
+        for one in shuffled:
+            piece = pool[cuts[one] : cuts[one + 1]]
+            grouped[at : at + len(piece)] = piece
+            sizes.append(len(piece))
+            at += len(piece)
+    return grouped, np.cumsum([0, *sizes])
+
+
+def _cut(lengths: np.ndarray, pieces: int) -> np.ndarray:
+    """Places that cut a row of samples into pieces of about equal tokens: (pieces + 1,), from 0 to the end."""
+    ends = np.cumsum(lengths)
+    targets = ends[-1] * np.arange(1, pieces) / pieces
+    inner = np.searchsorted(ends, targets, side="left") + 1
+    return np.concatenate([[0], np.minimum(inner, len(lengths)), [len(lengths)]])
+
+
+def deal(samples: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """The samples of a step in `parts` groups of nearly equal tokens: longest first, each to the emptiest group."""
+    order = np.argsort(-lengths[samples], kind="stable")
+    groups: list[list[int]] = [[] for _ in range(parts)]
+    tokens = np.zeros(parts, np.int64)
+    for one in samples[order]:
+        emptiest = int(np.argmin(tokens))
+        groups[emptiest].append(int(one))
+        tokens[emptiest] += lengths[one]
+    return [np.array(group, np.int64) for group in groups]
+
+
+class MicroBatches(Dataset):
+    """Packed micro-batches by number: number n is micro-batch n % accumulation of step n // accumulation, for one process.
+
+    process: (rank, number of processes). accumulation: micro-batches of a process in a step.
+    """
+
+    def __init__(
+        self, shards: Shards, masker: Masker, plan: Plan, *, process: tuple[int, int] = (0, 1), accumulation: int = 1
+    ) -> None:
+        rank, world = process
+        if not 0 <= rank < world or accumulation < 1:
+            raise ValueError(f"expected a rank below {world} and an accumulation of at least 1, got {rank} and {accumulation}")
+        fewest, parts = plan.batch_tokens // int(plan.lengths.max()) - 1, world * accumulation
+        if fewest < parts:
+            raise ValueError(
+                f"expected at most {fewest} micro-batches in a step of {plan.batch_tokens} tokens, so that none is empty, got "
+                f"{world} processes times {accumulation}"
+            )
+        self.shards, self.masker, self.plan = shards, masker, plan
+        self.rank, self.world, self.accumulation = rank, world, accumulation
+
+    def numbers(self, number: int) -> tuple[int, np.ndarray]:
+        """(epoch, samples) of a micro-batch."""
+        step, turn = divmod(number, self.accumulation)
+        epoch, samples = self.plan.samples(step)
+        return epoch, deal(samples, self.plan.lengths, self.world * self.accumulation)[turn * self.world + self.rank]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, samples = self.numbers(number)
+        return collate(self.shards, self.masker, samples, epoch)
+
+
+def collate(shards: Shards, masker: Masker, samples: Sequence[int] | np.ndarray, epoch: int) -> dict[str, Tensor | int]:
+    """A packed batch for BertForPreTraining: nothing is padded, and its lengths are known without asking the device.
+
+    samples: their numbers, at least one. Of the result: input_ids, token_type_ids, labels: int64 (tokens,).
+    next_sentence_label: int64 (batch,), 1 where B is random. cu_seqlens: int32 (batch + 1,). max_seqlen: of this batch.
+    """
+    ids, types, labels, is_random, lengths = [], [], [], [], []
+    for number in samples:
+        sample = shards[int(number)]
+        masked, label = masker(sample, int(number), epoch)
+        ids.append(masked)
+        labels.append(label)
+        types.append(np.arange(len(masked)) >= sample.first_length)
+        is_random.append(sample.is_random_next)
+        lengths.append(len(masked))
+    return {
+        "input_ids": torch.from_numpy(np.concatenate(ids)),
+        "token_type_ids": torch.from_numpy(np.concatenate(types).astype(np.int64)),
+        "labels": torch.from_numpy(np.concatenate(labels)),
+        "next_sentence_label": torch.tensor(is_random, dtype=torch.int64),
+        "cu_seqlens": torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32),
+        "max_seqlen": max(lengths),
+    }
