@@ -6,7 +6,7 @@ the same number of tokens. Everything follows from (seed, step), so that a run g
 came before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from .masking import Masker, random_words
 from .shards import Shards
@@ -117,36 +117,63 @@ def deal(samples: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarra
     return [np.array(group, np.int64) for group in groups]
 
 
-class MicroBatches(Dataset):
-    """Packed micro-batches by number: number n is micro-batch n % accumulation of step n // accumulation, for one process.
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training on one prepared folder, for example 128 tokens first and 512 later."""
 
-    process: (rank, number of processes). accumulation: micro-batches of a process in a step.
+    shards: Shards
+    masker: Masker
+    plan: Plan
+    steps: int
+
+
+class MicroBatches(IterableDataset):
+    """Packed micro-batches of one process from a step on: `accumulation` of them make a step.
+
+    process: (rank, number of processes). Worker processes of a DataLoader take turns, so the order never changes.
+    Raises ValueError where a micro-batch would be empty.
     """
 
     def __init__(
-        self, shards: Shards, masker: Masker, plan: Plan, *, process: tuple[int, int] = (0, 1), accumulation: int = 1
+        self, phases: Sequence[Phase], *, process: tuple[int, int] = (0, 1), accumulation: int = 1, first_step: int = 0
     ) -> None:
         rank, world = process
         if not 0 <= rank < world or accumulation < 1:
             raise ValueError(f"expected a rank below {world} and an accumulation of at least 1, got {rank} and {accumulation}")
-        fewest, parts = plan.batch_tokens // int(plan.lengths.max()) - 1, world * accumulation
-        if fewest < parts:
-            raise ValueError(
-                f"expected at most {fewest} micro-batches in a step of {plan.batch_tokens} tokens, so that none is empty, got "
-                f"{world} processes times {accumulation}"
-            )
-        self.shards, self.masker, self.plan = shards, masker, plan
-        self.rank, self.world, self.accumulation = rank, world, accumulation
+        for phase in phases:
+            fewest, parts = phase.plan.batch_tokens // int(phase.plan.lengths.max()) - 1, world * accumulation
+            if fewest < parts:
+                raise ValueError(
+                    f"expected at most {fewest} micro-batches in a step of {phase.plan.batch_tokens} tokens, so that none is "
+                    f"empty, got {world} processes times {accumulation}"
+                )
+        self.phases, self.rank, self.world = tuple(phases), rank, world
+        self.accumulation, self.first_step = accumulation, first_step
 
-    def numbers(self, number: int) -> tuple[int, np.ndarray]:
-        """(epoch, samples) of a micro-batch."""
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        at, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in range(self.first_step * self.accumulation + at, self.steps * self.accumulation, stride):
+            yield self.micro_batch(number)
+
+    def locate(self, number: int) -> tuple[Phase, int, np.ndarray]:
+        """(phase, epoch in it, samples) of micro-batch `number` of this process."""
         step, turn = divmod(number, self.accumulation)
-        epoch, samples = self.plan.samples(step)
-        return epoch, deal(samples, self.plan.lengths, self.world * self.accumulation)[turn * self.world + self.rank]
+        for phase in self.phases:
+            if step < phase.steps:
+                epoch, samples = phase.plan.samples(step)
+                parts = deal(samples, phase.plan.lengths, self.world * self.accumulation)
+                return phase, epoch, parts[turn * self.world + self.rank]
+            step -= phase.steps
+        raise IndexError(f"expected a micro-batch below {self.steps * self.accumulation}, got {number}")
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        epoch, samples = self.numbers(number)
-        return collate(self.shards, self.masker, samples, epoch)
+    def micro_batch(self, number: int) -> dict[str, Any]:
+        phase, epoch, samples = self.locate(number)
+        return collate(phase.shards, phase.masker, samples, epoch)
 
 
 def collate(shards: Shards, masker: Masker, samples: Sequence[int] | np.ndarray, epoch: int) -> dict[str, Tensor | int]:
