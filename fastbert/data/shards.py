@@ -10,11 +10,11 @@ without unpickling:
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def write_shard(folder: Path, number: int, samples: Sequence[Sample], vocab_size
 def write_meta(folder: Path, meta: Meta) -> None:
     """Marks the folder as finished."""
     content = json.dumps(asdict(meta), indent=1, ensure_ascii=False) + "\n"
-    _replace(folder / META, lambda file: file.write(content.encode()))
+    write_whole(folder / META, lambda file: file.write(content.encode()))
 
 
 class Shards:
@@ -124,10 +124,11 @@ class Shards:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    _replace(file, lambda handle: np.save(handle, array, allow_pickle=False))
+    write_whole(file, lambda handle: np.save(handle, array, allow_pickle=False))
 
 
-def _replace(file: Path, write: Any) -> None:
+def write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """`write` fills a file that appears under its name only when it is complete and on the disk."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with partial.open("wb") as handle:
