@@ -4,9 +4,9 @@ PRESETS holds two. "google-2018" is what BERT was published with (Devlin et al. 
 open is taken from `optimization.py` and `run_pretraining.py` of its code). "modern" is what later work settled on:
     betas (0.9, 0.98), eps 1e-6   RoBERTa (Liu et al. 2019, section 3.1 and table 9): steadier at large batches
     learning rate 5e-4, warm-up over 6% of the steps
-                                  BERT-base-sized RoBERTas at batches of 512 to 4096 (Zhang et al. 2021, "When do you need
-                                  billions of words of pretraining data?"). RoBERTa's table 3 has 1e-4 for a batch of 256,
-                                  7e-4 for 2048, 1e-3 for 8192; table 9 has 4e-4 for its large model
+                                  RoBERTas of BERT-base's size at batches of 512 to 4096 (Zhang et al. 2021, "When do you
+                                  need billions of words of pretraining data?", model cards). The rate goes with the batch:
+                                  RoBERTa's table 3 has 1e-4 for 256 sequences, 7e-4 for 2048 and 1e-3 for 8192
     bias correction, decay from the end of warm-up, new masks in every epoch
                                   AdamW and the linear schedule of transformers; RoBERTa, section 4.1
     weight decay 0.01, clipping at 1   as in BERT (RoBERTa does not clip)
@@ -36,6 +36,18 @@ DECAY_FROM = {
     "warmup-end": "counted from the end of warm-up",
     "step-0": "counted from step 0, so that the rate drops at the end of warm-up",
 }
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_count(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +181,3 @@ def _words(recipe: Recipe) -> dict[str, str]:
 def _linear_from_step_0(step: int, *, warmup_steps: int, max_steps: int) -> float:
     """The rate of a step as a share of the peak."""
     return step / warmup_steps if step < warmup_steps else max(0.0, 1 - step / max_steps)
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
