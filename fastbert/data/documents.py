@@ -9,7 +9,7 @@ Memory is bounded by the longest document, which is bounded by MAX_DOCUMENT_BYTE
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,9 @@ from .shards import DataError
 MAX_DOCUMENT_BYTES = 1 << 26
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB = "hf:"
+
+# How a pass over documents tells its progress: its name, what is done, the whole or None where unknown, documents so far.
+Report = Callable[[str, int, int | None, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,16 @@ def open_sources(names: Iterable[str]) -> list[Source]:
     if not sources:
         raise DataError("expected at least one file, got none")
     return list(sources.values())
+
+
+def total_size(sources: Iterable[Source]) -> int | None:
+    """Bytes of all sources, None where one is not known."""
+    total = 0
+    for source in sources:
+        if source.size is None:
+            return None
+        total += source.size
+    return total
 
 
 def _lines(name: str) -> Iterator[tuple[int, int, str]]:

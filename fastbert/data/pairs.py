@@ -61,7 +61,7 @@ def document_pairs(documents: Sequence[Document], number: int, duplicate: int, o
     Raises DataError where there is no other document to draw from, for an empty document and an empty sentence.
     """
     if len(documents) < 2:
-        raise DataError(f"expected at least two documents, for B must come from another one half the time, got {len(documents)}")
+        raise DataError(f"expected at least two documents, for a random B comes from another one, got {len(documents)}")
     document = documents[number]
     count = len(document)
     if not count:

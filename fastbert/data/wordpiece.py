@@ -7,20 +7,17 @@ give two vocabularies; here every character has its number before the training b
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .documents import Source, open_sources
+from .documents import Report, Source, open_sources, total_size
 from .shards import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PREFIX = "##"
 MODEL_MAX_LENGTH = 512
 HANGUL_SHARE = 1e-3
-
-# Stage, what is done, the whole or None, documents so far.
-Report = Callable[[str, int, int | None, int], None]
 
 
 def train_wordpiece(
@@ -76,7 +73,7 @@ def train_wordpiece(
 def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counter[str], int, int]:
     counts: Counter[str] = Counter()
     documents = sentences = 0
-    total = _total(sources)
+    total = total_size(sources)
     before = 0
     for source in sources:
         for document in source:
@@ -87,11 +84,6 @@ def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counte
             report("characters", before + document.read, total, documents)
         before += source.size or 0
     return counts, documents, sentences
-
-
-def _total(sources: Sequence[Source]) -> int | None:
-    sizes = [source.size for source in sources if source.size is not None]
-    return sum(sizes) if len(sizes) == len(sources) else None
 
 
 def _hangul_share(counts: Counter[str]) -> float:
