@@ -1,15 +1,17 @@
-"""The command line: `fastbert verify`, `fastbert explain`, `fastbert demo`. Thin: each command calls one module."""
+"""The command line. Thin: each command calls one module, and imports it only then."""
 
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .console import console, plain_errors
+from .data import cli as data
+from .pretraining import cli as pretraining
 
 app = typer.Typer(
     help="BERT on hand-written Triton kernels, a drop-in for Hugging Face transformers.",
@@ -29,26 +31,6 @@ TextOption = Annotated[
 ]
 
 
-def _console():
-    """Rich's console; wide enough for the tables where the output is not a terminal."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What a user named wrongly is one line and exit status 2; anything else keeps its traceback."""
-    from .checkpoints import InputError
-
-    try:
-        yield
-    except (InputError, OSError) as error:
-        typer.echo(f"fastbert: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
 @app.command()
 def demo(
     checkpoint: Annotated[
@@ -60,8 +42,8 @@ def demo(
     """Embed sentences with transformers and with fastbert: equal, and how much faster."""
     from .demo import run_demo
 
-    with _plain_errors():
-        equal = run_demo(checkpoint, text, rounds, _console())
+    with plain_errors():
+        equal = run_demo(checkpoint, text, rounds, console())
     raise typer.Exit(0 if equal else 1)
 
 
@@ -74,9 +56,9 @@ def explain(checkpoint: CheckpointArgument) -> None:
 
     from .checkpoints import open_checkpoint
 
-    with _plain_errors():
+    with plain_errors():
         model = open_checkpoint(checkpoint).load(fastbert).to("cuda" if torch.cuda.is_available() else "cpu")
-    _console().print(fastbert.explain(model))
+    console().print(fastbert.explain(model))
 
 
 @app.command()
@@ -99,8 +81,8 @@ def verify(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = getattr(torch, dtype.value) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
-    report = Report(_console())
-    with _plain_errors():
+    report = Report(console())
+    with plain_errors():
         source = open_checkpoint(checkpoint)
         texts = read_texts(text)[:max_texts]
         report.begin(source, texts, torch_dtype, device, kernels)
@@ -113,6 +95,12 @@ def verify(
     if json_file is not None:
         _write_json(json_file, report.as_dict())
     raise typer.Exit(0 if passed else 1)
+
+
+app.command()(data.tokenizer)
+app.command()(data.prepare)
+app.command()(pretraining.pretrain)
+app.command()(pretraining.masks)
 
 
 def _write_json(file: Path, content: dict) -> None:

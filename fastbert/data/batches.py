@@ -154,6 +154,14 @@ class MicroBatches(IterableDataset):
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    def epochs_after(self, step: int) -> float:
+        """How often the samples of the current phase were passed when `step` steps are done."""
+        for phase in self.phases:
+            if step <= phase.steps:
+                break
+            step -= phase.steps
+        return step / phase.plan.steps_per_epoch
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         at, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)

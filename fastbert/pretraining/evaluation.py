@@ -1,0 +1,66 @@
+"""How well a pre-trained model predicts held-out text: both losses, both accuracies, perplexity."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbert.data.batches import collate
+from fastbert.data.masking import IGNORED, Masker
+from fastbert.data.shards import Shards
+
+ROWS = 1024  # labelled positions whose logits exist at a time
+SUMS = ("mlm_loss", "mlm_correct", "labels", "next_sentence_loss", "next_sentence_correct", "pairs")
+
+
+@torch.no_grad()
+def sums_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Sums over one packed batch, float64 (6,), in the order of SUMS. model: BertForPreTraining in eval mode."""
+    inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "cu_seqlens", "max_seqlen")}
+    labels, is_random = batch["labels"], batch["next_sentence_label"]
+    chosen = labels != IGNORED
+    outputs = model.bert(**inputs, output_positions=chosen)  # type: ignore[operator]
+    wanted = labels[chosen]
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=labels.device)
+    for hidden, target in zip(outputs.last_hidden_state.split(ROWS), wanted.split(ROWS)):
+        logits = model.cls.predictions(hidden).float()  # type: ignore[union-attr,operator]
+        sums[0] += F.cross_entropy(logits, target, reduction="sum")
+        sums[1] += (logits.argmax(-1) == target).sum()
+    scores = model.cls.seq_relationship(outputs.pooler_output).float()  # type: ignore[union-attr,operator]
+    sums[2] = wanted.numel()
+    sums[3] = F.cross_entropy(scores, is_random, reduction="sum")
+    sums[4] = (scores.argmax(-1) == is_random).sum()
+    sums[5] = is_random.numel()
+    return sums
+
+
+def held_out_batches(shards: Shards, masker: Masker, tokens: int, process: tuple[int, int], limit: int | None) -> Any:
+    """Packed batches of about `tokens` tokens over the first `limit` samples, dealt to the processes in turn."""
+    count = len(shards) if limit is None else min(limit, len(shards))
+    ends = np.cumsum(shards.lengths[:count])
+    first, number = 0, 0
+    while first < count:
+        begin = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, begin + tokens, side="right")))
+        if number % process[1] == process[0]:
+            yield collate(shards, masker, range(first, last), epoch=0)
+        first, number = last, number + 1
+
+
+def metrics_of(sums: Tensor, prefix: str = "eval_") -> dict[str, float]:
+    """Means of the sums of all batches."""
+    found = dict(zip(SUMS, sums.tolist()))
+    labels, pairs = max(found["labels"], 1.0), max(found["pairs"], 1.0)
+    mlm_loss, next_sentence_loss = found["mlm_loss"] / labels, found["next_sentence_loss"] / pairs
+    values = {
+        "loss": mlm_loss + next_sentence_loss,
+        "mlm_loss": mlm_loss,
+        "perplexity": math.exp(min(mlm_loss, 700.0)),
+        "mlm_accuracy": found["mlm_correct"] / labels,
+        "next_sentence_loss": next_sentence_loss,
+        "next_sentence_accuracy": found["next_sentence_correct"] / pairs,
+    }
+    return {prefix + name: value for name, value in values.items()}

@@ -1,0 +1,229 @@
+"""One pre-training run from options to checkpoints: everything is checked before anything is written."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from rich.console import Console
+from transformers import TrainerCallback
+
+from fastbert.checkpoints import InputError
+from fastbert.data.batches import MicroBatches, Phase, Plan
+from fastbert.data.masking import Masker
+from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
+from fastbert.heads import BertForPreTraining
+
+from . import checkpoints
+from .plot import plot_losses
+from .recipe import Recipe, create_optimizer, create_schedule
+from .trainer import NonFinite, PreTrainer
+
+SIZES: dict[str, dict[str, int]] = {
+    "bert-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
+    "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+}
+OPTIONS = "run.json"
+MAY_CHANGE = ("save_every", "evaluate_every", "log_every", "keep", "workers", "micro_batch_tokens", "held_out_samples")
+
+
+@dataclass(frozen=True)
+class Options:
+    """data, steps: prepared folders and how many steps each is trained on, in order. config: a name of SIZES or the path of
+    a BertConfig in JSON. batch_tokens: real tokens of one step, over all processes. micro_batch_tokens: of one forward of
+    one process. held_out: a prepared folder to evaluate on. precision: 'bf16' (autocast) or 'float32'."""
+
+    data: tuple[Path, ...]
+    steps: tuple[int, ...]
+    out: Path
+    config: str
+    recipe: Recipe
+    batch_tokens: int
+    micro_batch_tokens: int
+    precision: str
+    seed: int = 0
+    held_out: Path | None = None
+    held_out_samples: int | None = 2000
+    whole_words: bool = False
+    max_predictions: int | None = None
+    save_every: int = 1000
+    evaluate_every: int = 1000
+    log_every: int = 50
+    keep: int = 3
+    workers: int = 0
+
+
+def run(options: Options, console: Console, *, resume: bool) -> int:
+    """Trains to the end, or until a signal; returns the exit status: 0 at the end, 128 + the signal, 3 for a bad step.
+
+    Raises InputError or DataError before anything is written where the options, the data and what `out` holds do not fit.
+    """
+    shards = [Shards(folder) for folder in options.data]
+    held_out = None if options.held_out is None else Shards(options.held_out)
+    tokenizer = _tokenizer_of(shards + ([held_out] if held_out else []))
+    config = model_config(options.config, len(tokenizer), max(one.meta.seq_len for one in shards))
+    args = _arguments(options)
+    accumulation = math.ceil(options.batch_tokens / (options.micro_batch_tokens * args.world_size))
+    args.gradient_accumulation_steps = accumulation
+    masks = dict(whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed)
+    masker = Masker.of(tokenizer, static=options.recipe.static_masking, **masks)
+    checkpoint = _where_to_begin(options, resume, console)
+    first_step = 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
+    try:
+        plans = [Plan(one.lengths, options.batch_tokens, options.seed) for one in shards]
+        phases = [Phase(one, masker, plan, steps) for one, plan, steps in zip(shards, plans, options.steps)]
+        process = (args.process_index, args.world_size)
+        batches = MicroBatches(phases, process=process, accumulation=accumulation, first_step=first_step)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+    transformers.set_seed(options.seed)
+    model = BertForPreTraining(config)
+
+    def create(model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = create_optimizer(options.recipe, model)
+        return optimizer, create_schedule(options.recipe, optimizer, batches.steps)
+
+    trainer = PreTrainer(
+        model, args, batches, create, held_out=None if held_out is None else (held_out, masker),
+        held_out_samples=options.held_out_samples, facts={"tokenizer": shards[0].meta.fingerprint}, tokenizer=tokenizer,
+    )  # fmt: skip
+    entropy = shards[0].meta.audit.get("unigram_entropy")
+    trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
+    if args.should_save:
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_as_json(options), indent=1) + "\n"
+        checkpoints.replace_with(options.out / OPTIONS, lambda partial: partial.write_text(text, encoding="utf-8"))
+        _introduce(options, batches, model, console)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NonFinite as error:
+        console.print(f"[red]stopped: {error}[/]")
+        return 3
+    if trainer.stop_signal is not None:
+        console.print(f"stopped at step {trainer.state.global_step} of {batches.steps}; go on with --resume")
+        return 128 + trainer.stop_signal
+    if trainer.state.global_step not in {int(path.name.split("-")[1]) for path in checkpoints.all_of(options.out)}:
+        trainer._save_checkpoint(trainer.model, None)
+    if args.should_save:
+        plot_losses(trainer.state.log_history, options.out / "loss.png", vocab_size=config.vocab_size, unigram_entropy=entropy)
+        console.print(f"finished: {options.out / f'checkpoint-{batches.steps}'}, a folder that transformers loads")
+    return 0
+
+
+def model_config(name: str, vocab_size: int, seq_len: int) -> transformers.BertConfig:
+    """The configuration of a named size or of a file, for this vocabulary.
+
+    Raises InputError where it does not exist, is of another model type, or is too short for the data.
+    """
+    if name in SIZES:
+        values: dict[str, Any] = dict(SIZES[name])
+    elif Path(name).is_file():
+        values = json.loads(Path(name).read_text(encoding="utf-8"))
+        if values.get("model_type", "bert") != "bert":
+            raise InputError(f"expected a configuration of model type 'bert', got {values['model_type']!r} in {name}")
+    else:
+        raise InputError(f"expected one of {', '.join(SIZES)} or a JSON file as the configuration, got {name}")
+    config = transformers.BertConfig(**{**values, "vocab_size": vocab_size})
+    if config.max_position_embeddings < seq_len:
+        raise InputError(f"expected max_position_embeddings of at least {seq_len}, got {config.max_position_embeddings}")
+    return config
+
+
+def _tokenizer_of(shards: list[Shards]) -> Any:
+    """The tokenizer that all folders were prepared with."""
+    first = shards[0]
+    for other in shards[1:]:
+        if other.meta.fingerprint != first.meta.fingerprint:
+            raise DataError(f"expected one tokenizer for all folders, got another in {other.folder} than in {first.folder}")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(first.folder / TOKENIZER)
+    if fingerprint(tokenizer) != first.meta.fingerprint:
+        raise DataError(f"expected the tokenizer that {first.folder} was prepared with, got another in its {TOKENIZER}/")
+    return tokenizer
+
+
+def _arguments(options: Options) -> transformers.TrainingArguments:
+    return transformers.TrainingArguments(
+        output_dir=str(options.out),
+        max_steps=sum(options.steps),
+        max_grad_norm=options.recipe.max_grad_norm,
+        bf16=options.precision == "bf16",
+        seed=options.seed,
+        logging_steps=options.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=options.save_every,
+        save_total_limit=options.keep,
+        eval_strategy="no" if options.held_out is None else "steps",
+        eval_steps=options.evaluate_every,
+        dataloader_num_workers=options.workers,
+        ignore_data_skip=True,  # the stream of steps begins where the checkpoint ends
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        report_to=["tensorboard"] if _has_tensorboard() else [],
+    )
+
+
+def _has_tensorboard() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+def _where_to_begin(options: Options, resume: bool, console: Console) -> Path | None:
+    """The checkpoint to go on from, or None for the beginning."""
+    found = checkpoints.all_of(options.out)
+    if not resume:
+        if found:
+            raise InputError(f"expected --resume or a folder without checkpoints, got {found[0]}")
+        return None
+    if (options.out / OPTIONS).is_file():
+        before = json.loads((options.out / OPTIONS).read_text(encoding="utf-8"))
+        now = _as_json(options)
+        for name, value in now.items():
+            if name not in MAY_CHANGE and before.get(name) != value:
+                raise InputError(f"expected {name} {before.get(name)!r} as this run began with, got {value!r}")
+    checkpoint, refused = checkpoints.last_good(options.out)
+    for reason in refused:
+        console.print(f"[yellow]refused {reason}[/]")
+    console.print("no checkpoint to go on from: from the beginning" if checkpoint is None else f"going on from {checkpoint}")
+    return checkpoint
+
+
+def _as_json(options: Options) -> dict[str, Any]:
+    return json.loads(json.dumps({**asdict(options), "out": None}, default=str))
+
+
+def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, console: Console) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    console.print(f"{parameters:,} parameters, {options.precision}, {batches.steps:,} steps of {options.batch_tokens:,} tokens")
+    for phase in batches.phases:
+        padded = len(phase.shards) * phase.shards.meta.seq_len
+        console.print(
+            f"{phase.shards.folder}: {phase.steps:,} steps, {phase.steps / phase.plan.steps_per_epoch:.1f} epochs of "
+            f"{len(phase.shards):,} samples; fill rate {np.sum(phase.shards.lengths) / padded:.2f}, padding never computed"
+        )
+
+
+class StuckAtFrequencies(TrainerCallback):
+    """Says so where the loss stays at the entropy of single tokens: the model then knows how frequent each is, and no more."""
+
+    NEAR, LOGS = 0.15, 20  # nats; readings in a row
+
+    def __init__(self, entropy: float | None, recipe: Recipe, steps: int, console: Console) -> None:
+        self.entropy, self.console, self.readings = entropy, console, 0
+        self.warm_up = recipe.num_warmup_steps(steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.entropy is None or not logs or "mlm_loss" not in logs or state.global_step < self.warm_up:
+            return
+        self.readings = self.readings + 1 if abs(logs["mlm_loss"] - self.entropy) < self.NEAR else 0
+        if self.readings == self.LOGS and state.is_world_process_zero:
+            self.console.print(
+                f"[yellow]the MLM loss has stayed at {self.entropy:.2f} nats, the entropy of single tokens, for {self.LOGS} "
+                "readings: the model knows frequencies and no context. Longer warm-up, another learning rate or more steps help."
+            )

@@ -1,0 +1,256 @@
+"""transformers' Trainer on packed batches: exact accumulation, atomic checkpoints, a stop before a bad step does harm.
+
+One step is one batch of `data.batches.Plan`, the same on any number of processes. Trainer's epochs are not used: the
+training is one stream of steps, which can begin at any of them.
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from fastbert.data.batches import MicroBatches
+from fastbert.data.masking import IGNORED, Masker
+from fastbert.data.shards import Shards
+
+from . import checkpoints
+from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
+
+
+class NonFinite(RuntimeError):
+    """A loss or gradient became infinite or NaN; the weights are those before the step."""
+
+
+class PreTrainer(Trainer):
+    """Trains BertForPreTraining. batches: of this process. held_out: (shards, masker) to evaluate on, or None.
+
+    create: makes (optimizer, schedule) for the model. facts: for the manifest of each checkpoint. tokenizer: saved in each,
+    so that transformers loads it as a whole. batch_size, learning rate and the like of `args` are not used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: transformers.TrainingArguments,
+        batches: MicroBatches,
+        create: Callable[[nn.Module], tuple[torch.optim.Optimizer, Any]],
+        *,
+        held_out: tuple[Shards, Masker] | None = None,
+        held_out_samples: int | None = None,
+        facts: dict[str, Any] | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        if args.n_gpu > 1:
+            raise ValueError(f"expected one GPU per process (start with torchrun), got {args.n_gpu} in this one")
+        evaluated: Any = None if held_out is None else held_out[0]
+        super().__init__(model=model, args=args, train_dataset=batches, eval_dataset=evaluated, processing_class=tokenizer)
+        self.model_accepts_loss_kwargs = True  # losses are shares of the whole step: nothing is to be divided again
+        self.batches, self.create, self.facts = batches, create, facts or {}
+        self.held_out, self.held_out_samples = held_out, held_out_samples
+        self.meter = Meter(self)
+        self.stop_signal: int | None = None
+        self.add_callback(self.meter)
+        self.add_callback(StopOnSignal(self))
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw from the generator of dropout, and a resumed run twice
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
+        """The micro-batches of a step, and (labels, pairs) of the whole step over all processes."""
+        begin = time.perf_counter()
+        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in samples)
+        pairs = sum(batch["next_sentence_label"].numel() for batch in samples)
+        self.meter.waited(time.perf_counter() - begin, sum(batch["input_ids"].numel() for batch in samples))
+        counts = torch.tensor([labels, pairs], device=device)
+        return samples, self.accelerator.reduce(counts) if self.args.world_size > 1 else counts
+
+    # Steps
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels, pairs = num_items_in_batch
+        outputs = model(**inputs, return_logits=False, num_items_in_batch=labels, num_pairs_in_batch=pairs)
+        self.meter.losses(outputs.mlm_loss, outputs.next_sentence_loss)
+        loss = outputs.loss * self.args.world_size  # gradients are averaged over processes; the shares are to be added
+        return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise NonFinite(
+                f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}; no weight was changed by it"
+            )
+        return norm
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer, self._schedule = self.create(self.model if model is None else model)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler = self._schedule
+        return self.lr_scheduler
+
+    # Evaluation
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Both losses, both accuracies and the perplexity on the held-out samples, masked always in the same way."""
+        if self.held_out is None:
+            return {}
+        begin = time.perf_counter()
+        shards, masker = self.held_out
+        process = (self.args.process_index, self.args.world_size)
+        tokens = max(int(phase.plan.batch_tokens) for phase in self.batches.phases)
+        tokens //= self.args.world_size * self.batches.accumulation
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
+        try:
+            for batch in held_out_batches(shards, masker, tokens, process, self.held_out_samples):
+                with self.accelerator.autocast():
+                    sums += sums_of(model, self._prepare_inputs(batch))
+        finally:
+            model.train(was_training)
+        metrics = metrics_of(self.accelerator.reduce(sums) if self.args.world_size > 1 else sums, f"{metric_key_prefix}_")
+        self.meter.leave_out(time.perf_counter() - begin)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        begin = time.perf_counter()
+        out, step = Path(self.args.output_dir), self.state.global_step
+        folder = checkpoints.staging(out, step)
+        self._staging = folder
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            del self._staging
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = folder / f"checkpoint-{step}"
+            checkpoints.commit(written, out, step, {"micro-batches seen": step * self.batches.accumulation, **self.facts})
+            folder.rmdir()
+            checkpoints.keep_last(out, self.args.save_total_limit or 3)
+        self.accelerator.wait_for_everyone()
+        self.meter.leave_out(time.perf_counter() - begin)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(getattr(self, "_staging", None) or super()._get_output_dir(trial))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self.meter.read()}
+        super().log(logs, start_time)
+
+
+class Meter(TrainerCallback):
+    """Losses, real tokens per second, and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self, trainer: PreTrainer) -> None:
+        self.trainer = trainer
+        self.reset()
+
+    def reset(self) -> None:
+        self.mlm: Tensor | float = 0.0
+        self.next_sentence: Tensor | float = 0.0
+        self.steps = self.tokens = 0
+        self.wait = 0.0
+        self.began = time.perf_counter()
+
+    def waited(self, seconds: float, tokens: int) -> None:
+        self.wait += seconds
+        self.tokens += tokens
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not training."""
+        self.began += seconds
+
+    def losses(self, mlm: Tensor, next_sentence: Tensor) -> None:
+        self.mlm = self.mlm + mlm.detach()
+        self.next_sentence = self.next_sentence + next_sentence.detach()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.reset()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps += 1
+        state.epoch = self.trainer.batches.epochs_after(state.global_step)  # Trainer counts its own stream as one epoch
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps since the last reading, summed over processes; then starts again."""
+        accelerator, args = self.trainer.accelerator, self.trainer.args
+        elapsed = max(time.perf_counter() - self.began, 1e-9)
+        values = torch.tensor(
+            [float(self.mlm), float(self.next_sentence), self.tokens], dtype=torch.float64, device=args.device
+        )
+        if args.world_size > 1:
+            values = accelerator.reduce(values)
+        mlm, next_sentence, tokens = values.tolist()
+        steps = max(self.steps, 1)
+        found = {
+            "mlm_loss": mlm / steps,
+            "next_sentence_loss": next_sentence / steps,
+            "tokens_per_second": tokens / elapsed,
+            "data_wait": self.wait / elapsed,
+        }
+        if torch.cuda.is_available():
+            found["memory_gib"] = torch.cuda.max_memory_allocated() / (1 << 30)
+        self.reset()
+        return found
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint; a second one ends it at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, trainer: PreTrainer) -> None:
+        self.trainer = trainer
+        self.before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number in self.SIGNALS:
+            self.before[number] = signal.signal(number, self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.trainer.stop_signal = number
+        signal.signal(number, self.before.get(number, signal.SIG_DFL))
+        os.write(2, b"\nsaving a checkpoint after this step; once more to leave at once\n")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        asked = torch.tensor(self.trainer.stop_signal or 0, device=args.device)
+        if args.world_size > 1:  # all processes leave at the same step
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.trainer.stop_signal = int(asked) or None
+        if self.trainer.stop_signal is not None:
+            control.should_save = True
+            control.should_training_stop = True

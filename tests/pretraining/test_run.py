@@ -1,0 +1,329 @@
+"""Whole runs: resumed equals uninterrupted bit for bit, accumulation is exact, bad checkpoints and options are refused."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import fastbert
+from fastbert.checkpoints import InputError
+from fastbert.data.batches import MicroBatches, Phase, Plan
+from fastbert.data.masking import Masker
+from fastbert.data.shards import DataError
+from fastbert.pretraining import checkpoints
+from fastbert.pretraining.recipe import Recipe
+from fastbert.pretraining.run import Options, model_config, run
+from fastbert.pretraining.trainer import PreTrainer
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = Recipe(optimizer="adamw", learning_rate=2e-3, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.1)
+STEPS = 12
+PLAIN = ("loss", "mlm_loss", "next_sentence_loss", "grad_norm", "learning_rate", "epoch")
+
+
+def options(prepared, out: Path, **changes) -> Options:
+    values = dict(
+        data=(prepared.data,), steps=(STEPS,), out=out, config=str(prepared.config), recipe=RECIPE, batch_tokens=512,
+        micro_batch_tokens=256, precision="float32", held_out=prepared.held_out, save_every=4, evaluate_every=6, log_every=1,
+    )  # fmt: skip
+    return Options(**(values | changes))
+
+
+def outcome(folder: Path, step: int = STEPS) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """(losses of every step and evaluation, weights) of a finished run."""
+    last = folder / f"checkpoint-{step}"
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    kept = [{name: entry[name] for name in entry if name in PLAIN or name.startswith("eval_")} | {"step": entry["step"]}
+            for entry in history if "loss" in entry or "eval_loss" in entry]  # fmt: skip
+    return kept, load_file(last / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared, tmp_path_factory):
+    from rich.console import Console
+
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert run(options(prepared, out), Console(quiet=True), resume=False) == 0
+    return outcome(out)
+
+
+def assert_same(found, expected) -> None:
+    assert found[0] == expected[0]
+    assert found[1].keys() == expected[1].keys()
+    assert all(torch.equal(found[1][name], expected[1][name]) for name in expected[1])
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing on the way may catch it."""
+
+
+def kill_at(monkeypatch, place: str, count: int) -> None:
+    """Ends the run at the count-th visit of a place in the code."""
+    targets = {
+        "step": (PreTrainer, "compute_loss"),
+        "clip": (PreTrainer, "_clip_grad_norm"),
+        "save": (checkpoints, "_sync"),
+        "rename": (checkpoints, "keep_last"),
+        "evaluate": (transformers.Trainer, "_prepare_inputs"),
+    }
+    owner, name = targets[place]
+    original, visits = getattr(owner, name), []
+
+    def counted(*args, **kwargs):
+        visits.append(1)
+        if len(visits) == count:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def check_killed(prepared, uninterrupted, console, monkeypatch, out: Path, place: str, count: int) -> bool:
+    with monkeypatch.context() as patched:
+        kill_at(patched, place, count)
+        try:
+            run(options(prepared, out), console, resume=False)
+            return False
+        except Killed:
+            pass
+    assert run(options(prepared, out), console, resume=True) == 0
+    assert_same(outcome(out), uninterrupted)
+    return True
+
+
+@pytest.mark.parametrize(("place", "count"), [("step", 17), ("save", 15), ("evaluate", 14), ("clip", 6), ("rename", 2)])
+def test_a_run_killed_and_resumed_is_the_uninterrupted_one(
+    prepared, uninterrupted, console, monkeypatch, tmp_path, place, count
+):
+    assert check_killed(prepared, uninterrupted, console, monkeypatch, tmp_path, place, count)
+
+
+@pytest.mark.skipif("FASTBERT_SLOW" not in os.environ, reason="twenty kill points; five run always (FASTBERT_SLOW=1 for all)")
+def test_twenty_random_kill_points(prepared, uninterrupted, console, monkeypatch, tmp_path):
+    rng, killed = random.Random(0), 0
+    while killed < 20:
+        place = rng.choice(("step", "clip", "save", "evaluate"))
+        count = rng.randint(1, 24)
+        killed += check_killed(
+            prepared, uninterrupted, console, monkeypatch, tmp_path / f"{killed}-{place}-{count}", place, count
+        )
+
+
+def command(prepared, out: Path, *more: str) -> list[str]:
+    return [
+        "-m", "fastbert", "pretrain", "--data", str(prepared.data), "--steps", str(STEPS), "--out", str(out), "--config",
+        str(prepared.config), "--batch-tokens", "512", "--micro-batch-tokens", "256", "--learning-rate", "2e-3", "--save-every", "4",
+        "--log-every", "1", "--workers", "0", "--precision", "float32", *more,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    found.pop("TRITON_INTERPRET", None)
+    return found
+
+
+def test_sigterm_saves_and_leaves_and_the_command_resumes(prepared, tmp_path):
+    longer = [word if word != str(STEPS) else "400" for word in command(prepared, tmp_path)]
+    process = subprocess.Popen([sys.executable, *longer], env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint-8").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    step = int(checkpoints.all_of(tmp_path)[0].name.split("-")[1])
+    assert step % 4 or step > 8
+    assert checkpoints.verify(checkpoints.all_of(tmp_path)[0])["step"] == step
+    again = subprocess.run([sys.executable, *longer], env=environment(), capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "expected --resume or a folder without checkpoints" in again.stderr
+
+
+def test_two_processes_give_the_losses_of_one(prepared, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    config = json.loads(prepared.config.read_text()) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    without_dropout = replace(prepared, config=tmp_path / "config.json")
+    outcomes = []
+    for name, start in (("one", []), ("two", launcher)):
+        words = command(without_dropout, tmp_path / name, "--held-out", str(prepared.held_out), "--evaluate-every", "6")
+        done = subprocess.run([sys.executable, *start, *words], env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        outcomes.append(outcome(tmp_path / name))
+    (one, weights), (two, same) = outcomes
+    assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
+    for a, b in zip(one, two):
+        for name in ("loss", "mlm_loss", "next_sentence_loss", "grad_norm", "eval_loss", "eval_mlm_accuracy"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=1e-5)
+    for name in weights:
+        torch.testing.assert_close(same[name], weights[name], rtol=1e-3, atol=1e-5)
+
+
+def without_dropout(prepared, tmp_path) -> Path:
+    config = json.loads(prepared.config.read_text()) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "still.json").write_text(json.dumps(config))
+    return tmp_path / "still.json"
+
+
+def test_accumulated_steps_equal_whole_ones(prepared, console, tmp_path):
+    still = str(without_dropout(prepared, tmp_path))
+    for name, tokens in (("whole", 512), ("split", 128)):
+        chosen = options(prepared, tmp_path / name, config=still, micro_batch_tokens=tokens, held_out=None)
+        assert run(chosen, console, resume=False) == 0
+    (whole, weights), (split, same) = outcome(tmp_path / "whole"), outcome(tmp_path / "split")
+    for a, b in zip(whole, split):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+    for name in weights:
+        torch.testing.assert_close(same[name], weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_training_is_that_of_transformers_step_by_step(prepared, console, tmp_path):
+    """32 steps on the same batches, padded for transformers: losses to 1e-5, weights to 1e-4, relative."""
+    steps, still = 32, without_dropout(prepared, tmp_path)
+    chosen = options(prepared, tmp_path / "ours", config=str(still), steps=(steps,), held_out=None, micro_batch_tokens=512)
+    assert run(chosen, console, resume=False) == 0
+    ours, weights = outcome(tmp_path / "ours", steps)
+
+    transformers.set_seed(chosen.seed)
+    shards = prepared.shards
+    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.data / "tokenizer")
+    config = model_config(str(still), len(tokenizer), shards.meta.seq_len)
+    theirs = transformers.BertForPreTraining(config)
+    theirs.load_state_dict(_first_weights(chosen, config))
+    phase = Phase(shards, Masker.of(tokenizer, seed=chosen.seed), Plan(shards.lengths, chosen.batch_tokens, chosen.seed), steps)
+    decay = [p for n, p in theirs.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
+    rest = [p for n, p in theirs.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
+        lr=RECIPE.learning_rate, betas=RECIPE.betas, eps=RECIPE.eps,
+    )  # fmt: skip
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
+    theirs.train()
+    for entry, batch in zip(ours, MicroBatches([phase])):
+        loss = theirs(**_padded(batch)).loss
+        assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), RECIPE.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for name, value in theirs.state_dict().items():
+        if name in weights:
+            assert (weights[name] - value).norm() <= 1e-4 * value.norm(), name
+
+
+def _first_weights(chosen: Options, config) -> dict[str, torch.Tensor]:
+    transformers.set_seed(chosen.seed)
+    return fastbert.BertForPreTraining(config).state_dict()
+
+
+def _padded(batch) -> dict[str, torch.Tensor]:
+    bounds = batch["cu_seqlens"].tolist()
+    pad = {"input_ids": 0, "token_type_ids": 0, "labels": -100}
+    out = {
+        name: torch.nn.utils.rnn.pad_sequence([batch[name][a:b] for a, b in zip(bounds, bounds[1:])], True, value)
+        for name, value in pad.items()
+    }
+    lengths = batch["cu_seqlens"].diff()
+    out["attention_mask"] = (torch.arange(out["input_ids"].shape[1]) < lengths[:, None]).long()
+    return out | {"next_sentence_label": batch["next_sentence_label"]}
+
+
+def test_every_checkpoint_is_a_folder_of_transformers(prepared, console, tmp_path):
+    assert run(options(prepared, tmp_path), console, resume=False) == 0
+    for folder in checkpoints.all_of(tmp_path):
+        model, info = transformers.BertForPreTraining.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert transformers.AutoTokenizer.from_pretrained(folder).mask_token_id == 4
+        assert model.config.vocab_size == 64
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_taken(prepared, uninterrupted, console, tmp_path):
+    short = options(prepared, tmp_path)
+    assert run(short, console, resume=False) == 0
+    weights = tmp_path / "checkpoint-12" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    (tmp_path / "checkpoint-8" / "optimizer.pt").unlink()
+    good, refused = checkpoints.last_good(tmp_path)
+    assert good == tmp_path / "checkpoint-4"
+    assert "checkpoint-12: expected other bytes in model.safetensors" in refused[0]
+    assert "checkpoint-8: expected the file optimizer.pt, got none" in refused[1]
+    assert run(short, console, resume=True) == 0
+    assert "refused checkpoint-12" in console.file.getvalue()
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_a_non_finite_step_changes_no_weight_and_stops_the_run(prepared, console, monkeypatch, tmp_path):
+    original, visits = PreTrainer.compute_loss, []
+
+    def planted(self, *args, **kwargs):
+        visits.append(1)
+        loss = original(self, *args, **kwargs)
+        return loss * (math.nan if len(visits) == 11 else 1.0)
+
+    monkeypatch.setattr(PreTrainer, "compute_loss", planted)
+    assert run(options(prepared, tmp_path), console, resume=False) == 3
+    assert "step 6" in console.file.getvalue()
+    monkeypatch.undo()
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "checkpoint-4" / "model.safetensors").values())
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(prepared, console, monkeypatch, tmp_path):
+    original = checkpoints.commit
+
+    def full(folder, out, step, facts):
+        if step == 8:
+            raise OSError(28, "No space left on device")
+        return original(folder, out, step, facts)
+
+    monkeypatch.setattr(checkpoints, "commit", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(options(prepared, tmp_path), console, resume=False)
+    assert checkpoints.last_good(tmp_path) == (tmp_path / "checkpoint-4", [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(batch_tokens=40), "two of the longest samples, 64, got 40"),
+        (dict(batch_tokens=10**9), "as the data has"),
+        (dict(config="bert-huge"), "expected one of bert-base, bert-large or a JSON file .* got bert-huge"),
+        (dict(micro_batch_tokens=16), "so that none is empty, got 1 processes times 32"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(prepared, console, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(options(prepared, tmp_path / "out", **changes), console, resume=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_recipe_cannot_go_on_with_a_run(prepared, console, tmp_path):
+    assert run(options(prepared, tmp_path, held_out=None), console, resume=False) == 0
+    with pytest.raises(InputError, match="expected batch_tokens 512 as this run began with, got 600"):
+        run(options(prepared, tmp_path, held_out=None, batch_tokens=600), console, resume=True)
+
+
+def test_folders_of_different_tokenizers_are_refused(prepared, console, tmp_path):
+    from conftest import write_data  # this folder's
+
+    other = write_data(tmp_path / "other", count=20, words=30)
+    with pytest.raises(DataError, match="expected one tokenizer"):
+        run(options(prepared, tmp_path / "out", held_out=other), console, resume=False)
