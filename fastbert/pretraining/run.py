@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,13 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
     tokenizer = _tokenizer_of(shards + ([held_out] if held_out else []))
     config = model_config(options.config, len(tokenizer), max(one.meta.seq_len for one in shards))
     args = _arguments(options)
+    console.quiet = console.quiet or not args.should_save
     accumulation = math.ceil(options.batch_tokens / (options.micro_batch_tokens * args.world_size))
     args.gradient_accumulation_steps = accumulation
-    masks = dict(whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed)
-    masker = Masker.of(tokenizer, static=options.recipe.static_masking, **masks)
+    masker = Masker.of(
+        tokenizer, whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed,
+        static=options.recipe.static_masking,
+    )  # fmt: skip
     checkpoint = _where_to_begin(options, resume, console)
     first_step = 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
     try:
@@ -147,6 +151,7 @@ def _tokenizer_of(shards: list[Shards]) -> Any:
 
 
 def _arguments(options: Options) -> transformers.TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
     return transformers.TrainingArguments(
         output_dir=str(options.out),
         max_steps=sum(options.steps),
@@ -162,6 +167,8 @@ def _arguments(options: Options) -> transformers.TrainingArguments:
         eval_steps=options.evaluate_every,
         dataloader_num_workers=options.workers,
         ignore_data_skip=True,  # the stream of steps begins where the checkpoint ends
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         report_to=["tensorboard"] if _has_tensorboard() else [],
@@ -225,5 +232,5 @@ class StuckAtFrequencies(TrainerCallback):
         if self.readings == self.LOGS and state.is_world_process_zero:
             self.console.print(
                 f"[yellow]the MLM loss has stayed at {self.entropy:.2f} nats, the entropy of single tokens, for {self.LOGS} "
-                "readings: the model knows frequencies and no context. Longer warm-up, another learning rate or more steps help."
+                "readings: the model knows frequencies and no context. More warm-up, another learning rate or more steps help."
             )

@@ -37,6 +37,9 @@ class PreTrainer(Trainer):
     so that transformers loads it as a whole. batch_size, learning rate and the like of `args` are not used.
     """
 
+    optimizer: Any
+    control: Any
+
     def __init__(
         self,
         model: nn.Module,

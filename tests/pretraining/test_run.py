@@ -123,8 +123,8 @@ def test_twenty_random_kill_points(prepared, uninterrupted, console, monkeypatch
 def command(prepared, out: Path, *more: str) -> list[str]:
     return [
         "-m", "fastbert", "pretrain", "--data", str(prepared.data), "--steps", str(STEPS), "--out", str(out), "--config",
-        str(prepared.config), "--batch-tokens", "512", "--micro-batch-tokens", "256", "--learning-rate", "2e-3", "--save-every", "4",
-        "--log-every", "1", "--workers", "0", "--precision", "float32", *more,
+        str(prepared.config), "--batch-tokens", "512", "--micro-batch-tokens", "256", "--learning-rate", "2e-3",
+        "--save-every", "4", "--log-every", "1", "--workers", "0", "--precision", "float32", *more,
     ]  # fmt: skip
 
 
@@ -223,7 +223,9 @@ def test_training_is_that_of_transformers_step_by_step(prepared, console, tmp_pa
         schedule.step()
         optimizer.zero_grad()
     for name, value in theirs.state_dict().items():
-        if name in weights:
+        if name.endswith("key.bias"):  # its true gradient is zero: rounding alone moves it
+            assert max(weights[name].abs().max(), value.abs().max()) < 1e-6
+        elif name in weights:
             assert (weights[name] - value).norm() <= 1e-4 * value.norm(), name
 
 
