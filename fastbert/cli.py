@@ -101,6 +101,7 @@ app.command()(data.tokenizer)
 app.command()(data.prepare)
 app.command()(pretraining.pretrain)
 app.command()(pretraining.masks)
+app.command()(pretraining.replay)
 
 
 def _write_json(file: Path, content: dict) -> None:

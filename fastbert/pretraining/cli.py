@@ -1,4 +1,4 @@
-"""`fastbert pretrain` and `fastbert masks`."""
+"""`fastbert pretrain`, `fastbert masks` and `fastbert replay`."""
 
 from enum import Enum
 from pathlib import Path
@@ -113,3 +113,31 @@ def masks(
     ):
         table.add_row(name, f"{count:,}", f"{count / whole:.2%}")
     console().print(table)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="The black-box.json of a stopped run.")],
+) -> None:
+    """Do the step that stopped a run again and show where the first number that is not finite appears. Status 1 if it does."""
+    from rich.table import Table
+
+    from fastbert.console import console, plain_errors
+
+    from .black_box import first_bad
+    from .black_box import replay as again
+
+    out, status = console(), 0
+    for modules, title in ((False, "the step as it ran"), (True, "the same, module by module")):
+        with plain_errors():
+            found = again(file, modules=modules)
+        bad = first_bad(found)
+        table = Table(title=title)
+        for name in ("micro-batch", "part", "largest value"):
+            table.add_column(name)
+        place = len(found) if bad is None else found.index(bad)
+        for turn, part, value in found[max(place - 10, 0) : place + 2]:
+            table.add_row(str(turn), part, f"{value:.4g}")
+        out.print(table)
+        out.print("everything is finite" if bad is None else f"[red]first not finite: {bad[1]} in micro-batch {bad[0]}[/]")
+        status |= bad is not None
+    raise typer.Exit(status)

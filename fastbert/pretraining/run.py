@@ -19,7 +19,7 @@ from fastbert.data.masking import Masker
 from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
 from fastbert.heads import BertForPreTraining
 
-from . import checkpoints
+from . import black_box, checkpoints
 from .plot import plot_losses
 from .recipe import Recipe, create_optimizer, create_schedule
 from .trainer import NonFinite, PreTrainer
@@ -106,7 +106,9 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFinite as error:
-        console.print(f"[red]stopped: {error}[/]")
+        name = f"stopped-at-step-{trainer.state.global_step + 1}-process-{args.process_index}"
+        file = black_box.write(options.out / name, trainer, str(error))
+        console.print(f"[red]stopped: {error}[/]\nwhat happened, step by step: fastbert replay {file}")
         return 3
     if trainer.stop_signal is not None:
         console.print(f"stopped at step {trainer.state.global_step} of {batches.steps}; go on with --resume")

@@ -80,6 +80,9 @@ class PreTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
         """The micro-batches of a step, and (labels, pairs) of the whole step over all processes."""
         begin = time.perf_counter()
+        self.random_states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            self.random_states["cuda"] = torch.cuda.get_rng_state()
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
         labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in samples)
         pairs = sum(batch["next_sentence_label"].numel() for batch in samples)

@@ -21,7 +21,7 @@ from fastbert.checkpoints import InputError
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
 from fastbert.data.shards import DataError
-from fastbert.pretraining import checkpoints
+from fastbert.pretraining import black_box, checkpoints
 from fastbert.pretraining.recipe import Recipe
 from fastbert.pretraining.run import Options, model_config, run
 from fastbert.pretraining.trainer import PreTrainer
@@ -273,19 +273,58 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_taken(prepar
     assert_same(outcome(tmp_path), uninterrupted)
 
 
-def test_a_non_finite_step_changes_no_weight_and_stops_the_run(prepared, console, monkeypatch, tmp_path):
-    original, visits = PreTrainer.compute_loss, []
+def test_a_non_finite_step_stops_the_run_and_can_be_replayed(prepared, console, monkeypatch, tmp_path):
+    original, visits, part = PreTrainer.compute_loss, [], "bert.encoder.layer.1.output.dense"
 
-    def planted(self, *args, **kwargs):
+    def planted(self, model, *args, **kwargs):
         visits.append(1)
-        loss = original(self, *args, **kwargs)
-        return loss * (math.nan if len(visits) == 11 else 1.0)
+        if len(visits) == 11:  # the first micro-batch of step 6
+            with torch.no_grad():
+                model.get_submodule(part).weight[3, 5] = math.inf
+        return original(self, model, *args, **kwargs)
 
     monkeypatch.setattr(PreTrainer, "compute_loss", planted)
     assert run(options(prepared, tmp_path), console, resume=False) == 3
-    assert "step 6" in console.file.getvalue()
-    monkeypatch.undo()
-    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "checkpoint-4" / "model.safetensors").values())
+    assert "the gradient norm of step 6 is nan" in console.file.getvalue()
+    assert checkpoints.last_good(tmp_path) == (tmp_path / "checkpoint-4", [])
+
+    file = tmp_path / "stopped-at-step-6-process-0" / black_box.FILE
+    content = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert content["largest weight and gradient"][f"{part}.weight"][0] == "inf"
+    plan = Plan(prepared.shards.lengths, 512, 0)
+    samples = [number for one in content["micro-batches"] for number in one["samples"]]
+    assert sorted(samples) == sorted(plan.samples(5)[1])
+    assert black_box.first_bad(black_box.replay(file, modules=False))[1] == "loss"
+    assert black_box.first_bad(black_box.replay(file, modules=True))[:2] == (0, part)
+    (file.parent / "weights.safetensors").unlink()
+    with pytest.raises(DataError, match=r"weights\.safetensors beside"):
+        black_box.replay(file, modules=False)
+
+
+def test_a_replayed_step_gives_the_loss_of_the_run(prepared, console, monkeypatch, tmp_path):
+    """Dropout included: the black box of a good step, written on purpose, replays to the bit."""
+    written, losses = [], []
+    original = PreTrainer._clip_grad_norm
+
+    def write_too(self, model):
+        if self.state.global_step == 7:
+            written.append(black_box.write(tmp_path / "box", self, "on purpose"))
+        return original(self, model)
+
+    loss = PreTrainer.compute_loss
+
+    def noted(self, *args, **kwargs):
+        value = loss(self, *args, **kwargs)
+        if self.state.global_step == 7:
+            losses.append(value.item())
+        return value
+
+    monkeypatch.setattr(PreTrainer, "_clip_grad_norm", write_too)
+    monkeypatch.setattr(PreTrainer, "compute_loss", noted)
+    whole = options(prepared, tmp_path / "out", micro_batch_tokens=512, held_out=None)
+    assert run(whole, console, resume=False) == 0
+    found = black_box.replay(written[0], modules=False)
+    assert found[0] == (0, "loss", pytest.approx(losses[0], rel=1e-6))
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(prepared, console, monkeypatch, tmp_path):
@@ -329,3 +368,22 @@ def test_folders_of_different_tokenizers_are_refused(prepared, console, tmp_path
     other = write_data(tmp_path / "other", count=20, words=30)
     with pytest.raises(DataError, match="expected one tokenizer"):
         run(options(prepared, tmp_path / "out", held_out=other), console, resume=False)
+
+
+def test_a_short_run_through_the_kernels_is_that_of_pytorch(prepared, console, tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from fastbert.kernels import use_backend
+
+    still, few = str(without_dropout(prepared, tmp_path)), dict(steps=(3,), save_every=3, held_out=None, batch_tokens=128)
+    outcomes = []
+    for backend in ("torch", "triton"):
+        chosen = options(prepared, tmp_path / backend, config=still, micro_batch_tokens=128, **few)
+        with use_backend(backend):
+            assert run(chosen, console, resume=False) == 0
+        outcomes.append(outcome(tmp_path / backend, 3))
+    (expected, weights), (found, same) = outcomes
+    for a, b in zip(expected, found):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+    for name in weights:
+        if not name.endswith("key.bias"):
+            assert (same[name] - weights[name]).norm() <= 1e-4 * weights[name].norm(), name

@@ -1,0 +1,140 @@
+"""What is left of a step that went wrong: which samples, which seeds, how large everything was, and the weights before it.
+
+`fastbert replay FILE` does the step again from that file and shows where the first number that is not finite appears.
+"""
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fastbert.data.batches import collate
+from fastbert.data.masking import Masker
+from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
+from fastbert.heads import BertForPreTraining
+
+from . import checkpoints
+
+FILE = "black-box.json"
+
+
+def write(folder: Path, trainer: Any, reason: str) -> Path:
+    """Writes the black box of the step under way of a PreTrainer; returns its file. The weights are those before the step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    checkpoints.replace_with(folder / "weights.safetensors", lambda partial: save_file(state, partial))
+    batches, step = trainer.batches, trainer.state.global_step
+    steps = []
+    for turn in range(batches.accumulation):
+        phase, epoch, samples = batches.locate(step * batches.accumulation + turn)
+        steps.append({"data": str(phase.shards.folder.resolve()), "epoch": epoch, "samples": samples.tolist()})
+        masker, tokenizer = phase.masker, phase.shards.meta.fingerprint
+    content = {
+        "reason": reason,
+        "step": step + 1,
+        "process": [trainer.args.process_index, trainer.args.world_size],
+        "micro-batches": steps,
+        "masks": {"seed": masker.seed, "static": masker.static, "max_predictions": masker.max_predictions,
+                  "probability": masker.probability, "whole_words": masker.continues is not None},
+        "tokenizer": tokenizer,
+        "config": model.config.to_dict(),
+        "autocast": bool(trainer.args.bf16),
+        "random states before the step": {name: _text(state) for name, state in trainer.random_states.items()},
+        "largest weight and gradient": {
+            name: [_number(parameter), None if parameter.grad is None else _number(parameter.grad)]
+            for name, parameter in model.named_parameters()
+        },
+    }  # fmt: skip
+    text = json.dumps(content, indent=1) + "\n"
+    checkpoints.replace_with(folder / FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return folder / FILE
+
+
+def replay(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
+    """Does the forward and backward of the step again: (micro-batch, part, largest absolute value) in the order they came.
+
+    Parts are 'loss' and 'gradient of NAME'; with modules, the outputs of every module as well, which a fused operation does
+    not have: they are those of transformers' own path. Raises DataError where the file, its weights or the data it names are
+    not there or differ.
+    """
+    content, shards = _read(file)
+    from transformers import AutoTokenizer, BertConfig
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = BertForPreTraining(BertConfig(**content["config"])).train()
+    model.load_state_dict(load_file(file.parent / "weights.safetensors"))
+    model.to(device)
+    tokenizer = AutoTokenizer.from_pretrained(next(iter(shards.values())).folder / TOKENIZER)
+    if fingerprint(tokenizer) != content["tokenizer"]:
+        raise DataError(f"expected the tokenizer of the run in {next(iter(shards))}, got another")
+    masker = Masker.of(tokenizer, **content["masks"])
+    found: list[tuple[int, str, float]] = []
+    turn = 0
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            found.extend((turn, name, _largest(tensor)) for tensor in tensors if isinstance(tensor, Tensor))
+
+        return hook
+
+    for name, module in model.named_modules() if modules else ():
+        if name and not list(module.children()):
+            module.register_forward_hook(note(name))
+    states = content["random states before the step"]
+    torch.set_rng_state(_bytes(states["cpu"]))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(_bytes(states["cuda"]))
+    for turn, one in enumerate(content["micro-batches"]):
+        batch = collate(shards[one["data"]], masker, one["samples"], one["epoch"])
+        batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        model.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=content["autocast"]):
+            loss = model(**batch, return_logits=False).loss
+        found.append((turn, "loss", _largest(loss)))
+        loss.backward()
+        found.extend(
+            (turn, f"gradient of {name}", _largest(p.grad)) for name, p in model.named_parameters() if p.grad is not None
+        )
+    return found
+
+
+def first_bad(found: list[tuple[int, str, float]]) -> tuple[int, str, float] | None:
+    """The first part that is not finite, or None."""
+    return next((one for one in found if not math.isfinite(one[2])), None)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Shards]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        folders = dict.fromkeys(one["data"] for one in content["micro-batches"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"expected a {FILE} of a stopped run in {file}, got {type(error).__name__}: {error}") from error
+    if not (file.parent / "weights.safetensors").is_file():
+        raise DataError(f"expected weights.safetensors beside {file}, got none")
+    return content, {folder: Shards(folder) for folder in folders}
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value, NaN where there is one."""
+    return tensor.detach().abs().max().float().item() if tensor.numel() else 0.0
+
+
+def _number(tensor: Tensor) -> float | str:
+    """The same for JSON, which has no sign for NaN and infinity."""
+    value = _largest(tensor)
+    return value if math.isfinite(value) else str(value)
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(bytes(state.tolist())).decode()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)
