@@ -442,9 +442,11 @@ def test_groups_go_by_type_and_not_by_name():
     ]
 
 
-def test_a_parameter_tied_to_a_bias_does_not_decay():
-    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    model[0].weight = model[1].weight
+@pytest.mark.parametrize("norm", [0, 1], ids=["norm first", "norm last"])
+def test_a_parameter_tied_to_one_that_does_not_decay_does_not_either(norm):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[norm] = nn.LayerNorm(2)
+    model[1 - norm].weight = model[norm].weight
     groups = parameter_groups(model, 0.1)
     assert names_of(model, groups) == [[], ["0.weight", "0.bias", "1.bias"]]
     Lamb(groups, 1e-3)
