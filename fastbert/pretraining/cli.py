@@ -36,6 +36,9 @@ def pretrain(
     log_every: Annotated[int, typer.Option(min=1, help="Steps between readings.")] = 50,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.")] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make batches.")] = 2,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Shard weights and optimizer over the processes (FSDP2), not DDP.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out that holds.")] = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
@@ -62,6 +65,7 @@ def pretrain(
             micro_batch_tokens=micro_batch_tokens, precision=chosen, seed=seed, held_out=held_out,
             held_out_samples=held_out_samples, whole_words=whole_words, max_predictions=max_predictions,
             save_every=save_every, evaluate_every=evaluate_every, log_every=log_every, keep=keep, workers=workers,
+            fsdp=fsdp,
         )  # fmt: skip
         status = run(options, console(), resume=resume)
     raise typer.Exit(status)

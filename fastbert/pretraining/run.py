@@ -36,7 +36,8 @@ MAY_CHANGE = ("save_every", "evaluate_every", "log_every", "keep", "workers", "m
 class Options:
     """data, steps: prepared folders and how many steps each is trained on, in order. config: a name of SIZES or the path of
     a BertConfig in JSON. batch_tokens: real tokens of one step, over all processes. micro_batch_tokens: of one forward of
-    one process. held_out: a prepared folder to evaluate on. precision: 'bf16' (autocast) or 'float32'."""
+    one process. held_out: a prepared folder to evaluate on. precision: 'bf16' (autocast) or 'float32'.
+    fsdp: weights, gradients and optimizer state are sharded over the processes (FSDP2) instead of copied (DDP)."""
 
     data: tuple[Path, ...]
     steps: tuple[int, ...]
@@ -56,6 +57,7 @@ class Options:
     log_every: int = 50
     keep: int = 3
     workers: int = 0
+    fsdp: bool = False
 
 
 def run(options: Options, console: Console, *, resume: bool) -> int:
@@ -63,6 +65,10 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
 
     Raises InputError or DataError before anything is written where the options, the data and what `out` holds do not fit.
     """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.fsdp and (world < 2 or not torch.cuda.is_available()):
+        found = f"{world} with a GPU" if torch.cuda.is_available() else "no GPU"
+        raise InputError(f"expected several processes with a GPU each for FSDP, got {found}")  # accelerate shards on GPUs only
     shards = [Shards(folder) for folder in options.data]
     held_out = None if options.held_out is None else Shards(options.held_out)
     tokenizer = _tokenizer_of(shards + ([held_out] if held_out else []))
@@ -172,6 +178,8 @@ def _arguments(options: Options) -> transformers.TrainingArguments:
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
+        fsdp=options.fsdp,  # type: ignore[arg-type]
+        fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]} if options.fsdp else None,
         remove_unused_columns=False,
         report_to=["tensorboard"] if _has_tensorboard() else [],
     )
