@@ -21,7 +21,7 @@ from fastbert.heads import BertForPreTraining
 
 from . import black_box, checkpoints
 from .plot import plot_losses
-from .recipe import Recipe, create_optimizer, create_schedule
+from .recipe import Recipe, create_optimizer, create_schedule, describe
 from .trainer import NonFinite, PreTrainer
 
 SIZES: dict[str, dict[str, int]] = {
@@ -218,6 +218,8 @@ def _as_json(options: Options) -> dict[str, Any]:
 def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, console: Console) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"{parameters:,} parameters, {options.precision}, {batches.steps:,} steps of {options.batch_tokens:,} tokens")
+    for line in describe(options.recipe):
+        console.print(f"unlike the preset modern, {line}")
     for phase in batches.phases:
         padded = len(phase.shards) * phase.shards.meta.seq_len
         console.print(

@@ -388,3 +388,15 @@ def test_a_short_run_through_the_kernels_is_that_of_pytorch(prepared, console, t
     for name in weights:
         if not name.endswith("key.bias"):
             assert (same[name] - weights[name]).norm() <= 1e-4 * weights[name].norm(), name
+
+
+def test_a_fresh_bert_base_knows_nothing():
+    """Its first loss is that of guessing: ln of the vocabulary plus ln 2."""
+    transformers.set_seed(0)
+    model = fastbert.BertForPreTraining(model_config("bert-base", 30522, 512)).eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 30522, (4, 64), generator=generator)
+    labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.15, ids, -100)
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=labels, next_sentence_label=torch.tensor([0, 1, 0, 1]), return_logits=False).loss
+    assert loss.item() == pytest.approx(math.log(30522) + math.log(2), abs=0.15)
