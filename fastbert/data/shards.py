@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 FORMAT = 1
 META = "meta.json"
 TOKENIZER = "tokenizer"
+OPEN_ARRAYS = 128
 
 
 class DataError(ValueError):
@@ -89,11 +90,12 @@ class Shards:
         if values.get("format") != FORMAT:
             raise DataError(f"expected shards of format {FORMAT}, got {values.get('format')} in {self.folder}")
         self.meta = Meta(**{**values, "shards": tuple(values["shards"])})
-        self._tokens = [self._open(number, "tokens") for number in range(len(self.meta.shards))]
-        self._samples = [self._open(number, "samples") for number in range(len(self.meta.shards))]
-        for number, (samples, count) in enumerate(zip(self._samples, self.meta.shards)):
-            if len(samples) != count:
-                raise DataError(f"expected {count} samples in shard {number} of {self.folder}, got {len(samples)}")
+        self._array = lru_cache(maxsize=OPEN_ARRAYS)(self._open)  # an open array holds a file descriptor
+        for number, count in enumerate(self.meta.shards):
+            found = len(self._array(number, "samples"))
+            if found != count:
+                raise DataError(f"expected {count} samples in shard {number} of {self.folder}, got {found}")
+            self._array(number, "tokens")
         self._ends = np.cumsum(self.meta.shards)
 
     def __len__(self) -> int:
@@ -104,7 +106,7 @@ class Shards:
             raise IndexError(f"expected a sample from 0 to {len(self) - 1}, got {index}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         place = index - (int(self._ends[shard - 1]) if shard else 0)
-        samples, tokens = self._samples[shard], self._tokens[shard]
+        samples, tokens = self._array(shard, "samples"), self._array(shard, "tokens")
         start, about = samples[place]
         end = samples[place + 1][0] if place + 1 < len(samples) else len(tokens)
         return Sample(np.asarray(tokens[start:end], np.int64), int(about) >> 1, bool(about & 1))
@@ -112,8 +114,18 @@ class Shards:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of every sample, int64."""
-        ends = [np.append(samples[1:, 0], len(tokens)) - samples[:, 0] for samples, tokens in zip(self._samples, self._tokens)]
-        return np.concatenate(ends) if ends else np.empty(0, np.int64)
+        found = [np.empty(0, np.int64)]
+        for shard in range(len(self.meta.shards)):
+            samples, tokens = self._array(shard, "samples"), self._array(shard, "tokens")
+            found.append(np.append(samples[1:, 0], len(tokens)) - samples[:, 0])
+        return np.concatenate(found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the worker processes of a DataLoader: they open the arrays again."""
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
 
     def _open(self, number: int, part: str) -> np.ndarray:
         file = self.folder / f"shard-{number:05d}.{part}.npy"

@@ -20,7 +20,9 @@ def pretrain(
     held_out: Annotated[Path | None, typer.Option(help="A folder of `fastbert prepare` to evaluate on.")] = None,
     held_out_samples: Annotated[int, typer.Option(min=1, help="Samples of it to use, from the first.")] = 2000,
     preset: Annotated[str, typer.Option(help="modern or google-2018; prints what differs.")] = "modern",
-    learning_rate: Annotated[float | None, typer.Option(help="Instead of the preset's.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Instead of the preset's; 5e-4 suits steps of 65536 tokens and more, 1e-4 a quarter.")
+    ] = None,
     warmup_steps: Annotated[int | None, typer.Option(min=0, help="Instead of the preset's.")] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="adamw, adam-no-bias-correction or lamb, instead of the preset's.")

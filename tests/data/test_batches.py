@@ -46,6 +46,25 @@ def test_shards_give_back_what_was_written(tmp_path):
         Shards(tmp_path)
 
 
+def test_more_shards_than_may_be_open(tmp_path):
+    import pickle
+    import resource
+
+    count = 300
+    for number in range(count):
+        write_shard(tmp_path, number, [Sample(np.arange(9) + number, 4, False)], 70_000)
+    write_meta(tmp_path, Meta(128, 70_000, "none", (1,) * count, 9 * count))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 400), hard))
+    try:
+        shards = Shards(tmp_path)
+        again = pickle.loads(pickle.dumps(shards))
+        assert [int(shards[number].input_ids[0]) for number in range(count)] == list(range(count))
+        assert again.lengths.tolist() == [9] * count
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_an_epoch_has_every_sample_once_in_steps_of_about_the_same_tokens(shards):
     plan = Plan(shards.lengths, batch_tokens=1024, seed=3)
     for epoch in (0, 1):
