@@ -75,9 +75,10 @@ class BertForPreTraining(hf.BertForPreTraining):
         """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
         positions only, leaves prediction_logits None and gives both losses (`BertForPreTrainingOutput`).
         num_items_in_batch, num_pairs_in_batch: labelled tokens and pairs of all batches whose gradients are added up; each
-        loss is then a sum divided by its number instead of a mean. They need return_logits=False."""
-        if return_logits and not (num_items_in_batch is None and num_pairs_in_batch is None):
-            raise ValueError("expected return_logits=False beside num_items_in_batch or num_pairs_in_batch, got True")
+        loss is then a sum divided by its number instead of a mean. With return_logits, num_items_in_batch is ignored as in
+        transformers, whose Trainer passes it."""
+        if return_logits and num_pairs_in_batch is not None:
+            raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
         positions = labels != IGNORED if with_loss and _padded(inputs) else None

@@ -8,7 +8,7 @@ came before.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,11 @@ class Plan:
                 f"expected at most as many tokens in a step as the data has, {self.total_tokens}, got {self.batch_tokens}"
             )
 
-    @property
+    @cached_property
     def total_tokens(self) -> int:
         return int(self.lengths.sum())
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps that pass every sample once; the last ones are no shorter than the others."""
         return self.total_tokens // self.batch_tokens
@@ -127,6 +127,12 @@ class Phase:
     steps: int
 
 
+@lru_cache(maxsize=4)
+def _dealt(plan: Plan, step: int, parts: int) -> tuple[int, list[np.ndarray]]:
+    epoch, samples = plan.samples(step)
+    return epoch, deal(samples, plan.lengths, parts)
+
+
 class MicroBatches(IterableDataset):
     """Packed micro-batches of one process from a step on: `accumulation` of them make a step.
 
@@ -173,8 +179,7 @@ class MicroBatches(IterableDataset):
         step, turn = divmod(number, self.accumulation)
         for phase in self.phases:
             if step < phase.steps:
-                epoch, samples = phase.plan.samples(step)
-                parts = deal(samples, phase.plan.lengths, self.world * self.accumulation)
+                epoch, parts = _dealt(phase.plan, step, self.world * self.accumulation)
                 return phase, epoch, parts[turn * self.world + self.rank]
             step -= phase.steps
         raise IndexError(f"expected a micro-batch below {self.steps * self.accumulation}, got {number}")

@@ -19,6 +19,7 @@ from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
 from fastbert.heads import BertForPreTraining
 
 from . import checkpoints
+from .trainer import whole
 
 FILE = "black-box.json"
 
@@ -27,7 +28,7 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
     """Writes the black box of the step under way of a PreTrainer; returns its file. The weights are those before the step."""
     folder.mkdir(parents=True, exist_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    state = {name: whole(tensor.detach()).cpu().clone() for name, tensor in model.state_dict().items()}
     checkpoints.replace_with(folder / "weights.safetensors", lambda partial: save_file(state, partial))
     batches, step = trainer.batches, trainer.state.global_step
     steps = []
@@ -123,6 +124,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Shards]]:
 
 def _largest(tensor: Tensor) -> float:
     """The largest absolute value, NaN where there is one."""
+    tensor = whole(tensor)
     return tensor.detach().abs().max().float().item() if tensor.numel() else 0.0
 
 

@@ -76,17 +76,26 @@ def all_of(out: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def last_good(out: Path) -> tuple[Path | None, list[str]]:
+def last_good(out: Path) -> tuple[Path | None, dict[Path, str]]:
     """(the latest checkpoint that holds or None, why each later one was refused)."""
-    refused = []
+    refused = {}
     for folder in all_of(out):
         try:
             verify(folder)
         except Damaged as error:
-            refused.append(str(error))
+            refused[folder] = str(error)
         else:
             return folder, refused
     return None, refused
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a refused checkpoint, so that it neither counts as one nor takes the place of a good one."""
+    number = 0
+    while (aside := folder.with_name(f"refused-{folder.name}" + f"-{number}" * (number > 0))).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
 
 
 def keep_last(out: Path, count: int) -> None:

@@ -1,8 +1,11 @@
 """One pre-training run from options to checkpoints: everything is checked before anything is written."""
 
+import hashlib
+import importlib.util
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from transformers import TrainerCallback
 from fastbert.checkpoints import InputError
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
-from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
+from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
 from fastbert.heads import BertForPreTraining
 
 from . import black_box, checkpoints
@@ -69,10 +72,23 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
     if options.fsdp and (world < 2 or not torch.cuda.is_available()):
         found = f"{world} with a GPU" if torch.cuda.is_available() else "no GPU"
         raise InputError(f"expected several processes with a GPU each for FSDP, got {found}")  # accelerate shards on GPUs only
+    if options.fsdp and options.held_out is not None:
+        raise InputError("expected no held-out data beside FSDP, whose shards an evaluation cannot read yet, got both")
+    if world == 1 and torch.cuda.device_count() > 1:
+        raise InputError(
+            f"expected torchrun, or CUDA_VISIBLE_DEVICES naming one GPU, got one process that sees {torch.cuda.device_count()}"
+        )
+    if options.seed < 0:
+        raise InputError(f"expected a seed of at least 0, got {options.seed}")
+    if importlib.util.find_spec("matplotlib") is None:
+        console.print("[yellow]matplotlib is not installed: no loss.png will be drawn[/]")
     shards = [Shards(folder) for folder in options.data]
     held_out = None if options.held_out is None else Shards(options.held_out)
     tokenizer = _tokenizer_of(shards + ([held_out] if held_out else []))
-    config = model_config(options.config, len(tokenizer), max(one.meta.seq_len for one in shards))
+    longest = max(one.meta.seq_len for one in [*shards, *([held_out] if held_out else [])])
+    config = model_config(options.config, len(tokenizer), longest)
+    config.pad_token_id = tokenizer.pad_token_id
+    identity = _as_json(options, config)  # now: a model writes into its configuration
     args = _arguments(options)
     console.quiet = console.quiet or not args.should_save
     accumulation = math.ceil(options.batch_tokens / (options.micro_batch_tokens * args.world_size))
@@ -81,7 +97,9 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
         tokenizer, whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed,
         static=options.recipe.static_masking,
     )  # fmt: skip
-    checkpoint = _where_to_begin(options, resume, console)
+    checkpoint = _agreed(lambda: _where_to_begin(options, identity, resume, console), args)
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise InputError(f"expected {options.out} on storage that every machine sees, got no {checkpoint.name} on this one")
     first_step = 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
     try:
         plans = [Plan(one.lengths, options.batch_tokens, options.seed) for one in shards]
@@ -106,7 +124,7 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
     if args.should_save:
         options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_as_json(options), indent=1) + "\n"
+        text = json.dumps(identity | {"processes": args.world_size}, indent=1) + "\n"
         checkpoints.replace_with(options.out / OPTIONS, lambda partial: partial.write_text(text, encoding="utf-8"))
         _introduce(options, batches, model, console)
     try:
@@ -115,14 +133,19 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
         name = f"stopped-at-step-{trainer.state.global_step + 1}-process-{args.process_index}"
         file = black_box.write(options.out / name, trainer, str(error))
         console.print(f"[red]stopped: {error}[/]\nwhat happened, step by step: fastbert replay {file}")
+        if args.world_size > 1:
+            console.print("every process left one: where this replay is finite, the number came from another's samples")
         return 3
     if trainer.stop_signal is not None:
         console.print(f"stopped at step {trainer.state.global_step} of {batches.steps}; go on with --resume")
         return 128 + trainer.stop_signal
-    if trainer.state.global_step not in {int(path.name.split("-")[1]) for path in checkpoints.all_of(options.out)}:
+    if trainer.last_saved != trainer.state.global_step:
         trainer._save_checkpoint(trainer.model, None)
     if args.should_save:
-        plot_losses(trainer.state.log_history, options.out / "loss.png", vocab_size=config.vocab_size, unigram_entropy=entropy)
+        if importlib.util.find_spec("matplotlib") is not None:
+            plot_losses(
+                trainer.state.log_history, options.out / "loss.png", vocab_size=config.vocab_size, unigram_entropy=entropy
+            )
         console.print(f"finished: {options.out / f'checkpoint-{batches.steps}'}, a folder that transformers loads")
     return 0
 
@@ -135,7 +158,10 @@ def model_config(name: str, vocab_size: int, seq_len: int) -> transformers.BertC
     if name in SIZES:
         values: dict[str, Any] = dict(SIZES[name])
     elif Path(name).is_file():
-        values = json.loads(Path(name).read_text(encoding="utf-8"))
+        try:
+            values = json.loads(Path(name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"expected JSON in {name}, got {error}") from error
         if values.get("model_type", "bert") != "bert":
             raise InputError(f"expected a configuration of model type 'bert', got {values['model_type']!r} in {name}")
     else:
@@ -186,12 +212,25 @@ def _arguments(options: Options) -> transformers.TrainingArguments:
 
 
 def _has_tensorboard() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def _where_to_begin(options: Options, resume: bool, console: Console) -> Path | None:
+def _agreed(decide: Callable[[], Path | None], args: transformers.TrainingArguments) -> Path | None:
+    """What the first process decides, in every process."""
+    found: list[Any] = [None]
+    if args.process_index == 0:
+        try:
+            found = [decide()]
+        except InputError as error:
+            found = [error]
+    if args.world_size > 1:
+        torch.distributed.broadcast_object_list(found, 0)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    return found[0]
+
+
+def _where_to_begin(options: Options, now: dict[str, Any], resume: bool, console: Console) -> Path | None:
     """The checkpoint to go on from, or None for the beginning."""
     found = checkpoints.all_of(options.out)
     if not resume:
@@ -200,19 +239,27 @@ def _where_to_begin(options: Options, resume: bool, console: Console) -> Path | 
         return None
     if (options.out / OPTIONS).is_file():
         before = json.loads((options.out / OPTIONS).read_text(encoding="utf-8"))
-        now = _as_json(options)
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if before.get("processes") != world:
+            console.print(
+                f"[yellow]{before.get('processes')} processes before, {world} now: the same samples in every step, but other "
+                "dropout than an uninterrupted run[/]"
+            )
         for name, value in now.items():
             if name not in MAY_CHANGE and before.get(name) != value:
                 raise InputError(f"expected {name} {before.get(name)!r} as this run began with, got {value!r}")
     checkpoint, refused = checkpoints.last_good(options.out)
-    for reason in refused:
-        console.print(f"[yellow]refused {reason}[/]")
+    for folder, reason in refused.items():
+        console.print(f"[yellow]refused {reason}; kept as {checkpoints.set_aside(folder).name}[/]")
     console.print("no checkpoint to go on from: from the beginning" if checkpoint is None else f"going on from {checkpoint}")
     return checkpoint
 
 
-def _as_json(options: Options) -> dict[str, Any]:
-    return json.loads(json.dumps({**asdict(options), "out": None}, default=str))
+def _as_json(options: Options, config: transformers.BertConfig) -> dict[str, Any]:
+    """The options and what they point to: a run goes on with the same data and model, not with files of the same name."""
+    sums = [hashlib.sha256((folder / META).read_bytes()).hexdigest() for folder in options.data]
+    values = {**asdict(options), "out": None, "data_sums": sums, "model": config.to_diff_dict()}
+    return json.loads(json.dumps(values, default=str))
 
 
 def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, console: Console) -> None:

@@ -6,6 +6,7 @@ training is one stream of steps, which can begin at any of them.
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -61,8 +62,10 @@ class PreTrainer(Trainer):
         self.held_out, self.held_out_samples = held_out, held_out_samples
         self.meter = Meter(self)
         self.stop_signal: int | None = None
+        self.last_saved: int | None = None
         self.add_callback(self.meter)
         self.add_callback(StopOnSignal(self))
+        self.add_callback(OwnDropout())
 
     # Data
 
@@ -70,6 +73,7 @@ class PreTrainer(Trainer):
         workers = self.args.dataloader_num_workers
         return DataLoader(
             self.batches,
+            worker_init_fn=_leave_signals_to_the_parent,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
@@ -102,12 +106,19 @@ class PreTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
-            raise NonFinite(
-                f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}; no weight was changed by it"
-            )
+        norm = self._get_grad_norm(model)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
         return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping. Raises NonFinite while the gradients are still what the step made of them."""
+        if grad_norm is None:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(float(grad_norm)):
+                step = self.state.global_step + 1
+                raise NonFinite(f"the gradient norm of step {step} is {float(grad_norm)}; no weight was changed by it")
+        return grad_norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -151,6 +162,9 @@ class PreTrainer(Trainer):
         begin = time.perf_counter()
         out, step = Path(self.args.output_dir), self.state.global_step
         folder = checkpoints.staging(out, step)
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # of a save that was killed
+        self.accelerator.wait_for_everyone()
         self._staging = folder
         try:
             super()._save_checkpoint(model, trial)
@@ -163,6 +177,7 @@ class PreTrainer(Trainer):
             folder.rmdir()
             checkpoints.keep_last(out, self.args.save_total_limit or 3)
         self.accelerator.wait_for_everyone()
+        self.last_saved = step
         self.meter.leave_out(time.perf_counter() - begin)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -172,6 +187,24 @@ class PreTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.meter.read()}
         super().log(logs, start_time)
+
+
+def whole(tensor: Any) -> Any:
+    """A sharded tensor (FSDP2) gathered; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A signal to the process group must not kill the workers: the parent still needs their batches for its last step."""
+    for number in StopOnSignal.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class OwnDropout(TrainerCallback):
+    """Every process draws its own dropout masks. A resumed run loads the states of its checkpoint after this."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        torch.manual_seed(args.seed + args.process_index)
 
 
 class Meter(TrainerCallback):
