@@ -23,13 +23,15 @@ class Absent(Exception):
 @dataclass
 class Prepared:
     """A contender ready to run. step: one call. wrong: why its answer is, or None. resident_bytes: weights and optimizer
-    state, which were there before the call. release: frees what it holds. The rest: as in records.Contender."""
+    state, which were there before the call. counts_memory: whether a call takes its memory from PyTorch, which can then
+    tell the peak. release: frees what it holds. The rest: as in records.Contender."""
 
     step: Callable[[], Any]
     wrong: str | None = None
     real_tokens: int | None = None
     flops: float | None = None
     resident_bytes: int = 0
+    counts_memory: bool = True
     details: dict[str, Any] = field(default_factory=dict)
     release: Callable[[], None] | None = None
 
@@ -132,7 +134,7 @@ def compete(
             return
         if counting:
             seconds[name].append(elapsed)
-            if device.type == "cuda":
+            if device.type == "cuda" and ready[name].counts_memory:
                 peak = ready[name].resident_bytes + torch.cuda.max_memory_allocated(device) - base
                 peaks[name] = max(peaks.get(name, 0), peak)
         if name == ours:

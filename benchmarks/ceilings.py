@@ -26,7 +26,14 @@ def measure(device: torch.device, dtypes: tuple[torch.dtype, ...], quick: bool) 
     target = torch.empty_like(source)
     copy = 2 * copied / _median(lambda: target.copy_(source), device, rounds)
     how = f"torch.mm of {size} x {size} random numbers; copy of {copied >> 20} MiB; medians of {rounds}"
-    return {"matmul": matmul, "copy": copy, "how": how}
+    found = {"matmul": matmul, "copy": copy, "how": how}
+    if not on_gpu:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        found["matmul one thread"] = 2 * size**3 / _median(lambda: torch.mm(a, b), device, rounds)
+        torch.set_num_threads(threads)
+    return found
 
 
 def _median(step: Callable[[], object], device: torch.device, rounds: int) -> float:

@@ -28,8 +28,11 @@ class Compilation:
         self.before = self._counts()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """function, compiled for static shapes at its first call."""
-        return torch.compile(function, mode=self.mode, dynamic=False)
+        """function, compiled for static shapes at its first call; `compilation` of the result can prove it afterwards."""
+        compiled = torch.compile(function, mode=self.mode, dynamic=False)
+        if not isinstance(compiled, torch.nn.Module):
+            compiled.compilation = self  # type: ignore[attr-defined]
+        return compiled
 
     def proof(self) -> dict[str, int]:
         """What was compiled since the start. Raises RuntimeError where nothing was: the contender would be eager."""

@@ -63,13 +63,15 @@ class _Padded:
         seqlens = cu_seqlens.diff()
         batch_size, max_seqlen = seqlens.shape[0], int(seqlens.max())
         self.keep = torch.arange(max_seqlen, device=qkv.device) < seqlens[:, None]
-        self.qkv = qkv.new_zeros(batch_size, max_seqlen, *qkv.shape[1:])
-        self.qkv[self.keep] = qkv.detach()
+        padded = qkv.new_zeros(3, batch_size, max_seqlen, *qkv.shape[2:])
+        padded[:, self.keep] = qkv.detach().transpose(0, 1)
+        # Three tensors, as three projections give them: the gradient of one for all would be one more copy.
+        self.leaves = [part.clone() for part in padded]
         self.mask = None if bool(self.keep.all()) else self.keep[:, None, None, :]
         self.scale = inputs.get("softmax_scale")
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    def attend(self, *leaves: Tensor) -> Tensor:
+        q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=self.scale).transpose(1, 2)
 
 
@@ -87,9 +89,9 @@ def _attention_peers(
         if backend == SDPBackend.FLASH_ATTENTION and padded.mask is not None:
             raise Absent("takes no mask, and the lengths differ")
 
-        def attend(qkv: Tensor) -> Tensor:
+        def attend(*leaves: Tensor) -> Tensor:
             with sdpa_kernel(backend):
-                return padded.attend(qkv)
+                return padded.attend(*leaves)
 
         return _on_padded(padded, attend)
 
@@ -98,29 +100,33 @@ def _attention_peers(
     yield "SDPA, cuDNN", lambda: forced(SDPBackend.CUDNN_ATTENTION)
     yield "SDPA, memory-efficient", lambda: forced(SDPBackend.EFFICIENT_ATTENTION)
     yield "SDPA, torch.compile", lambda: _on_padded(padded, Compilation("default", modes)(padded.attend))
-    yield "PyTorch varlen_attn", lambda: _varlen_attn(device)
+    yield "PyTorch varlen_attn", lambda: _varlen_attn(inputs, device)
     yield "flash-attn, varlen", lambda: _flash_attn_varlen(device)
 
 
-def _on_padded(padded: _Padded, attend: Callable[[Tensor], Tensor]) -> Function:
+def _on_padded(padded: _Padded, attend: Callable[..., Tensor]) -> Function:
     def function(**_: Any) -> Tensor:
-        return attend(padded.qkv)
+        return attend(*padded.leaves)
 
-    function.leaf = padded.qkv  # type: ignore[attr-defined]  # what a backward differentiates by
+    function.leaves = padded.leaves  # type: ignore[attr-defined]  # what a backward differentiates by
+    function.compilation = getattr(attend, "compilation", None)  # type: ignore[attr-defined]
     function.keep = padded.keep  # type: ignore[attr-defined]  # which positions of the output count
     return function
 
 
-def _varlen_attn(device: torch.device) -> Function:
+def _varlen_attn(inputs: Inputs, device: torch.device) -> Function:
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         raise Absent(f"PyTorch {torch.__version__} has none")
     if device.type != "cuda":
         raise Absent("runs on CUDA only")
     from torch.nn.attention.varlen import varlen_attn
 
-    def function(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, **_: Any) -> Tensor:
-        return varlen_attn(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    leaves = [part.clone() for part in inputs["qkv"].detach().unbind(1)]
 
+    def function(cu_seqlens: Tensor, max_seqlen: int, **_: Any) -> Tensor:
+        return varlen_attn(*leaves, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+
+    function.leaves = leaves  # type: ignore[attr-defined]
     return function
 
 

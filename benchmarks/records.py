@@ -142,9 +142,11 @@ class Record:
     ceilings: dict[str, Any]
     rows: tuple[Row, ...]
 
-    def matmul_ceiling(self, dtype: str) -> float | None:
+    def matmul_ceiling(self, dtype: str, *, one_thread: bool = False) -> float | None:
         """FLOP/s of the matrix products of a case in this dtype, or None where nobody measured it. 'bf16' and 'autocast',
         the two ways to train, multiply in bfloat16."""
+        if one_thread:
+            return self.ceilings.get("matmul one thread")
         name = "bfloat16" if dtype in ("bf16", "autocast") else dtype
         return self.ceilings.get("matmul", {}).get(name)
 

@@ -81,7 +81,7 @@ def _columns(record: Record, row: Row, contender: Contender) -> dict[str, str]:
         cells |= {f"p{percent} ms": number(contender.percentile(percent) * 1e3) for percent in (50, 99)}
     rate = row.flops_per_s(contender)
     cells["TFLOP/s"] = number(rate / 1e12 if rate else None)
-    cells["of matmul ceiling"] = _share(rate, record.matmul_ceiling(case.dtype))
+    cells["of matmul ceiling"] = _share(rate, record.matmul_ceiling(case.dtype, one_thread="one CPU thread" in case.model))
     if case.suite == "kernels":
         moved = case.bytes_moved / median
         cells["GB/s"] = number(moved / 1e9 if moved else None)

@@ -45,6 +45,7 @@ class Pretraining:
         self.config, self.precision, self.device = copy.deepcopy(config), precision, device
         self.config._attn_implementation = "sdpa"
         self.lengths, self.micro_batches, self.modes = lengths, micro_batches, modes
+        self.live: list[tuple[list[nn.Parameter], torch.optim.Optimizer]] = []
         self.state = transformers.BertForPreTraining(self.config).state_dict()
         self.small = self.batch(min(4, micro_batches[0]))
         self.exact = self._loss_and_norm(self._load(transformers.BertForPreTraining, dropout=0.0, float32=True), float32=True)
@@ -75,8 +76,11 @@ class Pretraining:
         narrow = self.precision == "bf16" and not float32
         return model.train().to(self.device, torch.bfloat16 if narrow else torch.float32)
 
-    def _loss_and_norm(self, model: nn.Module, *, float32: bool = False, **options: Any) -> tuple[float, float]:
-        loss = self._backward(model, self.small.inputs, float32=float32, **options)
+    def _loss_and_norm(
+        self, model: nn.Module, call: Callable[..., Any] | None = None, *, float32: bool = False, **options: Any
+    ) -> tuple[float, float]:
+        """On the small batch. call: the model as the contender calls it."""
+        loss = self._backward(call or model, self.small.inputs, float32=float32, **options)
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         return loss.item(), norm.item()
 
@@ -98,9 +102,12 @@ class Pretraining:
             model = self._load(cls, dropout=dropout)
             return fastbert.accelerate(model) if accelerate else model
 
-        wrong = self._wrong(*self._loss_and_norm(load(0.0), **options))
+        still = load(0.0)
+        checked = self._loss_and_norm(still, still if compilation is None else compilation(still), **options)
+        wrong = self._wrong(*checked)
         if wrong is not None:
             return Prepared(lambda: None, wrong)
+        del still
         model = load(0.1)
         call = model if compilation is None else compilation(model)
         return self._swept(model, lambda inputs: self._backward(call, inputs, **options), compilation)
@@ -124,6 +131,7 @@ class Pretraining:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+        self._move_others(torch.device("cpu"))  # every contender searches with the whole device to itself
         timer, best, rates, note = Timer(self.device, kernel=False), None, {}, ""
         for size in self.micro_batches:
             batch = self.batch(size)
@@ -138,6 +146,8 @@ class Pretraining:
                 break
             if best is None or rates[size] > rates[len(best.seqlens)]:
                 best = batch
+        self._move_others(self.device)
+        self.live.append((parameters, optimizer))
         if best is None:
             raise torch.OutOfMemoryError(f"micro-batch {self.micro_batches[0]} does not fit")
         details: dict[str, Any] = {
@@ -147,7 +157,7 @@ class Pretraining:
         }
         if compilation is not None:
             details |= compilation.proof() | {"kernels": kernels_of(lambda: step(best.inputs), self.device)}
-        state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, Tensor)]
+        state = _state_of(optimizer)
         return Prepared(
             lambda: step(best.inputs),
             real_tokens=best.real_tokens,
@@ -155,6 +165,15 @@ class Pretraining:
             resident_bytes=sum(t.numel() * t.element_size() for t in (*parameters, *state)),
             details=details,
         )
+
+    def _move_others(self, device: torch.device) -> None:
+        """Weights and optimizer state of the contenders built before."""
+        if self.device.type != "cuda":
+            return
+        for parameters, optimizer in self.live:
+            for tensor in (*parameters, *_state_of(optimizer)):
+                tensor.data = tensor.data.to(device)
+        torch.cuda.empty_cache()
 
     def _flash_attn_bert(self) -> Prepared:
         if importlib.util.find_spec("flash_attn") is None:
@@ -184,3 +203,7 @@ class Pretraining:
             return Prepared(lambda: None, wrong)
         model = load(0.1)
         return self._swept(model, lambda inputs: self._backward(model, inputs), None)
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]

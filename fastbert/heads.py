@@ -41,7 +41,7 @@ IGNORED = -100
 
 @dataclass
 class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
-    """transformers' output and the two losses that `loss` adds up; they are None unless return_logits is False."""
+    """transformers' output and the two losses that `loss` adds up: what a call with num_pairs_in_batch returns."""
 
     mlm_loss: Tensor | None = None
     next_sentence_loss: Tensor | None = None
@@ -73,9 +73,10 @@ class BertForPreTraining(hf.BertForPreTraining):
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | hf.BertForPreTrainingOutput:
         """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
-        positions only, leaves prediction_logits None and gives both losses (`BertForPreTrainingOutput`).
+        positions only and leaves prediction_logits None.
         num_items_in_batch, num_pairs_in_batch: labelled tokens and pairs of all batches whose gradients are added up; each
-        loss is then a sum divided by its number instead of a mean. With return_logits, num_items_in_batch is ignored as in
+        loss is then a sum divided by its number instead of a mean, and a `BertForPreTrainingOutput` of fastbert's tells both;
+        they need return_logits=False. With return_logits, num_items_in_batch is ignored as in
         transformers, whose Trainer passes it."""
         if return_logits and num_pairs_in_batch is not None:
             raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
@@ -97,10 +98,12 @@ class BertForPreTraining(hf.BertForPreTraining):
                 functools.partial(F.cross_entropy, scores.view(-1, 2), next_sentence_label.view(-1)), num_pairs_in_batch
             )
             loss = mlm_loss + next_sentence_loss
-        return BertForPreTrainingOutput(
+        if num_pairs_in_batch is None:
+            output = hf.BertForPreTrainingOutput
+        else:
+            output = functools.partial(BertForPreTrainingOutput, mlm_loss=mlm_loss, next_sentence_loss=next_sentence_loss)
+        return output(
             loss=loss,
-            mlm_loss=mlm_loss,
-            next_sentence_loss=next_sentence_loss,
             prediction_logits=None,
             seq_relationship_logits=scores,
             hidden_states=outputs.hidden_states,

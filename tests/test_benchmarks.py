@@ -118,7 +118,9 @@ specs.ALL_SPECS = tuple(planted(spec) if spec.name == "layer_norm" else spec for
 
 def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> tuple[int, Path]:
     """The layer norm benchmark in a process of its own, with `body` in place of the operation."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
+    # pytest-benchmark switches itself off in a worker of pytest-xdist, and this process may be one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = f"{ROOT}:{folder}"
     environment.pop("TRITON_INTERPRET", None)
     arguments = [
         "benchmarks/test_kernels.py",
