@@ -120,7 +120,7 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
         model, args, batches, create, held_out=None if held_out is None else (held_out, masker),
         held_out_samples=options.held_out_samples, facts={"tokenizer": shards[0].meta.fingerprint}, tokenizer=tokenizer,
     )  # fmt: skip
-    entropy = shards[0].meta.audit.get("unigram_entropy")
+    entropy = shards[0].meta.audit.get("entropy")
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
     if args.should_save:
         options.out.mkdir(parents=True, exist_ok=True)

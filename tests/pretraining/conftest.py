@@ -42,7 +42,7 @@ def write_data(folder: Path, *, count: int = 300, words: int = 59, seed: int = 0
         ids[0], ids[half], ids[-1] = 2, 3, 3
         samples.append(Sample(ids, half + 1, is_random))
     tokens = write_shard(folder, 0, samples, len(tokenizer))
-    audit = {"unigram_entropy": float(np.log(words))}
+    audit = {"entropy": float(np.log(words))}
     write_meta(folder, Meta(SEQ_LEN, len(tokenizer), fingerprint(tokenizer), (count,), tokens, {}, audit))
     return folder
 
