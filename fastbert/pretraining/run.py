@@ -1,5 +1,6 @@
 """One pre-training run from options to checkpoints: everything is checked before anything is written."""
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -68,6 +69,18 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
 
     Raises InputError or DataError before anything is written where the options, the data and what `out` holds do not fit.
     """
+    try:
+        status = _run(options, console, resume)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        return status
+    finally:
+        if torch.distributed.is_initialized():
+            gc.collect()  # a process group whose last owner dies with the interpreter aborts it: its threads still run
+            torch.distributed.destroy_process_group()
+
+
+def _run(options: Options, console: Console, resume: bool) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if options.fsdp and (world < 2 or not torch.cuda.is_available()):
         found = f"{world} with a GPU" if torch.cuda.is_available() else "no GPU"

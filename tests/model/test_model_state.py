@@ -39,7 +39,7 @@ both_ways = pytest.mark.parametrize("direction", ["theirs_to_ours", "ours_to_the
 TIED = [PRETRAINING, LM_HEAD, MASKED_LM]
 NEW_ARGUMENTS = {
     "BertModel": {"loss_positions", "output_positions"},
-    "BertForPreTraining": {"return_logits"},
+    "BertForPreTraining": {"return_logits", "num_items_in_batch", "num_pairs_in_batch"},
     "BertForMaskedLM": {"return_logits"},
     "BertForMultipleChoice": {"num_choices"},
     "BertForQuestionAnswering": {"real_tokens_only"},
