@@ -24,7 +24,7 @@ class Absent(Exception):
 class Prepared:
     """A contender ready to run. step: one call. wrong: why its answer is, or None. resident_bytes: weights and optimizer
     state, which were there before the call. counts_memory: whether a call takes its memory from PyTorch, which can then
-    tell the peak. release: frees what it holds. The rest: as in records.Contender."""
+    tell the peak. The rest: as in records.Contender."""
 
     step: Callable[[], Any]
     wrong: str | None = None
@@ -33,7 +33,6 @@ class Prepared:
     resident_bytes: int = 0
     counts_memory: bool = True
     details: dict[str, Any] = field(default_factory=dict)
-    release: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,9 +165,6 @@ def compete(
             round_of_all()
     while time.monotonic() < deadline:
         round_of_all()
-    for prepared in ready.values():
-        if prepared.release is not None:
-            prepared.release()
 
     def measured(name: str) -> Contender:
         return replace(found[name], seconds=tuple(seconds[name]), peak_bytes=peaks.get(name)) if alive(name) else found[name]

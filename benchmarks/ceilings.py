@@ -1,11 +1,14 @@
 """The two rates that bound every kernel, measured on the device itself: matrix products by dtype, and copying."""
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from .arena import Timer
+
+WARM_UP = 3
 
 
 def measure(device: torch.device, dtypes: tuple[torch.dtype, ...], quick: bool) -> dict[str, Any]:
@@ -37,19 +40,5 @@ def measure(device: torch.device, dtypes: tuple[torch.dtype, ...], quick: bool) 
 
 
 def _median(step: Callable[[], object], device: torch.device, rounds: int) -> float:
-    seconds = []
-    for turn in range(rounds + 3):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            step()
-            end.record()
-            end.synchronize()
-            elapsed = start.elapsed_time(end) / 1e3
-        else:
-            begin = time.perf_counter()
-            step()
-            elapsed = time.perf_counter() - begin
-        if turn >= 3:
-            seconds.append(elapsed)
-    return statistics.median(seconds)
+    timer = Timer(device, kernel=True)
+    return statistics.median([timer(step) for _ in range(rounds + WARM_UP)][WARM_UP:])

@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from fastbert.files import write_whole
+
 # Largest shared memory of one block in bytes; the matrix instruction that a tensor row is meant to use.
 TARGETS = {
     "sm_80": ("cuda", 80, 32, 163 * 1024, "mma.sync"),
@@ -261,9 +263,7 @@ def main(
     print(f"triton {triton.__version__}: {len(results)} rows, {len(wrong)} with problems")
     if json_file is not None:
         content = {"triton": triton.__version__, "rows": [asdict(row) for row in results]}
-        partial = json_file.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(json_file)
+        write_whole(json_file, json.dumps(content, indent=1) + "\n")
     if not results:
         raise typer.BadParameter(f"no kernel matches --op {op}")
     raise typer.Exit(1 if wrong else 0)

@@ -13,8 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks import ceilings, compiled, conditions, plan
 from benchmarks.arena import Candidate, Pace, compete
-from benchmarks.records import TIMED, Case, Row, load, write_whole
+from benchmarks.records import TIMED, Case, Row, load
 from benchmarks.summary import lines_of
+from fastbert.files import write_whole
 
 _ROWS = pytest.StashKey[dict[str, Row]]()
 _MACHINE = pytest.StashKey[dict[str, Any]]()
@@ -132,6 +133,7 @@ def race(request, benchmark, device, size):
         request.config.stash[_ROWS][row.test] = row
         record = request.config.getoption("--record")
         if record is not None:
+            record.parent.mkdir(parents=True, exist_ok=True)
             write_whole(record, json.dumps({"fastbert": _content(request.config)}) + "\n")
         for contender in row.contenders:
             if contender is row.baseline or contender.name.startswith("fastbert"):

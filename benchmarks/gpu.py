@@ -16,8 +16,9 @@ from typing import Annotated
 import torch
 import typer
 
+from fastbert.files import write_whole
+
 from .conditions import conditions
-from .records import write_whole
 
 # name, command after `python -m`, seconds at most, exit statuses that pass
 STEPS = (

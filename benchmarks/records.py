@@ -5,12 +5,12 @@ contenders of a row took turns on the same inputs, so their ratio is fair; betwe
 """
 
 import json
-import os
-import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from fastbert.timing import Timing
 
 FASTBERT = "fastbert"
 TIMED, ABSENT, FAILED, WRONG = "timed", "absent", "failed", "wrong"
@@ -79,15 +79,12 @@ class Contender:
 
     @property
     def median(self) -> float:
-        return statistics.median(self.seconds)
+        return Timing(self.seconds).median
 
     @property
     def spread(self) -> float:
         """Half the interquartile range over the median."""
-        if len(self.seconds) < 4:
-            return (max(self.seconds) - min(self.seconds)) / 2 / self.median
-        low, _, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / 2 / self.median
+        return Timing(self.seconds).spread
 
     def percentile(self, percent: int) -> float:
         """Seconds that this share of the rounds stayed within."""
@@ -173,14 +170,6 @@ def load_all(folder: Path) -> list[Record]:
         if isinstance(content, dict) and "rows" in content.get("fastbert", {}):
             records.append(load(path))
     return sorted(records, key=lambda record: record.conditions.get("started", ""))
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.files import write_whole
+
 from . import plots
-from .records import FASTBERT, TIMED, Contender, Record, Row, families, load_all, suites, write_whole
+from .records import FASTBERT, TIMED, Contender, Record, Row, families, load_all, suites
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 NOT_MEASURED, NO_NUMBER = "not measured", "-"

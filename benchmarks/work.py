@@ -9,11 +9,11 @@ import torch
 import transformers
 from torch import Tensor
 
-SIZES: dict[str, dict[str, int]] = {
-    "bert-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
-    "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
-    "bert-base, 4 layers": dict(hidden_size=768, num_hidden_layers=4, num_attention_heads=12, intermediate_size=3072),
-    "bert-base, 2 layers": dict(hidden_size=768, num_hidden_layers=2, num_attention_heads=12, intermediate_size=3072),
+from fastbert.pretraining.sizes import SIZES as PAPER
+
+SIZES: dict[str, dict[str, int]] = PAPER | {
+    "bert-base, 4 layers": PAPER["bert-base"] | {"num_hidden_layers": 4},
+    "bert-base, 2 layers": PAPER["bert-base"] | {"num_hidden_layers": 2},
     "tiny": dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512),
 }
 MASKED_SHARE = 0.15

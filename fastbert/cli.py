@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from .console import console, plain_errors
 from .data import cli as data
+from .files import write_whole
 from .pretraining import cli as pretraining
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ app.command()(pretraining.replay)
 
 
 def _write_json(file: Path, content: dict) -> None:
-    """Whole or not at all; a number that JSON has no sign for becomes null."""
+    """A number that JSON has no sign for becomes null."""
 
     def finite(value):
         if isinstance(value, dict):
@@ -114,6 +114,4 @@ def _write_json(file: Path, content: dict) -> None:
             return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, json.dumps(finite(content), indent=1) + "\n")

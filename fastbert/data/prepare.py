@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_whole
 from .audit import ShardCounts, audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources, total_size
 from .pairs import PairOptions, document_pairs
-from .shards import META, TOKENIZER, DataError, Meta, Sample, Shards, fingerprint, write_meta, write_shard, write_whole
+from .shards import META, TOKENIZER, DataError, Meta, Sample, Shards, fingerprint, write_meta, write_shard
 from .spool import Batch, Spool, SpooledDocuments
 
 RECIPE = 1  # raised whenever the same options give other shards
@@ -76,7 +77,7 @@ def prepare(
             _clear(out)
         for partial in [*out.glob(".shard-*"), *work.glob(".*.json.*")]:  # of a process that was killed
             partial.unlink()
-        write_whole(work / OPTIONS, lambda file: file.write(json.dumps(options).encode()))
+        write_whole(work / OPTIONS, json.dumps(options))
         vocabulary.loaded.save_pretrained(out / TOKENIZER)
         workers = workers or _cores()
         _tokenise(sources, Spool(work, vocabulary.vocab_size), vocabulary, workers, report)
@@ -308,7 +309,7 @@ class _MakeShard:
                 lost += dropped
         tokens = write_shard(self.out, shard, samples, self.vocab_size)
         counts = ShardCounts(len(samples), tokens, random, truncated, lost, lengths)
-        write_whole(_record(self.out, shard), lambda file: file.write(json.dumps(asdict(counts)).encode()))
+        write_whole(_record(self.out, shard), json.dumps(asdict(counts)))
         return counts
 
 

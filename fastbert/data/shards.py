@@ -9,14 +9,15 @@ without unpickling:
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..files import write_whole
 
 FORMAT = 1
 META = "meta.json"
@@ -58,10 +59,15 @@ def fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type that holds every id."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 def write_shard(folder: Path, number: int, samples: Sequence[Sample], vocab_size: int) -> int:
     """Writes one shard, each file whole or not at all; returns its tokens. ids must lie below vocab_size."""
     starts = np.cumsum([0, *(len(sample.input_ids) for sample in samples)])
-    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    dtype = token_dtype(vocab_size)
     tokens = np.concatenate([sample.input_ids for sample in samples]).astype(dtype) if samples else np.empty(0, dtype)
     about = [sample.first_length * 2 + sample.is_random_next for sample in samples]
     _save(folder / f"shard-{number:05d}.tokens.npy", tokens)
@@ -72,7 +78,7 @@ def write_shard(folder: Path, number: int, samples: Sequence[Sample], vocab_size
 def write_meta(folder: Path, meta: Meta) -> None:
     """Marks the folder as finished."""
     content = json.dumps(asdict(meta), indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder / META, lambda file: file.write(content.encode()))
+    write_whole(folder / META, content)
 
 
 class Shards:
@@ -137,16 +143,3 @@ class Shards:
 
 def _save(file: Path, array: np.ndarray) -> None:
     write_whole(file, lambda handle: np.save(handle, array, allow_pickle=False))
-
-
-def write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """`write` fills a file that appears under its name only when it is complete and on the disk."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .shards import DataError, write_whole
+from ..files import write_whole
+from .shards import DataError, token_dtype
 
 STATE = "spool.json"
 
@@ -69,7 +70,7 @@ class Spool:
             source, in_source, state.documents + len(batch.document_lengths), state.sentences + len(batch.sentence_lengths),
             state.tokens + len(batch.tokens), finished,
         )  # fmt: skip
-        write_whole(self.folder / STATE, lambda file: file.write(json.dumps(asdict(self.state)).encode()))
+        write_whole(self.folder / STATE, json.dumps(asdict(self.state)))
 
     def _sizes(self) -> dict[str, int]:
         state = self.state
@@ -121,11 +122,6 @@ class SpooledDocuments(Sequence[SpooledDocument]):
             raise IndexError(index)
         begin = int(self.documents[index - 1]) if index else 0
         return SpooledDocument(self.tokens, self.sentences, begin, int(self.documents[index]))
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest unsigned type that holds every id."""
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def _open(file: Path, dtype: np.dtype) -> np.ndarray:

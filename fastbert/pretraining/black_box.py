@@ -9,16 +9,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastbert.data.batches import collate
 from fastbert.data.masking import Masker
 from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
+from fastbert.files import write_whole
 from fastbert.heads import BertForPreTraining
 
-from . import checkpoints
 from .trainer import whole
 
 FILE = "black-box.json"
@@ -29,7 +29,7 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = {name: whole(tensor.detach()).cpu().clone() for name, tensor in model.state_dict().items()}
-    checkpoints.replace_with(folder / "weights.safetensors", lambda partial: save_file(state, partial))
+    write_whole(folder / "weights.safetensors", safetensors.torch.save(state))
     batches, step = trainer.batches, trainer.state.global_step
     steps = []
     for turn in range(batches.accumulation):
@@ -52,8 +52,7 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
             for name, parameter in model.named_parameters()
         },
     }  # fmt: skip
-    text = json.dumps(content, indent=1) + "\n"
-    checkpoints.replace_with(folder / FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(folder / FILE, json.dumps(content, indent=1) + "\n")
     return folder / FILE
 
 
@@ -69,7 +68,7 @@ def replay(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = BertForPreTraining(BertConfig(**content["config"])).train()
-    model.load_state_dict(load_file(file.parent / "weights.safetensors"))
+    model.load_state_dict(safetensors.torch.load_file(file.parent / "weights.safetensors"))
     model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(next(iter(shards.values())).folder / TOKENIZER)
     if fingerprint(tokenizer) != content["tokenizer"]:

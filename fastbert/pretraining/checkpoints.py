@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +101,6 @@ def keep_last(out: Path, count: int) -> None:
     """Removes all but the latest `count` checkpoints, and what interrupted writes left."""
     for folder in [*all_of(out)[count:], *out.glob(f"{STAGING}-*")]:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def replace_with(file: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside this one, then takes its place: whole or not at all."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        write(partial)
-        _sync(partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sum(file: Path) -> str:

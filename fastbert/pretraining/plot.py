@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fastbert.pretraining.checkpoints import replace_with
+from fastbert.files import write_whole
 
 
 def plot_losses(history: list[dict[str, Any]], file: Path, *, vocab_size: int, unigram_entropy: float | None) -> None:
@@ -30,5 +30,5 @@ def plot_losses(history: list[dict[str, Any]], file: Path, *, vocab_size: int, u
     for axes in (left, right):
         if axes.lines[:-1]:
             axes.legend()
-    replace_with(file, lambda partial: figure.savefig(partial, format="png", dpi=110))
+    write_whole(file, lambda handle: figure.savefig(handle, format="png", dpi=110))
     plt.close(figure)

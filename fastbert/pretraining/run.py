@@ -21,17 +21,15 @@ from fastbert.checkpoints import InputError
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
 from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
+from fastbert.files import write_whole
 from fastbert.heads import BertForPreTraining
 
 from . import black_box, checkpoints
 from .plot import plot_losses
 from .recipe import Recipe, create_optimizer, create_schedule, describe
+from .sizes import SIZES
 from .trainer import NonFinite, PreTrainer
 
-SIZES: dict[str, dict[str, int]] = {
-    "bert-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
-    "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
-}
 OPTIONS = "run.json"
 MAY_CHANGE = ("save_every", "evaluate_every", "log_every", "keep", "workers", "micro_batch_tokens", "held_out_samples")
 
@@ -93,8 +91,11 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         )
     if options.seed < 0:
         raise InputError(f"expected a seed of at least 0, got {options.seed}")
-    if importlib.util.find_spec("matplotlib") is None:
-        console.print("[yellow]matplotlib is not installed: no loss.png will be drawn[/]")
+    if not _is_installed("accelerate"):
+        raise InputError("expected accelerate for training, got none installed: pip install 'fastbert-triton[train]'")
+    for library, what in (("matplotlib", "no loss.png will be drawn"), ("tensorboard", "no curves for TensorBoard")):
+        if not _is_installed(library):
+            console.print(f"[yellow]{library} is not installed: {what}[/]")
     shards = [Shards(folder) for folder in options.data]
     held_out = None if options.held_out is None else Shards(options.held_out)
     tokenizer = _tokenizer_of(shards + ([held_out] if held_out else []))
@@ -137,8 +138,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
     if args.should_save:
         options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(identity | {"processes": args.world_size}, indent=1) + "\n"
-        checkpoints.replace_with(options.out / OPTIONS, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_whole(options.out / OPTIONS, json.dumps(identity | {"processes": args.world_size}, indent=1) + "\n")
         _introduce(options, batches, model, console)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -155,7 +155,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
     if trainer.last_saved != trainer.state.global_step:
         trainer._save_checkpoint(trainer.model, None)
     if args.should_save:
-        if importlib.util.find_spec("matplotlib") is not None:
+        if _is_installed("matplotlib"):
             plot_losses(
                 trainer.state.log_history, options.out / "loss.png", vocab_size=config.vocab_size, unigram_entropy=entropy
             )
@@ -220,12 +220,12 @@ def _arguments(options: Options) -> transformers.TrainingArguments:
         fsdp=options.fsdp,  # type: ignore[arg-type]
         fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]} if options.fsdp else None,
         remove_unused_columns=False,
-        report_to=["tensorboard"] if _has_tensorboard() else [],
+        report_to=["tensorboard"] if _is_installed("tensorboard") else [],
     )
 
 
-def _has_tensorboard() -> bool:
-    return importlib.util.find_spec("tensorboard") is not None
+def _is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
 
 
 def _agreed(decide: Callable[[], Path | None], args: transformers.TrainingArguments) -> Path | None:
