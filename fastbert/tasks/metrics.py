@@ -1,0 +1,158 @@
+"""The metrics each field reports, from the libraries it trusts; SQuAD's as its published evaluation defines them."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = frozenset(string.punctuation)
+
+
+def classification_metrics(predictions: Sequence[int], labels: Sequence[int], num_labels: int) -> dict[str, float]:
+    """accuracy, f1_macro over the labels that occur, matthews; with two labels also f1 of label 1."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    found = {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "f1_macro": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
+        "matthews": float(matthews_corrcoef(labels, predictions)),
+    }
+    if num_labels == 2:
+        found["f1"] = float(f1_score(labels, predictions, labels=[0, 1], pos_label=1, zero_division=0.0))
+    return found
+
+
+def regression_metrics(predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
+    """pearson, spearman (0 where either side never changes, or there are fewer than two) and mse."""
+    from scipy.stats import pearsonr, spearmanr
+
+    guessed, wanted = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    found = {"pearson": 0.0, "spearman": 0.0, "mse": float(np.mean((guessed - wanted) ** 2))}
+    if len(wanted) > 1 and np.ptp(guessed) and np.ptp(wanted):
+        found["pearson"] = float(pearsonr(guessed, wanted).statistic)
+        found["spearman"] = float(spearmanr(guessed, wanted).statistic)
+    return found
+
+
+def entity_metrics(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, float]:
+    """precision, recall and f1 of whole entities over all sentences, as seqeval (and conlleval) counts; accuracy per word."""
+    import warnings
+
+    from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+    guessed, wanted = [list(one) for one in predictions], [list(one) for one in tags]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tags that are no entities, and of no entities at all: then the score is 0
+        return {
+            "f1": float(f1_score(wanted, guessed, zero_division=0)),
+            "precision": float(precision_score(wanted, guessed, zero_division=0)),
+            "recall": float(recall_score(wanted, guessed, zero_division=0)),
+            "accuracy": float(accuracy_score(wanted, guessed)),
+        }
+
+
+def entity_report(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """precision, recall, f1-score and support of each entity type, by seqeval."""
+    import warnings
+
+    from seqeval.metrics import classification_report
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report: Any = classification_report(
+            [list(one) for one in tags], [list(one) for one in predictions], output_dict=True, zero_division=0
+        )
+    return {label: {name: float(value) for name, value in row.items()} for label, row in report.items()}
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, English articles and extra blanks, in that order."""
+    kept = "".join(character for character in text.lower() if character not in _PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", kept).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 where the prediction, normalised, equals one of the answers. answers: empty means that there is none."""
+    guessed = normalise_answer(prediction)
+    return float(any(guessed == normalise_answer(answer) for answer in _given(answers)))
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """The best F1 of shared words over the answers, all normalised. answers: empty means that there is none."""
+    guessed = normalise_answer(prediction).split()
+    return max(_f1(guessed, normalise_answer(answer).split()) for answer in _given(answers))
+
+
+def squad_metrics(
+    predictions: Mapping[str, str],
+    answers: Mapping[str, Sequence[str]],
+    null_differences: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """exact_match and f1 in percent over all questions.
+
+    predictions: the best text for each question's id, never empty unless no answer is meant. answers: what is right, nothing
+    where the question has no answer. null_differences: how much better no answer scores than the prediction; then also
+    best_exact_match, best_f1 and the thresholds that give them: above it, no answer is given. exact_match and f1 are those of
+    the predictions as they stand; where some questions have no answer, those of both kinds are told apart as well.
+    Raises ValueError where a question has no prediction.
+    """
+    missing = [key for key in answers if key not in predictions]
+    if missing or not answers:
+        raise ValueError(f"expected a prediction for each of at least one question, got none for {missing[:3]}")
+    exact = {key: exact_match(predictions[key], right) for key, right in answers.items()}
+    f1 = {key: token_f1(predictions[key], right) for key, right in answers.items()}
+    found = {"exact_match": _percent(exact.values()), "f1": _percent(f1.values())}
+    answerable = {key: any(normalise_answer(answer) for answer in right) for key, right in answers.items()}
+    if not all(answerable.values()):
+        for name, wanted in (("has_answer", True), ("no_answer", False)):
+            keys = [key for key in answers if answerable[key] is wanted]
+            if keys:
+                found[f"{name}_exact_match"] = _percent(exact[key] for key in keys)
+                found[f"{name}_f1"] = _percent(f1[key] for key in keys)
+    if null_differences is not None:
+        for name, scores in (("exact_match", exact), ("f1", f1)):
+            value, threshold = best_threshold(scores, answerable, null_differences)
+            found[f"best_{name}"], found[f"best_{name}_threshold"] = 100.0 * value / len(answers), threshold
+    return found
+
+
+def best_threshold(
+    scores: Mapping[str, float], answerable: Mapping[str, bool], null_differences: Mapping[str, float]
+) -> tuple[float, float]:
+    """(sum of scores, threshold) where no answer is given to each question whose null difference is above the threshold.
+
+    scores: of the predictions, without a threshold. Of equal sums the lowest threshold; below all of them nothing is answered.
+    """
+    keys = sorted(scores, key=lambda key: null_differences[key])
+    total = float(sum(not answerable[key] for key in keys))
+    differences = [null_differences[key] for key in keys]
+    finite = [value for value in differences if np.isfinite(value)]
+    best, threshold = total, (min(finite) if finite else 0.0) - 1.0
+    for place, key in enumerate(keys):
+        total += scores[key] - (0.0 if answerable[key] else 1.0)
+        last_of_its_value = place + 1 == len(keys) or differences[place + 1] > differences[place]
+        if last_of_its_value and total > best and np.isfinite(differences[place]):
+            best, threshold = total, differences[place]
+    return best, threshold
+
+
+def _given(answers: Sequence[str]) -> list[str]:
+    return [answer for answer in answers if normalise_answer(answer)] or [""]
+
+
+def _f1(guessed: list[str], wanted: list[str]) -> float:
+    if not guessed or not wanted:
+        return float(guessed == wanted)
+    shared = sum((Counter(guessed) & Counter(wanted)).values())
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(guessed), shared / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _percent(values: Any) -> float:
+    return 100.0 * float(np.mean(list(values)))

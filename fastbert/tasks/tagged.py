@@ -1,0 +1,190 @@
+"""Tagged sentences: CoNLL columns with BIO tags, JSONL with tokens and tags, JSONL with spans of characters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastbert.checkpoints import InputError
+
+from .rows import Table, input_error, json_lines, read_utf8
+from .tags import OUTSIDE, bio_tags
+from .windows import split_words
+
+SPAN_NAMES = ("slots", "spans", "entities", "labels", "label")
+TAG_NAMES = ("tags", "ner_tags", "labels", "slots")
+WORD_NAMES = ("tokens", "words")
+
+
+@dataclass(frozen=True)
+class TaggedExample:
+    """text[start:end] is each word by its offsets. tags: one per word, or None where not asked for. line: of the first word."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """format: what the file was taken for. mixed_words: words cut by the border of a span, which they then belong to whole.
+    characters: whether every word is a single character, blanks included."""
+
+    file: Path
+    format: str
+    examples: tuple[TaggedExample, ...]
+    mixed_words: int = 0
+    characters: bool = False
+
+
+def read_tagged(file: Path, tokenizer: Any, *, labelled: bool = True) -> Tagged:
+    """All sentences of a file: JSONL by its name, else CoNLL.
+
+    CoNLL: a word a line, first column the word and last the tag, with tabs or blanks between; a blank line ends a sentence;
+    `-DOCSTART-` and comments before a sentence ("## ...", or "# ..." with other columns than a word has) are left out. JSONL: "tokens" with "tags",
+    or "text" with spans as [start, end, label] or {"start", "end", "label"} under one of SPAN_NAMES, cut into words by
+    `tokenizer`. Raises InputError, with file and line, where numbers of words and tags differ, a tag is neither O nor B- or I-
+    with a type, a span lies outside of its text or over another, or a text is empty.
+    """
+    is_json = file.suffix.lower() in (".jsonl", ".ndjson")
+    found = _json(file, tokenizer, labelled) if is_json else _conll(file, labelled)
+    if not found.examples:
+        raise InputError(f"expected sentences in {file}, got none")
+    return found
+
+
+def with_offsets(words: Sequence[str], characters: bool = False) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """(text, offsets): the words with blanks between, or, where they are characters, without."""
+    between = "" if characters else " "
+    offsets, at = [], 0
+    for word in words:
+        offsets.append((at, at + len(word)))
+        at += len(word) + len(between)
+    return between.join(words), tuple(offsets)
+
+
+def split_characters(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """(characters, offsets): the words of a model that was trained on a tag per character."""
+    return list(text), [(at, at + 1) for at in range(len(text))]
+
+
+def _conll(file: Path, labelled: bool) -> Tagged:
+    sentences: list[tuple[int, list[str], list[str]]] = []
+    in_sentence = False
+    columns = 0
+    lines = read_utf8(file).split("\n")
+    separator = "\t" if any("\t" in line for line in lines) else " "
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
+        if not line.strip():
+            in_sentence = False
+            continue
+        word, *rest = line.split(separator)
+        fields = [word, *(field for field in rest if field.strip())]  # some files end every line with a separator
+        if word == "-DOCSTART-" or (not in_sentence and _is_comment(line, len(fields), columns or 2)):
+            continue
+        columns = columns or len(fields)
+        if not word or len(fields) != columns or (labelled and columns < 2):
+            expected = "a word and a tag" if columns < 2 else f"{columns} columns"
+            raise input_error(file, number, expected, f"{len(fields) if word else 'no word'} in {line[:60]!r}")
+        tag = fields[-1].strip()
+        if labelled:
+            _check_tag(file, number, tag)
+        if not in_sentence:
+            sentences.append((number, [], []))
+            in_sentence = True
+        sentences[-1][1].append(word)
+        sentences[-1][2].append(tag)
+    characters = bool(sentences) and all(len(word) == 1 for _, words, _ in sentences for word in words)
+    examples = []
+    for number, words, tags in sentences:
+        text, offsets = with_offsets(words, characters)
+        examples.append(TaggedExample(tuple(words), tuple(tags) if labelled else None, text, offsets, number))
+    kind = f"CoNLL, {columns} columns with {'tabs' if separator == chr(9) else 'blanks'}, a {'character' if characters else 'word'} a line"
+    return Tagged(file, kind, tuple(examples), characters=characters)
+
+
+def _is_comment(line: str, fields: int, columns: int) -> bool:
+    return line.startswith("## ") or (line.startswith("# ") and fields != columns)
+
+
+def _json(file: Path, tokenizer: Any, labelled: bool) -> Tagged:
+    rows = tuple(json_lines(file))
+    if not rows:
+        raise InputError(f"expected rows in {file}, got none")
+    table = Table(file, tuple(rows[0].values), rows)
+    word_column = next((name for name in WORD_NAMES if name in table.columns), None)
+    if word_column is not None:
+        tag_column = next((name for name in TAG_NAMES if name in table.columns), None)
+        if labelled and tag_column is None:
+            raise table.error(rows[0], f"tags as one of {', '.join(TAG_NAMES)}", ", ".join(table.columns))
+        return _tokens(table, word_column, tag_column if labelled else None)
+    if "text" not in table.columns:
+        raise table.error(rows[0], "text, or tokens", ", ".join(table.columns))
+    column = next((name for name in SPAN_NAMES if name in table.columns), None)
+    if labelled and column is None:
+        raise table.error(rows[0], f"spans as one of {', '.join(SPAN_NAMES)}", ", ".join(table.columns))
+    for row in rows:
+        text = row.values.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise table.error(row, "text", "an empty one" if isinstance(text, str) else repr(text))
+    examples, mixed = [], 0
+    for row, (words, offsets) in zip(rows, split_words(tokenizer, [row.values["text"] for row in rows])):
+        tags = None
+        if labelled and column is not None:
+            entities = _spans(table, row, column)
+            tags = tuple(bio_tags(entities, offsets))
+            edges = {edge for start, end, _ in entities for edge in (start, end)}
+            mixed += sum(any(start < edge < end for edge in edges) for start, end in offsets)
+        examples.append(TaggedExample(tuple(words), tags, row.values["text"], tuple(offsets), row.line))
+    return Tagged(file, f"JSONL, spans in {column}" if labelled else "JSONL, text", tuple(examples), mixed)
+
+
+def _tokens(table: Table, word_column: str, tag_column: str | None) -> Tagged:
+    examples = []
+    for row in table.rows:
+        words = row.values.get(word_column)
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
+            raise table.error(row, f"a list of words as {word_column}", repr(words)[:80])
+        tags = None
+        if tag_column is not None:
+            tags = row.values.get(tag_column)
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                raise table.error(row, f"a list of tags, as text, as {tag_column}", repr(tags)[:80])
+            if len(tags) != len(words):
+                raise table.error(row, f"{len(words)} tags, one per word", str(len(tags)))
+            for tag in tags:
+                _check_tag(table.file, row.line, tag)
+        text, offsets = with_offsets(words)
+        examples.append(TaggedExample(tuple(words), None if tags is None else tuple(tags), text, offsets, row.line))
+    return Tagged(table.file, f"JSONL, {word_column}" + (f" with {tag_column}" if tag_column else ""), tuple(examples))
+
+
+def _spans(table: Table, row: Any, column: str) -> list[tuple[int, int, str]]:
+    text, value = row.values["text"], row.values.get(column)
+    if not isinstance(value, list):
+        raise table.error(row, f"a list of spans as {column}", repr(value)[:80])
+    found = []
+    for span in value:
+        start, end, label = (
+            (span.get("start"), span.get("end"), span.get("label", span.get("entity", span.get("type"))))
+            if isinstance(span, dict)
+            else span if isinstance(span, list) and len(span) == 3 else (None, None, None)
+        )  # fmt: skip
+        if not isinstance(start, int) or not isinstance(end, int) or not isinstance(label, str) or not label:
+            raise table.error(row, "spans as [start, end, label]", repr(span)[:80])
+        if not 0 <= start < end <= len(text):
+            raise table.error(row, f"a span inside of the text, 0 to {len(text)}", f"{start} to {end}")
+        found.append((start, end, label))
+    found.sort()
+    for before, after in zip(found, found[1:]):
+        if after[0] < before[1]:
+            raise table.error(row, "spans that do not overlap", f"{list(before)} and {list(after)}")
+    return found
+
+
+def _check_tag(file: Path, line: int, tag: str) -> None:
+    if tag != OUTSIDE and not (tag[:2] in ("B-", "I-") and len(tag) > 2):
+        raise input_error(file, line, "a BIO tag (O, B-TYPE or I-TYPE)", repr(tag))
