@@ -43,10 +43,11 @@ def read_tagged(file: Path, tokenizer: Any, *, labelled: bool = True) -> Tagged:
     """All sentences of a file: JSONL by its name, else CoNLL.
 
     CoNLL: a word a line, first column the word and last the tag, with tabs or blanks between; a blank line ends a sentence;
-    `-DOCSTART-` and comments before a sentence ("## ...", or "# ..." with other columns than a word has) are left out. JSONL: "tokens" with "tags",
-    or "text" with spans as [start, end, label] or {"start", "end", "label"} under one of SPAN_NAMES, cut into words by
-    `tokenizer`. Raises InputError, with file and line, where numbers of words and tags differ, a tag is neither O nor B- or I-
-    with a type, a span lies outside of its text or over another, or a text is empty.
+    `-DOCSTART-` and comments before a sentence ("## ...", or "# ..." with other columns than a word has) are left out.
+    JSONL: "tokens" with "tags", or "text" with spans as [start, end, label] or {"start", "end", "label"} under one of
+    SPAN_NAMES, cut into words by `tokenizer`.
+    Raises InputError, with file and line, where numbers of words and tags differ, a tag is neither O nor B- or I- with a type,
+    a span lies outside of its text or over another, or a text is empty.
     """
     is_json = file.suffix.lower() in (".jsonl", ".ndjson")
     found = _json(file, tokenizer, labelled) if is_json else _conll(file, labelled)
@@ -102,7 +103,8 @@ def _conll(file: Path, labelled: bool) -> Tagged:
     for number, words, tags in sentences:
         text, offsets = with_offsets(words, characters)
         examples.append(TaggedExample(tuple(words), tuple(tags) if labelled else None, text, offsets, number))
-    kind = f"CoNLL, {columns} columns with {'tabs' if separator == chr(9) else 'blanks'}, a {'character' if characters else 'word'} a line"
+    between, unit = "tabs" if separator == "\t" else "blanks", "character" if characters else "word"
+    kind = f"CoNLL, {columns} columns with {between}, a {unit} a line"
     return Tagged(file, kind, tuple(examples), characters=characters)
 
 

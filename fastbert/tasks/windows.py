@@ -78,7 +78,7 @@ def question_windows(
 
 
 def answer_tokens(window: ContextWindow, start: int, end: int) -> tuple[int, int] | None:
-    """(first, last) token of the characters from start to end of the context, or None where they are not whole in the window."""
+    """(first, last) token of the characters from start to end of the context; None where the window has not all of them."""
     begins, ends = window.offsets[:, 0], window.offsets[:, 1]
     context = np.flatnonzero(begins >= 0)
     inside = context[(ends[context] > start) & (begins[context] < end)]
