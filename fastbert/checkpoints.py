@@ -70,6 +70,17 @@ def packaged_checkpoint() -> str:
     return str(folder)
 
 
+def small_checkpoint() -> str:
+    """The folder of the small pre-trained checkpoint, a BertForPreTraining, that this package carries.
+
+    Raises InputError where it is not there.
+    """
+    folder = Path(__file__).parent / "small"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no checkpoint was named, and the small one is not in {folder}: name a BERT checkpoint")
+    return str(folder)
+
+
 def read_texts(file: Path | None) -> list[str]:
     """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError where the file has none."""
     from .sample_text import SENTENCES

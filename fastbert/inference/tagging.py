@@ -1,0 +1,108 @@
+"""A tag for every word of a text of any length, and the entities that the tags spell."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoints import InputError
+from ..tasks.tags import OUTSIDE, spans, word_logits, word_tags
+from ..tasks.windows import WordWindow, split_words, word_windows
+from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
+from .loading import Model, load, require_offsets
+from .tokenizing import check_texts
+
+CLASSES = ("BertForTokenClassification",)
+STRIDE = 128
+
+
+class _Words(NamedTuple):
+    window: WordWindow
+    words: list[str]
+    offsets: list[tuple[int, int]]
+
+
+class Tagging(Task[dict[str, Any]]):
+    """Words, tags and entities of each text. Arguments as of `tag`."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        stride: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(load(model, CLASSES, device=device, dtype=dtype))
+        require_offsets(self.loaded)
+        names: dict[int, str] = self.loaded.config.id2label
+        self.labels = [names[number] for number in range(self.loaded.config.num_labels)]
+        self.has_entities = all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in self.labels)
+        self.stride = min(STRIDE, self.loaded.limit // 3) if stride is None else stride
+
+    def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
+        for row in rows:
+            self._check(row)
+        split = split_words(self.loaded.tokenizer, [row.value for row in rows])
+        found: list[list[Encoded]] = [[] for _ in rows]
+        words = [words for words, _ in split]
+        for window in word_windows(self.loaded.tokenizer, words, max_length=self.loaded.limit, stride=self.stride):
+            extra = _Words(window, *split[window.example])
+            found[window.example].append(Encoded(window.input_ids, window.token_type_ids, extra))
+        return found
+
+    def _check(self, row: Row) -> None:
+        if not isinstance(row.value, str):
+            raise InputError(f"expected a text, got {type(row.value).__name__} in {row.place}")
+        check_texts(row)
+        if not row.value.strip():
+            self.notes.add("empty texts, without words to tag", row.place)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loaded.model(**batch.inputs).logits.float()
+
+    def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
+        return np.split(host(outputs, self), batch.bounds[1:-1])
+
+    def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[np.ndarray]) -> dict[str, Any]:
+        _, words, offsets = sequences[0].extra
+        logits = word_logits([one.extra.window for one in sequences], outcomes, len(words))
+        tags, scores = word_tags(logits, self.labels)
+        entities = spans(tags, offsets, row.value, scores) if self.has_entities else []
+        return {
+            "words": words,
+            "tags": tags,
+            "scores": [float(score) for score in scores],
+            "entities": [
+                {"entity_group": one.label, "score": one.probability, "word": one.text, "start": one.start, "end": one.end}
+                for one in entities
+            ],
+        }
+
+
+def tag(
+    texts: str | Iterable[str],
+    model: Model,
+    *,
+    stride: int | None = None,
+    batch_tokens: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[dict[str, Any]] | dict[str, Any]:
+    """For each text its words, their tags and the entities; for a single text the one.
+
+    Of a text: {"words", "tags": one per word, "scores": the tag's probability, "entities": a list}. An entity is
+    {"entity_group", "score": mean over its words, "word": text[start:end], "start", "end": in characters}; there are none where
+    the labels are not O, B- and I-. Words are what BERT takes apart at blanks and punctuation; the tag is that of the first
+    piece. A text over the model's limit is read in windows, and each word tagged where it has most context.
+    model: a name, a folder or (model, tokenizer) of class BertForTokenClassification. stride: tokens that windows share; None
+    for 128 or a third of the limit. batch_tokens, device, dtype: as of `fastbert.embed`. Warns of empty texts. Raises
+    InputError, naming the row or the checkpoint, for what cannot be run.
+    """
+    task = Tagging(model, stride=stride, device=device, dtype=dtype)
+    rows = rows_of([texts] if isinstance(texts, str) else texts)
+    found = [tags for _, tags in stream(task, rows, batch_tokens=batch_tokens)]
+    task.notes.warn()
+    return found[0] if isinstance(texts, str) else found

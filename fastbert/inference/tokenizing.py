@@ -1,0 +1,82 @@
+"""Texts to sequences: what is too long is cut and counted, or an error; what is empty is counted; nothing is silent."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import InputError
+from .engine import Encoded, Row
+from .loading import Loaded
+from .notes import Notes
+
+LONG = ("truncate", "error")
+
+
+class Encoder:
+    """Rows of a text or a pair of texts to `Encoded`, special tokens included.
+
+    long: "truncate" cuts at the limit, of a pair the longer text first; "error" raises. None leaves the sequence whole.
+    """
+
+    def __init__(self, loaded: Loaded, notes: Notes, long: str | None = "truncate", limit: int | None = None) -> None:
+        if long is not None and long not in LONG:
+            raise InputError(f"expected long to be {' or '.join(LONG)}, got {long!r}")
+        self.tokenizer, self.notes, self.long = loaded.tokenizer, notes, long
+        self.limit = loaded.limit if limit is None else min(limit, loaded.limit)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Raises InputError naming the row that is no text, or too long where that is an error."""
+        for row in rows:
+            self._check(row)
+        found: list[Encoded] = [Encoded(np.empty(0, np.int32))] * len(rows)
+        singles = [place for place, row in enumerate(rows) if isinstance(row.value, str)]
+        pairs = [place for place, row in enumerate(rows) if not isinstance(row.value, str)]
+        for places in (singles, pairs):
+            self._encode(rows, places, found)
+        return found
+
+    def _check(self, row: Row) -> None:
+        check_texts(row)
+        if not any(text.strip() for text in ((row.value,) if isinstance(row.value, str) else row.value)):
+            self.notes.add("empty texts, run as special tokens alone", row.place)
+
+    def _encode(self, rows: Sequence[Row], places: Sequence[int], found: list[Encoded]) -> None:
+        if not places:
+            return
+        values = [rows[place].value for place in places]
+        long: list[int] = []
+        for place, one in zip(places, self._tokenize(values)):
+            found[place] = one
+            if self.long is not None and len(one.ids) > self.limit:
+                if self.long == "error":
+                    got = f"got {len(one.ids)} in {rows[place].place}"
+                    raise InputError(f"expected texts of at most {self.limit} tokens, {got}")
+                self.notes.add(f"texts cut at {self.limit} tokens", rows[place].place)
+                long.append(place)
+        if long:
+            cut = self._tokenize([rows[place].value for place in long], truncation=True, max_length=self.limit)
+            for place, one in zip(long, cut):
+                found[place] = one
+
+    def _tokenize(self, values: Sequence[Any], **options: Any) -> list[Encoded]:
+        pairs = not isinstance(values[0], str)
+        texts = ([first for first, _ in values], [second for _, second in values]) if pairs else (list(values),)
+        found = self.tokenizer(*texts, return_attention_mask=False, return_token_type_ids=pairs, verbose=False, **options)
+        types = [np.array(one, np.uint8) for one in found["token_type_ids"]] if pairs else [None] * len(values)
+        return [Encoded(np.array(ids, np.int32), kinds) for ids, kinds in zip(found["input_ids"], types)]
+
+
+def check_texts(row: Row) -> None:
+    """Raises InputError where the row is neither a text nor a pair of texts that UTF-8 can hold."""
+    value = row.value
+    if not isinstance(value, str) and not (isinstance(value, tuple) and len(value) == 2):
+        raise InputError(f"expected a text or a pair of texts, got {type(value).__name__} in {row.place}")
+    for text in (value,) if isinstance(value, str) else value:
+        if not isinstance(text, str):
+            raise InputError(f"expected text, got {type(text).__name__} in {row.place}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+                raise InputError(f"expected text that UTF-8 can hold, got {text[error.start]!r} in {row.place}") from error
