@@ -1,0 +1,1 @@
+"""Fine-tuning for the task types: one sentence, two sentences, questions, tags, multiple choice."""

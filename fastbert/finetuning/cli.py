@@ -1,0 +1,102 @@
+"""`fastbert finetune`."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Task(str, Enum):
+    classify = "classify"
+    pair = "pair"
+    qa = "qa"
+    tag = "tag"
+    choice = "choice"
+
+
+class Grid(str, Enum):
+    paper = "paper"
+
+
+class Precision(str, Enum):
+    bf16 = "bf16"
+    float32 = "float32"
+
+
+def finetune(
+    task: Annotated[
+        Task,
+        typer.Argument(
+            help="classify: one sentence. pair: two, a label or a number. qa: SQuAD 1.1 or 2.0. tag: CoNLL or JSONL spans. "
+            "choice: which ending fits."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="A folder or a hub name of a BERT checkpoint.")],
+    train: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Examples to train on.")],
+    evaluation: Annotated[
+        Path, typer.Option("--eval", exists=True, dir_okay=False, help="Examples to score, and to choose by.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder; an interrupted or finished one of the same options goes on.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="ROLE=NAME, again for more; roles: text, pair, label; for choice: prompt, second, choices, label."),
+    ] = None,
+    header: Annotated[
+        bool, typer.Option("--header/--no-header", help="The first row of CSV and TSV names the columns.")
+    ] = True,
+    regression: Annotated[
+        bool | None, typer.Option("--regression/--labels", help="Labels are numbers (pair). Default: if some have fractions.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens of an input or window. Default: 512, or 384 for qa.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(min=0, help="Tokens that windows share (qa, tag). Default: 128.")] = None,
+    max_answer_length: Annotated[int, typer.Option(min=1, help="Tokens of an answer (qa).")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples, or windows, of a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="At the end of the warm-up; then it falls linearly to 0.")] = 5e-5,
+    epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 3.0,
+    warmup: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the steps.")] = 0.1,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="Of hidden states, attention and the head.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="Of all weights but biases and layer norms.")] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Of the head, the order and dropout.")] = 0,
+    grid: Annotated[
+        Grid | None,
+        typer.Option(help="paper: batch size 16, 32; learning rate 5e-5, 4e-5, 3e-5, 2e-5; 2, 3, 4 epochs; the best is kept."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting, with seeds from --seed on.")] = 1,
+    precision: Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")] = None,
+) -> None:
+    """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
+    import torch
+
+    from fastbert.console import console, plain_errors
+
+    from .data import DataOptions
+    from .once import Setting
+    from .run import Options, paper_grid
+    from .run import finetune as run
+
+    columns = dict(one.partition("=")[::2] for one in column or [])
+    roles = {"prompt", "second", "choices", "label"} if task is Task.choice else {"text", "pair", "label"}
+    if not set(columns) <= roles or not all(columns.values()):
+        raise typer.BadParameter(f"expected --column ROLE=NAME with a role among {', '.join(sorted(roles))}, got {column}")
+    if not (learning_rate > 0 and epochs > 0):
+        raise typer.BadParameter(f"expected a positive learning rate and epochs, got {learning_rate} and {epochs}")
+    setting = Setting(batch_size, learning_rate, epochs, seed, warmup, dropout, weight_decay)
+    data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression)
+    chosen = precision.value if precision else "bf16" if torch.cuda.is_available() else "float32"
+    screen = console()
+    with plain_errors():
+        options = Options(
+            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen
+        )  # fmt: skip
+        try:
+            report = run(options, screen)
+        except KeyboardInterrupt as error:
+            typer.echo("fastbert: interrupted; the same command goes on from the last finished run", err=True)
+            raise typer.Exit(130) from error
+    values = ", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items() if value is not None)
+    screen.print(f"{out}: {values}", markup=False, highlight=False, soft_wrap=True)
+    if report["degenerate"]:
+        screen.print(f"warning: degenerate: {report['degenerate']}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""A checkpoint under the head of a task: which weights are new is told, and an encoder that lacks some is refused."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+import transformers
+
+import fastbert
+from fastbert.checkpoints import Checkpoint, InputError
+
+NEW_IS_FINE = ("bert.pooler.",)  # what pre-training without sentence pairs leaves out
+
+
+def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, dropout: float = 0.1) -> tuple[Any, list[str]]:
+    """(model in float32, names of its new parameters). New ones are drawn from torch's generator: seed it before.
+
+    head: a class of fastbert. settings: for the configuration, such as num_labels and id2label. dropout: of hidden states,
+    attention and the head. Raises InputError where the checkpoint lacks a weight of the encoder, or has it in another shape.
+    """
+    config = deepcopy(checkpoint.config)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    config.classifier_dropout = None  # the hidden one
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with quiet():
+        model, found = getattr(fastbert, head).from_pretrained(
+            checkpoint.path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    other = sorted(str(one[0] if isinstance(one, list | tuple) else one) for one in found["mismatched_keys"])
+    for kind, names in (("all weights of the encoder", sorted(found["missing_keys"])), ("the encoder's own shapes", other)):
+        wrong = [name for name in names if name.startswith("bert.") and not name.startswith(NEW_IS_FINE)]
+        if wrong:
+            got = "none for" if names is not other else "others for"
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise InputError(f"expected {kind} in {checkpoint.path}, got {got} {wrong[0]}{more}")
+    return model, sorted({*found["missing_keys"], *other})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars, and its table of new weights, which the caller tells in a line."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.ERROR)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,126 @@
+"""`qa`: the answer is a part of the context, or, as in SQuAD 2.0, there is none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastbert.tasks.answers import Answers, best_answers
+from fastbert.tasks.metrics import squad_metrics
+from fastbert.tasks.squad import Questions, read_squad
+from fastbert.tasks.windows import QA_MAX_LENGTH, QA_STRIDE, ContextWindow, answer_tokens, question_windows
+
+from .data import DataOptions, TaskData, length_limit
+from .features import Feature
+
+
+@dataclass
+class Spans(TaskData):
+    """asked: the evaluation data. windows: of which each feature of it is made. with_none: questions may have no answer."""
+
+    asked: Questions
+    windows: list[ContextWindow]
+    with_none: bool
+    max_answer_length: int
+
+    head = "BertForQuestionAnswering"
+    headline = "f1"
+
+    def __post_init__(self) -> None:
+        if self.asked.some_unanswerable:
+            self.headline = "best_f1"
+
+    def answers(self, outputs: Sequence[np.ndarray]) -> dict[str, Answers]:
+        """The n best answers by the question's id."""
+        grouped: dict[int, list[int]] = {}
+        for number, window in enumerate(self.windows):
+            grouped.setdefault(window.example, []).append(number)
+        found = {}
+        for example, numbers in grouped.items():
+            asked = self.asked.examples[example]
+            starts, ends = [outputs[one][:, 0] for one in numbers], [outputs[one][:, 1] for one in numbers]
+            found[asked.key] = best_answers(
+                [self.windows[one] for one in numbers], starts, ends, asked.context,
+                max_answer_length=self.max_answer_length, allow_none=self.with_none,
+            )  # fmt: skip
+        return found
+
+    def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        found = self.answers(outputs)
+        right = {one.key: [text for text, _ in one.answers] for one in self.asked.examples}
+        threshold = 0.0 if self.with_none else None
+        metrics = squad_metrics(_texts(found, threshold), right)
+        if self.asked.some_unanswerable:
+            differences = {key: one.null_difference for key, one in found.items()}
+            best = squad_metrics(_texts(found, None), right, differences)
+            metrics |= {name: value for name, value in best.items() if name.startswith("best_")}
+        return metrics
+
+    def baseline(self) -> float:
+        """The better F1 of two habits: the whole context as the answer, and never an answer."""
+        right = {one.key: [text for text, _ in one.answers] for one in self.asked.examples}
+        whole = squad_metrics({one.key: one.context for one in self.asked.examples}, right)["f1"]
+        return max(whole, squad_metrics(dict.fromkeys(right, ""), right)["f1"])
+
+    def decided(self, metrics: dict[str, float]) -> dict[str, Any]:
+        return {"null_threshold": metrics["best_f1_threshold"]} if self.asked.some_unanswerable else {}
+
+
+def load_questions(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
+    """Raises InputError where a file is not as SQuAD's are."""
+    max_length = length_limit(options.max_length, QA_MAX_LENGTH, config)
+    stride = min(QA_STRIDE, max_length // 3) if options.stride is None else options.stride
+    train, evaluation = read_squad(options.train), read_squad(options.evaluation)
+    notes = [f"windows of {max_length} tokens that share {stride}"]
+    windows = _windows(train, tokenizer, max_length, stride, notes)
+    features = _labelled(train, windows, notes)
+    evaluation_windows = _windows(evaluation, tokenizer, max_length, stride, notes)
+    settings = {
+        "fastbert_task": {
+            "task": "qa", "max_length": max_length, "stride": stride, "max_answer_length": options.max_answer_length,
+            "with_none": train.some_unanswerable,
+        }
+    }  # fmt: skip
+    unlabelled = [Feature(((window.input_ids, window.token_type_ids),)) for window in evaluation_windows]
+    return Spans(
+        features, unlabelled, settings, notes, evaluation, evaluation_windows, train.some_unanswerable,
+        options.max_answer_length,
+    )  # fmt: skip
+
+
+def _windows(data: Questions, tokenizer: Any, max_length: int, stride: int, notes: list[str]) -> list[ContextWindow]:
+    asked, contexts = [one.question for one in data.examples], [one.context for one in data.examples]
+    windows = list(question_windows(tokenizer, asked, contexts, max_length=max_length, stride=stride))
+    none = sum(not one.answers for one in data.examples)
+    without = f", {none:,} without an answer" if none else ""
+    notes.append(f"{data.file}: {len(asked):,} questions{without}, {len(windows):,} windows")
+    cut = len({window.example for window in windows if window.question_cut})
+    if cut:
+        notes.append(f"{data.file}: {cut:,} questions are cut, so that the context has room")
+    return windows
+
+
+def _labelled(data: Questions, windows: list[ContextWindow], notes: list[str]) -> list[Feature]:
+    """Windows without the answer are labelled with [CLS], as the paper's own script does."""
+    features, found = [], set()
+    several = sum(len(set(one.answers)) > 1 for one in data.examples)
+    for window in windows:
+        answers = data.examples[window.example].answers
+        span = answer_tokens(window, answers[0][1], answers[0][1] + len(answers[0][0])) if answers else None
+        if span:
+            found.add(window.example)
+        start, end = span or (0, 0)
+        labels = {"start_positions": start, "end_positions": end}
+        features.append(Feature(((window.input_ids, window.token_type_ids),), labels))
+    if several:
+        notes.append(f"{data.file}: {several:,} questions have several answers, of which the first is trained on")
+    lost = sum(bool(one.answers) and number not in found for number, one in enumerate(data.examples))
+    if lost:
+        notes.append(f"{data.file}: {lost:,} answers are longer than what windows share and whole in none: --stride helps")
+    return features
+
+
+def _texts(found: dict[str, Answers], threshold: float | None) -> dict[str, str]:
+    chosen = {key: answers.choose(threshold) for key, answers in found.items()}
+    return {key: answer.text if answer else "" for key, answer in chosen.items()}

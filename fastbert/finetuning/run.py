@@ -1,0 +1,242 @@
+"""`fastbert finetune` from options to a folder: one run, or several whose best is kept and whose spread is told."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
+
+from fastbert.files import write_whole
+
+from .data import DataOptions, TaskData
+from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, write_report
+
+TASKS = ("classify", "pair", "qa", "tag", "choice")
+PAPER = {"batch_size": (16, 32), "learning_rate": (5e-5, 4e-5, 3e-5, 2e-5), "epochs": (2.0, 3.0, 4.0)}
+IDENTITY, RUNS, MODEL = "finetune.json", "runs", "model"
+OURS = {REPORT, CURVES, CONFUSION, IDENTITY, RUNS}
+
+
+@dataclass(frozen=True)
+class Options:
+    """task: one of TASKS. model: a checkpoint. grid: settings to try with every seed from `setting.seed` on; empty for
+    `setting` alone. precision: float32 or bf16 (autocast)."""
+
+    task: str
+    model: str
+    data: DataOptions
+    out: Path
+    setting: Setting
+    grid: tuple[Setting, ...] = ()
+    seeds: int = 1
+    precision: str = "float32"
+
+
+def paper_grid(setting: Setting) -> tuple[Setting, ...]:
+    """The settings of the paper (section 4 and appendix A.3); the rest as in `setting`."""
+    return tuple(
+        replace(setting, batch_size=batch_size, learning_rate=rate, epochs=epochs)
+        for batch_size in PAPER["batch_size"]
+        for rate in PAPER["learning_rate"]
+        for epochs in PAPER["epochs"]
+    )
+
+
+def finetune(options: Options, console: Console) -> dict[str, Any]:
+    """Trains, and leaves in `out` the best model as transformers loads it, its report and pictures; returns the report.
+
+    With several runs each leaves its report under runs/, and a finished one is not run again. Raises InputError, before
+    anything is written, where the options, the files and the checkpoint do not fit, or `out` holds something else.
+    """
+    _check_machine(options)
+    checkpoint = open_checkpoint(options.model)
+    if checkpoint.tokenizer is None or not checkpoint.tokenizer.is_fast:
+        raise InputError(
+            f"expected a fast tokenizer in {options.model}, got {'none' if checkpoint.tokenizer is None else 'a slow one'}"
+        )
+    identity = _identity(options)
+    finished = _check_folder(options.out, identity)
+    if finished is not None:
+        console.print(f"{options.out}: was finished before with these options", markup=False, highlight=False)
+        return finished
+    task = load_task(options.task, options.data, checkpoint)
+    for note in task.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    from .model import load_model
+
+    load_model(checkpoint, task.head, task.settings)  # refused now, not after the folder is made
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
+    if not options.grid and options.seeds == 1:
+        return run_once(
+            task, checkpoint, options.setting, options.out, options.out, identity, console, precision=options.precision
+        )
+    return _several(options, task, checkpoint, identity, console)
+
+
+def load_task(name: str, data: DataOptions, checkpoint: Checkpoint) -> TaskData:
+    """The features and metrics of a task, one of TASKS, by the checkpoint's tokenizer."""
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    if name in ("classify", "pair"):
+        from .sentences import load_sentences
+
+        return load_sentences(data, tokenizer, config, pair=name == "pair")
+    if name == "choice":
+        from .sentences import load_choices
+
+        return load_choices(data, tokenizer, config)
+    if name == "qa":
+        from .questions import load_questions
+
+        return load_questions(data, tokenizer, config)
+    if name == "tag":
+        from .tagging import load_tagged
+
+        return load_tagged(data, tokenizer, config)
+    raise InputError(f"expected a task among {', '.join(TASKS)}, got {name!r}")
+
+
+def _several(
+    options: Options, task: TaskData, checkpoint: Checkpoint, identity: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """Every setting with every seed; only the best run of the best setting so far keeps its weights."""
+    seeds = range(options.setting.seed, options.setting.seed + options.seeds)
+    settings = options.grid or (options.setting,)
+    groups: list[tuple[Setting, list[dict[str, Any]]]] = []
+    best: tuple[float, Path] | None = None
+    for setting in settings:
+        reports, folders = [], []
+        for seed in seeds:
+            one = replace(setting, seed=seed)
+            folder = options.out / RUNS / one.name
+            mine = {**identity, "run": one.name}
+            report = read_report(folder, mine)
+            if report is None:
+                report = run_once(task, checkpoint, one, folder / MODEL, folder, mine, console, precision=options.precision)
+            else:
+                console.print(f"{one.name}: finished before, {task.headline} {_scores([report])[0]:.4g}", highlight=False)
+            reports.append(report)
+            folders.append(folder)
+        groups.append((setting, reports))
+        scores = _scores(reports)
+        winner = folders[int(np.argmax(scores))]
+        mean = float(np.mean(scores))
+        if best is None or mean > best[0]:
+            loser, best = (None if best is None else best[1]), (mean, winner)
+        else:
+            loser = winner
+        for folder in [*folders, *([loser] if loser else [])]:
+            if folder != best[1]:
+                shutil.rmtree(folder / MODEL, ignore_errors=True)
+    assert best is not None
+    return _finish(options, task, groups, best[1], identity, console)
+
+
+def _finish(
+    options: Options, task: TaskData, groups: list[tuple[Setting, list[dict[str, Any]]]], winner: Path,
+    identity: dict[str, Any], console: Console,
+) -> dict[str, Any]:  # fmt: skip
+    """The table of all settings, and the best run's files in `out`, its report last."""
+    _print_table(groups, task.headline, winner, console)
+    report = json.loads((winner / REPORT).read_text(encoding="utf-8"))
+    for file in (winner / MODEL).iterdir():
+        file.replace(options.out / file.name)
+    for name in (CURVES, CONFUSION):
+        if (winner / name).is_file():
+            shutil.copyfile(winner / name, options.out / name)
+    summary = [
+        {
+            "setting": asdict(setting), "mean": float(np.mean(_scores(reports))), "deviation": _deviation(_scores(reports)),
+            "scores": _scores(reports), "degenerate": sum(one["degenerate"] is not None for one in reports),
+        }
+        for setting, reports in groups
+    ]  # fmt: skip
+    report = write_report(options.out, {**report, "identity": identity, "best_run": winner.name, "settings": summary})
+    shutil.rmtree(winner / MODEL, ignore_errors=True)
+    return report
+
+
+def _print_table(groups: list[tuple[Setting, list[dict[str, Any]]]], headline: str, winner: Path, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{headline} on the evaluation data")
+    for name in ("batch size", "learning rate", "epochs", "seeds", "mean", "deviation", "best", "degenerate"):
+        table.add_column(name, justify="right")
+    for setting, reports in sorted(groups, key=lambda group: -float(np.mean(_scores(group[1])))):
+        scores, failed = _scores(reports), sum(one["degenerate"] is not None for one in reports)
+        deviation = _deviation(scores)
+        table.add_row(
+            str(setting.batch_size), f"{setting.learning_rate:g}", f"{setting.epochs:g}", str(len(scores)),
+            f"{np.mean(scores):.4g}", "" if deviation is None else f"{deviation:.2g}", f"{max(scores):.4g}",
+            f"[red]{failed}[/]" if failed else "0",
+        )  # fmt: skip
+    console.print(table)
+    for _, reports in groups:
+        for report in reports:
+            if report["degenerate"]:
+                name = report["identity"]["run"]
+                console.print(f"degenerate: {name}: {report['degenerate']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"kept: {winner.name}", markup=False, highlight=False)
+
+
+def _scores(reports: Sequence[dict[str, Any]]) -> list[float]:
+    """A run whose score is no number counts as -1, which is below any other."""
+    return [-1.0 if report["score"] is None else float(report["score"]) for report in reports]
+
+
+def _deviation(scores: Sequence[float]) -> float | None:
+    """Of the sample; None for a single one."""
+    return float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+
+
+def _check_machine(options: Options) -> None:
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError("expected accelerate for training, got none installed: pip install 'fastbert-triton[train]'")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}")
+    if torch.cuda.device_count() > 1:
+        raise InputError(f"expected CUDA_VISIBLE_DEVICES naming one GPU, got {torch.cuda.device_count()} GPUs")
+    if options.seeds < 1 or options.setting.seed < 0:
+        raise InputError(f"expected at least one seed from 0 on, got {options.seeds} from {options.setting.seed}")
+
+
+def _check_folder(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The report, where the folder holds this very training, finished. Raises InputError where it holds something else."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise InputError(f"expected a folder, got the file {out}")
+    if (out / IDENTITY).is_file():
+        before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
+        if changed := _difference(before, identity):
+            raise InputError(f"expected {changed[0]} {changed[1]!r}, with which {out} was begun, got {changed[2]!r}")
+        return read_report(out, identity)
+    if any(out.iterdir()):
+        raise InputError(f"expected a new or empty folder, got {out} with other files")
+    return None
+
+
+def _difference(before: Any, now: Any, name: str = "options") -> tuple[str, Any, Any] | None:
+    """(name, before, now) of the first option that is another."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return next((found for key in now if (found := _difference(before.get(key), now[key], key))), None)
+    return None if before == now else (name, before, now)
+
+
+def _identity(options: Options) -> dict[str, Any]:
+    """The options and what they point to: a training goes on with the same data, not with files of the same name."""
+    data = asdict(options.data)
+    for name in ("train", "evaluation"):
+        data[name] = hashlib.sha256(getattr(options.data, name).read_bytes()).hexdigest()
+    values = {name: value for name, value in asdict(options).items() if name != "out"} | {"data": data}
+    return json.loads(json.dumps(values, default=str))

@@ -1,0 +1,155 @@
+"""`classify`, `pair` and `choice`: one answer per row."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastbert.checkpoints import InputError
+from fastbert.tasks.choices import Choices, read_choices
+from fastbert.tasks.metrics import classification_metrics, regression_metrics
+from fastbert.tasks.sentences import Sentences, read_sentences
+
+from .data import DataOptions, TaskData, as_checkpoint_has_them, cut_note, label_settings, length_limit, sorted_labels
+from .features import Feature, encode
+
+MAX_LENGTH = 512
+
+
+@dataclass
+class Rows(TaskData):
+    """wanted: what is right for each row of the evaluation data."""
+
+    wanted: np.ndarray
+
+    def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
+        names = list(self.settings.get("id2label", {}).values())
+        counts = np.zeros((len(names), len(names)), np.int64)
+        np.add.at(counts, (self.wanted, _best(outputs)), 1)
+        return names, counts
+
+    def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        return classification_metrics(_best(outputs).tolist(), self.wanted.tolist(), self.settings["num_labels"])
+
+    def baseline(self) -> float:
+        return max(Counter(self.wanted.tolist()).values()) / len(self.wanted)
+
+
+@dataclass
+class Labelled(Rows):
+    head = "BertForSequenceClassification"
+    headline = "accuracy"
+
+
+@dataclass
+class Scored(Rows):
+    head = "BertForSequenceClassification"
+    headline = "pearson"
+
+    def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
+        return None
+
+    def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        return regression_metrics([float(one[0]) for one in outputs], self.wanted.tolist())
+
+    def baseline(self) -> float:
+        return min(2.0 / len(self.wanted) ** 0.5, 0.99)  # two standard errors of no correlation
+
+
+@dataclass
+class Chosen(Rows):
+    head = "BertForMultipleChoice"
+    headline = "accuracy"
+
+    def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
+        return None
+
+    def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        return {"accuracy": float(np.mean(_best(outputs) == self.wanted))}
+
+
+def load_sentences(options: DataOptions, tokenizer: Any, config: Any, *, pair: bool) -> TaskData:
+    """Raises InputError where a file cannot be read as the task's, or evaluation has a label that training has not."""
+    settings: dict[str, Any] = {"columns": options.columns, "header": options.header, "pair": pair}
+    train = read_sentences(options.train, **settings, regression=options.regression)
+    regression = train.regression
+    evaluation = read_sentences(options.evaluation, **settings, regression=regression)
+    max_length = length_limit(options.max_length, MAX_LENGTH, config)
+    notes = []
+    for data in (train, evaluation):
+        columns = ", ".join(f"{role} = {name}" for role, name in data.columns.items())
+        notes.append(f"{data.table.file}: {len(data.examples):,} rows, {columns}")
+        if data.left_out:
+            notes.append(f"{data.table.file}: {data.left_out:,} rows without a gold label are left out")
+    names: list[str] = []
+    if regression:
+        notes.append("labels are numbers: regression")
+        model = {"num_labels": 1, "problem_type": "regression"}
+    else:
+        names = as_checkpoint_has_them(sorted_labels(str(example.label) for example in train.examples), config)
+        if len(names) < 2:
+            raise InputError(f"expected at least two labels in {options.train}, got {', '.join(names)}")
+        model = {**label_settings(names), "problem_type": "single_label_classification"}
+        notes.append(f"{len(names)} labels: {_some(names)}")
+    model["fastbert_task"] = {"task": "pair" if pair else "classify", "max_length": max_length}
+    numbers = {name: number for number, name in enumerate(names)}
+    train_features, cut = _features(train, numbers, tokenizer, max_length)
+    notes += cut_note(str(options.train), cut, len(train_features), max_length)
+    features, cut = _features(evaluation, numbers, tokenizer, max_length)
+    notes += cut_note(str(options.evaluation), cut, len(features), max_length)
+    wanted = np.array([feature.labels["labels"] for feature in features])
+    return (Scored if regression else Labelled)(train_features, features, model, notes, wanted)
+
+
+def load_choices(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
+    """Raises InputError where a file cannot be read as the task's, or the numbers of endings differ."""
+    max_length = length_limit(options.max_length, MAX_LENGTH, config)
+    data = [read_choices(file, columns=options.columns, header=options.header) for file in (options.train, options.evaluation)]
+    count = len(data[0].examples[0].endings)
+    notes: list[str] = []
+    features = []
+    for one in data:
+        if len(one.examples[0].endings) != count:
+            raise one.table.error(one.examples[0].line, f"{count} endings as in training", str(len(one.examples[0].endings)))
+        columns = ", ".join(f"{role} = {name}" for role, name in one.columns.items())
+        notes.append(f"{one.table.file}: {len(one.examples):,} rows of {count} endings, {columns}")
+        made, cut = _choice_features(one, tokenizer, max_length)
+        notes += cut_note(f"{one.table.file}, endings", cut, len(made) * count, max_length)
+        features.append(made)
+    settings = {"num_labels": count, "fastbert_task": {"task": "choice", "max_length": max_length}}
+    wanted = np.array([feature.labels["labels"] for feature in features[1]])
+    return Chosen(features[0], features[1], settings, notes, wanted)
+
+
+def _features(data: Sentences, numbers: dict[str, int], tokenizer: Any, max_length: int) -> tuple[list[Feature], int]:
+    labels: list[int | float] = []
+    for example in data.examples:
+        if isinstance(example.label, float):
+            labels.append(example.label)
+        elif example.label not in numbers:
+            raise data.table.error(example.line, f"a label of the training data ({_some(list(numbers))})", repr(example.label))
+        else:
+            labels.append(numbers[str(example.label)])
+    pairs = [example.pair or "" for example in data.examples] if "pair" in data.columns else None
+    encoded, cut = encode(tokenizer, [example.text for example in data.examples], pairs, max_length)
+    return [Feature((one,), {"labels": label}) for one, label in zip(encoded, labels)], cut
+
+
+def _choice_features(data: Choices, tokenizer: Any, max_length: int) -> tuple[list[Feature], int]:
+    prompts = [example.prompt for example in data.examples for _ in example.endings]
+    endings = [ending for example in data.examples for ending in example.endings]
+    encoded, cut = encode(tokenizer, prompts, endings, max_length)
+    count = len(data.examples[0].endings)
+    rows = [tuple(encoded[at : at + count]) for at in range(0, len(encoded), count)]
+    return [Feature(row, {"labels": example.label}) for row, example in zip(rows, data.examples)], cut
+
+
+def _best(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([int(np.argmax(one)) for one in outputs])
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

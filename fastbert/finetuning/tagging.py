@@ -1,0 +1,106 @@
+"""`tag`: a BIO tag per word."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastbert.tasks.metrics import entity_metrics
+from fastbert.tasks.rows import input_error
+from fastbert.tasks.tagged import Tagged, read_tagged
+from fastbert.tasks.tags import OUTSIDE, word_logits, word_tags
+from fastbert.tasks.windows import WordWindow, word_windows
+
+from .data import DataOptions, TaskData, as_checkpoint_has_them, label_settings, length_limit
+from .features import Feature
+
+MAX_LENGTH, STRIDE = 512, 128
+IGNORED = -100
+
+
+@dataclass
+class Tags(TaskData):
+    """tagged: the evaluation data. windows: of which each feature of it is made."""
+
+    tagged: Tagged
+    windows: list[WordWindow]
+
+    head = "BertForTokenClassification"
+    headline = "f1"
+
+    def guessed(self, outputs: Sequence[np.ndarray]) -> list[list[str]]:
+        """A tag for every word of every sentence."""
+        names = list(self.settings["id2label"].values())
+        grouped: list[list[int]] = [[] for _ in self.tagged.examples]
+        for number, window in enumerate(self.windows):
+            grouped[window.example].append(number)
+        return [
+            word_tags(
+                word_logits([self.windows[one] for one in numbers], [outputs[one] for one in numbers], len(example.words)),
+                names,
+            )[0]
+            for numbers, example in zip(grouped, self.tagged.examples)
+        ]
+
+    def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        return entity_metrics(self.guessed(outputs), [example.tags or () for example in self.tagged.examples])
+
+    def baseline(self) -> float:
+        return 0.0
+
+    def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
+        """By type, B- and I- together, word by word."""
+        types = list(dict.fromkeys(_type(name) for name in self.settings["id2label"].values()))
+        counts = np.zeros((len(types), len(types)), np.int64)
+        for example, tags in zip(self.tagged.examples, self.guessed(outputs)):
+            for right, guess in zip(example.tags or (), tags):
+                counts[types.index(_type(right)), types.index(_type(guess))] += 1
+        return types, counts
+
+
+def load_tagged(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
+    """Raises InputError where a file cannot be read, or evaluation has a type that training has not."""
+    max_length = length_limit(options.max_length, MAX_LENGTH, config)
+    stride = min(STRIDE, max_length // 4) if options.stride is None else options.stride
+    train, evaluation = (read_tagged(file, tokenizer) for file in (options.train, options.evaluation))
+    types = sorted({_type(tag) for example in train.examples for tag in example.tags or ()} - {OUTSIDE})
+    names = as_checkpoint_has_them([OUTSIDE, *(f"{mark}-{one}" for one in types for mark in "BI")], config)
+    _check_types(evaluation, types)
+    notes = [f"{len(types)} types: {', '.join(types)}"]
+    numbers = {name: number for number, name in enumerate(names)}
+    features, windows = [], []
+    for data in (train, evaluation):
+        cut = list(word_windows(tokenizer, [one.words for one in data.examples], max_length=max_length, stride=stride))
+        count = sum(len(one.words) for one in data.examples)
+        notes.append(f"{data.file}: {data.format}; {len(data.examples):,} sentences, {count:,} words")
+        if len(cut) > len(data.examples):
+            long = sum(number > 1 for number in Counter(window.example for window in cut).values())
+            notes.append(f"{data.file}: {long:,} sentences in windows of {max_length} tokens that share {stride}")
+        if data.mixed_words:
+            notes.append(f"{data.file}: {data.mixed_words:,} words are cut by the border of a span and tagged whole")
+        features.append([_feature(window, data, numbers) for window in cut])
+        windows.append(cut)
+    task = {"task": "tag", "max_length": max_length, "stride": stride, "characters": train.characters}
+    settings = {**label_settings(names), "fastbert_task": task}
+    return Tags(features[0], features[1], settings, notes, evaluation, windows[1])
+
+
+def _feature(window: WordWindow, data: Tagged, numbers: dict[str, int]) -> Feature:
+    tags = data.examples[window.example].tags or ()
+    labels = np.array([IGNORED if word < 0 else numbers[tags[word]] for word in window.words.tolist()], np.int64)
+    return Feature(((window.input_ids, window.token_type_ids),), {"labels": labels})
+
+
+def _check_types(data: Tagged, types: Sequence[str]) -> None:
+    known = {OUTSIDE, *types}
+    for example in data.examples:
+        for place, tag in enumerate(example.tags or ()):
+            if _type(tag) not in known:
+                line = example.line + (place if data.format.startswith("CoNLL") else 0)
+                raise input_error(data.file, line, f"a type of the training data ({', '.join(types)})", repr(tag))
+
+
+def _type(tag: str) -> str:
+    return tag if tag == OUTSIDE else tag[2:]
