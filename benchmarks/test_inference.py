@@ -5,6 +5,7 @@ import torch
 from benchmarks import lengths, work
 from benchmarks.model_peers import Encoders, Inference
 from benchmarks.records import Case
+from fastbert.pretraining.utilisation import encoder_flops
 
 _encoders: dict[tuple[str, str], Encoders] = {}  # one at a time: weights of a large model are not drawn for each case
 
@@ -24,6 +25,6 @@ def test_inference(inference_case, race, device):
     case = Case(
         suite="inference", model=inference_case.model, dtype=inference_case.dtype, batch_size=len(seqlens), seqlen=batch.seqlen,
         lengths=inference_case.lengths, real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens,
-        flops=work.encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
+        flops=encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
     )  # fmt: skip
     race(case, list(contest.candidates()))

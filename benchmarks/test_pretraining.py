@@ -3,6 +3,7 @@
 from benchmarks import lengths, work
 from benchmarks.records import Case
 from benchmarks.training_peers import Pretraining
+from fastbert.pretraining.utilisation import pretraining_flops
 
 
 def test_pretraining_step(training_case, race, device):
@@ -17,6 +18,6 @@ def test_pretraining_step(training_case, race, device):
         suite="pretraining", model=training_case.model, dtype=training_case.precision, batch_size=len(largest.seqlens),
         seqlen=largest.seqlen, lengths=training_case.lengths, real_tokens=largest.real_tokens,
         padded_tokens=largest.padded_tokens,
-        flops=work.pretraining_flops(config, largest.seqlens, largest.num_labels), num_layers=config.num_hidden_layers,
+        flops=pretraining_flops(config, largest.seqlens, largest.num_labels), num_layers=config.num_hidden_layers,
     )  # fmt: skip
     race(case, list(contest.candidates()))

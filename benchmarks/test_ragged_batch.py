@@ -10,6 +10,7 @@ import torch
 from benchmarks import work
 from benchmarks.model_peers import Encoders, Inference
 from benchmarks.records import Case
+from fastbert.pretraining.utilisation import encoder_flops
 
 BATCH_SIZE, SEQLEN = 32, 128
 
@@ -36,7 +37,7 @@ def test_one_thread(lengths, race, size, device):
         case = Case(
             suite="inference", model=f"{model}, one CPU thread", dtype="float32", batch_size=BATCH_SIZE, seqlen=SEQLEN,
             lengths=lengths, real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens,
-            flops=work.encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
+            flops=encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
         )  # fmt: skip
         wanted = ("transformers, SDPA", "transformers, torch.compile", "fastbert")
         race(case, [candidate for candidate in contest.candidates() if candidate.name in wanted])

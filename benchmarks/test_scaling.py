@@ -8,6 +8,7 @@ from benchmarks import work
 from benchmarks.model_peers import Encoders, Inference
 from benchmarks.records import Case
 from benchmarks.training_peers import Pretraining
+from fastbert.pretraining.utilisation import encoder_flops, pretraining_flops
 
 WANTED = ("transformers, SDPA", "fastbert")
 
@@ -21,12 +22,12 @@ def test_growth(scaling_case, race, size, device):
         precision = "bf16" if device.type == "cuda" else "float32"
         contest = Pretraining(config, precision, device, lambda count: (scaling_case.seqlen,) * count, (len(seqlens),), ())
         batch = contest.small if len(contest.small.seqlens) == len(seqlens) else contest.batch(len(seqlens))
-        flops = work.pretraining_flops(config, seqlens, batch.num_labels)
+        flops = pretraining_flops(config, seqlens, batch.num_labels)
     else:
         encoders = Encoders(config, getattr(torch, dtype), device)
         batch = work.batch(seqlens, config.vocab_size, device)
         contest = Inference(encoders, batch, ())
-        flops = work.encoder_flops(config, seqlens)
+        flops = encoder_flops(config, seqlens)
     case = Case(
         suite="scaling", model=model, dtype=dtype, batch_size=len(seqlens), seqlen=scaling_case.seqlen, lengths="fixed",
         real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens, flops=flops,

@@ -14,10 +14,11 @@ import transformers
 from torch import Tensor, nn
 
 import fastbert
+from fastbert.pretraining.utilisation import pretraining_flops
 
 from .arena import Absent, Candidate, Prepared, Timer
 from .compiled import Compilation, kernels_of
-from .work import Batch, pretraining_batch, pretraining_flops
+from .work import Batch, pretraining_batch
 
 FACTOR = 3.0  # how many times the error of transformers' SDPA in the same precision
 FLOOR = 2e-3  # of the loss or the gradient norm

@@ -24,21 +24,6 @@ def config(model: str, **changes: Any) -> transformers.BertConfig:
     return transformers.BertConfig(**{**SIZES[model], **changes})
 
 
-def encoder_flops(config: transformers.BertConfig, seqlens: Sequence[int]) -> float:
-    """Multiplications and additions of the matrix products of one forward: four projections and two feed-forward products
-    per token, two products of the scores' size per sequence."""
-    d, f = config.hidden_size, config.intermediate_size
-    per_layer = sum(2 * seqlen * (4 * d * d + 2 * d * f) + 4 * seqlen * seqlen * d for seqlen in seqlens)
-    return float(config.num_hidden_layers * per_layer)
-
-
-def pretraining_flops(config: transformers.BertConfig, seqlens: Sequence[int], num_labels: int) -> float:
-    """Forward and backward (three times the forward) of the encoder and of the MLM head at the labelled positions."""
-    d = config.hidden_size
-    head = 2 * num_labels * (d * d + d * config.vocab_size)
-    return 3 * (encoder_flops(config, seqlens) + head)
-
-
 @dataclass(frozen=True)
 class Batch:
     """inputs: input_ids, attention_mask (and labels where pre-training) on their device. seqlens: real tokens per row."""

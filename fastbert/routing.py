@@ -9,6 +9,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -159,11 +160,26 @@ def tensors_obstacle(*tensors: Tensor | None, dtype: torch.dtype | None = None) 
     for tensor in tensors:
         if tensor is None:
             continue
-        if type(tensor) not in PLAIN_TENSORS and not _is_traced(tensor):
+        if type(tensor) not in PLAIN_TENSORS and not _is_traced(tensor) and id(tensor) not in _gathered.get():
             return f"its weight is a {type(tensor).__name__}"
         if dtype is not None and tensor.dtype != dtype:
             return f"its weight is {_name(tensor.dtype)}, the states are {_name(dtype)}"
     return None
+
+
+# Parameters that FSDP2 gathers around each call, by id: set while `explain` looks at a model between its calls.
+_gathered: ContextVar[frozenset[int]] = ContextVar("gathered", default=frozenset())
+
+
+def _gathered_by_fsdp(model: nn.Module) -> frozenset[int]:
+    """The shards that a call sees as plain tensors; those of a mesh of several dimensions are parallel in other ways too."""
+    if not torch.distributed.is_available():
+        return frozenset()
+    from torch.distributed.fsdp import FSDPModule
+
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shards = {parameter for unit in units for parameter in unit.parameters() if hasattr(parameter, "device_mesh")}
+    return frozenset(id(parameter) for parameter in shards if parameter.device_mesh.ndim == 1)
 
 
 def _is_traced(tensor: Tensor) -> bool:
@@ -565,13 +581,21 @@ def explain(model: nn.Module) -> Explanation:
     Returns an `Explanation`; print it for a table.
     Raises TypeError for something else than a module, or one with no BERT inside.
     """
-    from fastbert.modeling import BertModel
-
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: expected a torch.nn.Module, got {type(model).__name__}")
     berts = [(name, module) for name, module in model.named_modules() if isinstance(module, hf.BertModel)]
     if not berts:
         raise TypeError(f"explain: expected a module with a BertModel inside, got {type(model).__name__} without one")
+    token = _gathered.set(_gathered_by_fsdp(model))
+    try:
+        return _explain(model, berts)
+    finally:
+        _gathered.reset(token)
+
+
+def _explain(model: nn.Module, berts: list[tuple[str, Any]]) -> Explanation:
+    from fastbert.modeling import BertModel
+
     notes: dict[str, str] = {}
     decisions: list[Decision] = []
     for name, bert in berts:

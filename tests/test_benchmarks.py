@@ -14,6 +14,7 @@ from benchmarks import lengths, plan, work
 from benchmarks.arena import CLOCK, Absent, Candidate, Pace, Prepared, compete
 from benchmarks.compiled import Compilation
 from benchmarks.records import ABSENT, FAILED, TIMED, WRONG, load
+from fastbert.pretraining.utilisation import encoder_flops
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_counted_flops_are_those_of_the_matrix_products():
         batch = work.batch(seqlens, config.vocab_size, CPU)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(**batch.inputs)
-        assert work.encoder_flops(config, seqlens) == counter.get_total_flops()
+        assert encoder_flops(config, seqlens) == counter.get_total_flops()
 
 
 def test_every_size_of_run_has_cases_with_names_of_their_own():

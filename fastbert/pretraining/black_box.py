@@ -19,7 +19,7 @@ from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
 from fastbert.files import write_whole
 from fastbert.heads import BertForPreTraining
 
-from .trainer import whole
+from .sharding import whole
 
 FILE = "black-box.json"
 

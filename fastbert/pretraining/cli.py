@@ -41,6 +41,10 @@ def pretrain(
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Shard weights and optimizer over the processes (FSDP2), not DDP.")
     ] = False,
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="TFLOP/s of one device that mfu counts against; default: measured at the start."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out that holds.")] = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
@@ -67,7 +71,7 @@ def pretrain(
             micro_batch_tokens=micro_batch_tokens, precision=chosen, seed=seed, held_out=held_out,
             held_out_samples=held_out_samples, whole_words=whole_words, max_predictions=max_predictions,
             save_every=save_every, evaluate_every=evaluate_every, log_every=log_every, keep=keep, workers=workers,
-            fsdp=fsdp,
+            fsdp=fsdp, peak_tflops=peak_tflops,
         )  # fmt: skip
         status = run(options, console(), resume=resume)
     raise typer.Exit(status)

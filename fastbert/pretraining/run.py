@@ -29,9 +29,19 @@ from .plot import plot_losses
 from .recipe import Recipe, create_optimizer, create_schedule, describe
 from .sizes import SIZES
 from .trainer import NonFinite, PreTrainer
+from .utilisation import matmul_rate
 
 OPTIONS = "run.json"
-MAY_CHANGE = ("save_every", "evaluate_every", "log_every", "keep", "workers", "micro_batch_tokens", "held_out_samples")
+MAY_CHANGE = (
+    "save_every",
+    "evaluate_every",
+    "log_every",
+    "keep",
+    "workers",
+    "micro_batch_tokens",
+    "held_out_samples",
+    "peak_tflops",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class Options:
     """data, steps: prepared folders and how many steps each is trained on, in order. config: a name of SIZES or the path of
     a BertConfig in JSON. batch_tokens: real tokens of one step, over all processes. micro_batch_tokens: of one forward of
     one process. held_out: a prepared folder to evaluate on. precision: 'bf16' (autocast) or 'float32'.
-    fsdp: weights, gradients and optimizer state are sharded over the processes (FSDP2) instead of copied (DDP)."""
+    fsdp: weights, gradients and optimizer state are sharded over the processes (FSDP2) instead of copied (DDP).
+    peak_tflops: what utilisation is counted against, of one device; None: measured at the start."""
 
     data: tuple[Path, ...]
     steps: tuple[int, ...]
@@ -60,6 +71,7 @@ class Options:
     keep: int = 3
     workers: int = 0
     fsdp: bool = False
+    peak_tflops: float | None = None
 
 
 def run(options: Options, console: Console, *, resume: bool) -> int:
@@ -80,11 +92,8 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
 
 def _run(options: Options, console: Console, resume: bool) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if options.fsdp and (world < 2 or not torch.cuda.is_available()):
-        found = f"{world} with a GPU" if torch.cuda.is_available() else "no GPU"
-        raise InputError(f"expected several processes with a GPU each for FSDP, got {found}")  # accelerate shards on GPUs only
-    if options.fsdp and options.held_out is not None:
-        raise InputError("expected no held-out data beside FSDP, whose shards an evaluation cannot read yet, got both")
+    if options.fsdp and world < 2:
+        raise InputError(f"expected several processes (torchrun) to shard over with FSDP, got {world}")
     if world == 1 and torch.cuda.device_count() > 1:
         raise InputError(
             f"expected torchrun, or CUDA_VISIBLE_DEVICES naming one GPU, got one process that sees {torch.cuda.device_count()}"
@@ -133,6 +142,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
     trainer = PreTrainer(
         model, args, batches, create, held_out=None if held_out is None else (held_out, masker),
         held_out_samples=options.held_out_samples, facts={"tokenizer": shards[0].meta.fingerprint}, tokenizer=tokenizer,
+        sharded=options.fsdp, device_rate=_device_rate(options, args.device, console),
     )  # fmt: skip
     entropy = shards[0].meta.audit.get("entropy")
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
@@ -217,11 +227,19 @@ def _arguments(options: Options) -> transformers.TrainingArguments:
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
-        fsdp=options.fsdp,  # type: ignore[arg-type]
-        fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]} if options.fsdp else None,
         remove_unused_columns=False,
         report_to=["tensorboard"] if _is_installed("tensorboard") else [],
     )
+
+
+def _device_rate(options: Options, device: torch.device, console: Console) -> float:
+    """FLOP/s that utilisation is counted against."""
+    if options.peak_tflops is not None:
+        return options.peak_tflops * 1e12
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    rate = matmul_rate(device, dtype)
+    console.print(f"mfu counts against {rate / 1e12:.3g} TFLOP/s, a large {options.precision} matrix product measured now")
+    return rate
 
 
 def _is_installed(library: str) -> bool:

@@ -18,13 +18,15 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fastbert.data.batches import MicroBatches
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Shards
 
-from . import checkpoints
+from . import checkpoints, sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
+from .meter import Meter
 
 
 class NonFinite(RuntimeError):
@@ -35,7 +37,8 @@ class PreTrainer(Trainer):
     """Trains BertForPreTraining. batches: of this process. held_out: (shards, masker) to evaluate on, or None.
 
     create: makes (optimizer, schedule) for the model. facts: for the manifest of each checkpoint. tokenizer: saved in each,
-    so that transformers loads it as a whole. batch_size, learning rate and the like of `args` are not used.
+    so that transformers loads it as a whole. sharded: FSDP2 over the processes instead of DDP. device_rate: FLOP/s
+    that utilisation is counted against. batch_size, learning rate, fsdp and the like of `args` are not used.
     """
 
     optimizer: Any
@@ -52,6 +55,8 @@ class PreTrainer(Trainer):
         held_out_samples: int | None = None,
         facts: dict[str, Any] | None = None,
         tokenizer: Any = None,
+        sharded: bool = False,
+        device_rate: float | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise ValueError(f"expected one GPU per process (start with torchrun), got {args.n_gpu} in this one")
@@ -60,7 +65,8 @@ class PreTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # losses are shares of the whole step: nothing is to be divided again
         self.batches, self.create, self.facts = batches, create, facts or {}
         self.held_out, self.held_out_samples = held_out, held_out_samples
-        self.meter = Meter(self)
+        self.sharded = sharded
+        self.meter = Meter(self, device_rate)
         self.stop_signal: int | None = None
         self.last_saved: int | None = None
         self.add_callback(self.meter)
@@ -90,7 +96,8 @@ class PreTrainer(Trainer):
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
         labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in samples)
         pairs = sum(batch["next_sentence_label"].numel() for batch in samples)
-        self.meter.waited(time.perf_counter() - begin, sum(batch["input_ids"].numel() for batch in samples))
+        self.meter.waited(time.perf_counter() - begin)
+        self.meter.works(samples, labels)
         counts = torch.tensor([labels, pairs], device=device)
         return samples, self.accelerator.reduce(counts) if self.args.world_size > 1 else counts
 
@@ -100,28 +107,31 @@ class PreTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels, pairs = num_items_in_batch
-        outputs = model(**inputs, return_logits=False, num_items_in_batch=labels, num_pairs_in_batch=pairs)
+        with self.accelerator.autocast():  # accelerate wraps no forward but those of models it distributes itself
+            outputs = model(**inputs, return_logits=False, num_items_in_batch=labels, num_pairs_in_batch=pairs)
         self.meter.losses(outputs.mlm_loss, outputs.next_sentence_loss)
         loss = outputs.loss * self.args.world_size  # gradients are averaged over processes; the shares are to be added
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = self._get_grad_norm(model)
+        norm = _total_norm(model)
+        checked = self._get_grad_norm(model, norm)
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
-        return norm
+        return checked
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm before clipping. Raises NonFinite while the gradients are still what the step made of them."""
-        if grad_norm is None:
-            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(float(grad_norm)):
-                step = self.state.global_step + 1
-                raise NonFinite(f"the gradient norm of step {step} is {float(grad_norm)}; no weight was changed by it")
+        grad_norm = sharding.whole(_total_norm(model) if grad_norm is None else grad_norm)
+        if not math.isfinite(float(grad_norm)):
+            step = self.state.global_step + 1
+            raise NonFinite(f"the gradient norm of step {step} is {float(grad_norm)}; no weight was changed by it")
         return grad_norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            if self.sharded:
+                sharding.shard(self.model.to(self.args.device), self.args.device)
+                self.model._is_accelerate_prepared = True  # else it would be given to DDP
             self.optimizer, self._schedule = self.create(self.model if model is None else model)
         return self.optimizer
 
@@ -145,9 +155,10 @@ class PreTrainer(Trainer):
         model.eval()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
         try:
-            for batch in held_out_batches(shards, masker, tokens, process, self.held_out_samples):
-                with self.accelerator.autocast():
-                    sums += sums_of(model, self._prepare_inputs(batch))
+            with sharding.gathered(model):
+                for batch in held_out_batches(shards, masker, tokens, process, self.held_out_samples):
+                    with self.accelerator.autocast():
+                        sums += sums_of(model, self._prepare_inputs(batch))
         finally:
             model.train(was_training)
         metrics = metrics_of(self.accelerator.reduce(sums) if self.args.world_size > 1 else sums, f"{metric_key_prefix}_")
@@ -180,6 +191,32 @@ class PreTrainer(Trainer):
         self.last_saved = step
         self.meter.leave_out(time.perf_counter() - begin)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.sharded:
+            return super().save_model(output_dir, _internal_call)
+        state = sharding.model_state(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = sharding.optimizer_state(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        # To the CPU: each process then takes its own, on its own device, which Trainer's name of (cpu:0) PyTorch cannot read.
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        if self.sharded:
+            sharding.load_optimizer_state(self.model, self.optimizer.optimizer, state)
+        else:
+            self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(getattr(self, "_staging", None) or super()._get_output_dir(trial))
 
@@ -189,9 +226,8 @@ class PreTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def whole(tensor: Any) -> Any:
-    """A sharded tensor (FSDP2) gathered; any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def _total_norm(model: nn.Module) -> Tensor:
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
@@ -205,62 +241,6 @@ class OwnDropout(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         torch.manual_seed(args.seed + args.process_index)
-
-
-class Meter(TrainerCallback):
-    """Losses, real tokens per second, and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self, trainer: PreTrainer) -> None:
-        self.trainer = trainer
-        self.reset()
-
-    def reset(self) -> None:
-        self.mlm: Tensor | float = 0.0
-        self.next_sentence: Tensor | float = 0.0
-        self.steps = self.tokens = 0
-        self.wait = 0.0
-        self.began = time.perf_counter()
-
-    def waited(self, seconds: float, tokens: int) -> None:
-        self.wait += seconds
-        self.tokens += tokens
-
-    def leave_out(self, seconds: float) -> None:
-        """Time that was not training."""
-        self.began += seconds
-
-    def losses(self, mlm: Tensor, next_sentence: Tensor) -> None:
-        self.mlm = self.mlm + mlm.detach()
-        self.next_sentence = self.next_sentence + next_sentence.detach()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.reset()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steps += 1
-        state.epoch = self.trainer.batches.epochs_after(state.global_step)  # Trainer counts its own stream as one epoch
-
-    def read(self) -> dict[str, float]:
-        """Means over the steps since the last reading, summed over processes; then starts again."""
-        accelerator, args = self.trainer.accelerator, self.trainer.args
-        elapsed = max(time.perf_counter() - self.began, 1e-9)
-        values = torch.tensor(
-            [float(self.mlm), float(self.next_sentence), self.tokens], dtype=torch.float64, device=args.device
-        )
-        if args.world_size > 1:
-            values = accelerator.reduce(values)
-        mlm, next_sentence, tokens = values.tolist()
-        steps = max(self.steps, 1)
-        found = {
-            "mlm_loss": mlm / steps,
-            "next_sentence_loss": next_sentence / steps,
-            "tokens_per_second": tokens / elapsed,
-            "data_wait": self.wait / elapsed,
-        }
-        if torch.cuda.is_available():
-            found["memory_gib"] = torch.cuda.max_memory_allocated() / (1 << 30)
-        self.reset()
-        return found
 
 
 class StopOnSignal(TrainerCallback):

@@ -28,6 +28,9 @@ from parity import (
 )  # fmt: skip
 from torch import nn
 
+from fastbert import explain
+from fastbert.kernels import functional
+
 WITH_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
@@ -446,8 +449,12 @@ def test_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_fully_sharded_data_parallel(tmp_path):
+def test_fully_sharded_data_parallel(tmp_path, monkeypatch):
     """FSDP2 over one process: its hooks gather the weights around each call of a layer, which must stay a call."""
+    fused = []
+    for name in ("qkv_linear", "embedding"):
+        original = getattr(functional, name)
+        monkeypatch.setattr(functional, name, lambda *args, f=original, n=name, **kwargs: fused.append(n) or f(*args, **kwargs))
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -465,6 +472,8 @@ def test_fully_sharded_data_parallel(tmp_path):
             results.append((loss, {name: gradient.full_tensor() for name, gradient in grads.items()}))
         assert_close("loss", results[1][0], results[0][0])
         assert_same_gradients(results[1][1], results[0][1])
+        assert fused == ["embedding", *["qkv_linear"] * len(model.bert.encoder.layer)]
+        assert "DTensor" not in str(explain(model))
     finally:
         torch.distributed.destroy_process_group()
 

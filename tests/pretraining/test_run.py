@@ -4,17 +4,14 @@ import json
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from small_data import write_data
+from small_runs import RECIPE, assert_same, end_at, options, outcome, without_dropout
 
 import fastbert
 from fastbert.checkpoints import InputError
@@ -22,31 +19,8 @@ from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
 from fastbert.data.shards import DataError
 from fastbert.pretraining import black_box, checkpoints
-from fastbert.pretraining.recipe import Recipe
 from fastbert.pretraining.run import Options, model_config, run
 from fastbert.pretraining.trainer import PreTrainer
-
-ROOT = Path(__file__).parent.parent.parent
-RECIPE = Recipe(optimizer="adamw", learning_rate=2e-3, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.1)
-STEPS = 12
-PLAIN = ("loss", "mlm_loss", "next_sentence_loss", "grad_norm", "learning_rate", "epoch")
-
-
-def options(prepared, out: Path, **changes) -> Options:
-    values = dict(
-        data=(prepared.data,), steps=(STEPS,), out=out, config=str(prepared.config), recipe=RECIPE, batch_tokens=512,
-        micro_batch_tokens=256, precision="float32", held_out=prepared.held_out, save_every=4, evaluate_every=6, log_every=1,
-    )  # fmt: skip
-    return Options(**(values | changes))
-
-
-def outcome(folder: Path, step: int = STEPS) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """(losses of every step and evaluation, weights) of a finished run."""
-    last = folder / f"checkpoint-{step}"
-    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    kept = [{name: entry[name] for name in entry if name in PLAIN or name.startswith("eval_")} | {"step": entry["step"]}
-            for entry in history if "loss" in entry or "eval_loss" in entry]  # fmt: skip
-    return kept, load_file(last / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -58,40 +32,17 @@ def uninterrupted(prepared, tmp_path_factory):
     return outcome(out)
 
 
-def assert_same(found, expected) -> None:
-    assert found[0] == expected[0]
-    assert found[1].keys() == expected[1].keys()
-    assert all(torch.equal(found[1][name], expected[1][name]) for name in expected[1])
-
-
 class Killed(BaseException):
     """Not an Exception: nothing on the way may catch it."""
 
 
-def kill_at(monkeypatch, place: str, count: int) -> None:
-    """Ends the run at the count-th visit of a place in the code."""
-    targets = {
-        "step": (PreTrainer, "compute_loss"),
-        "clip": (PreTrainer, "_clip_grad_norm"),
-        "save": (checkpoints, "_sync"),
-        "rename": (checkpoints, "keep_last"),
-        "evaluate": (transformers.Trainer, "_prepare_inputs"),
-    }
-    owner, name = targets[place]
-    original, visits = getattr(owner, name), []
-
-    def counted(*args, **kwargs):
-        visits.append(1)
-        if len(visits) == count:
-            raise Killed
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
+def kill() -> None:
+    raise Killed
 
 
 def check_killed(prepared, uninterrupted, console, monkeypatch, out: Path, place: str, count: int) -> bool:
     with monkeypatch.context() as patched:
-        kill_at(patched, place, count)
+        end_at(place, count, kill, patched.setattr)
         try:
             run(options(prepared, out), console, resume=False)
             return False
@@ -118,68 +69,6 @@ def test_twenty_random_kill_points(prepared, uninterrupted, console, monkeypatch
         killed += check_killed(
             prepared, uninterrupted, console, monkeypatch, tmp_path / f"{killed}-{place}-{count}", place, count
         )
-
-
-def command(prepared, out: Path, *more: str) -> list[str]:
-    return [
-        "-m", "fastbert", "pretrain", "--data", str(prepared.data), "--steps", str(STEPS), "--out", str(out), "--config",
-        str(prepared.config), "--batch-tokens", "512", "--micro-batch-tokens", "256", "--learning-rate", "2e-3",
-        "--save-every", "4", "--log-every", "1", "--workers", "0", "--precision", "float32", *more,
-    ]  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    found.pop("TRITON_INTERPRET", None)
-    return found
-
-
-def test_sigterm_saves_and_leaves_and_the_command_resumes(prepared, tmp_path):
-    longer = [word if word != str(STEPS) else "400" for word in command(prepared, tmp_path, "--workers", "2")]
-    process = subprocess.Popen(
-        [sys.executable, *longer], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoint-8").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGTERM)  # as a job scheduler does: the workers get it too
-    errors = process.communicate(timeout=120)[1]
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    step = int(checkpoints.all_of(tmp_path)[0].name.split("-")[1])
-    assert step % 4 or step > 8
-    assert checkpoints.verify(checkpoints.all_of(tmp_path)[0])["step"] == step
-    again = subprocess.run([sys.executable, *longer], env=environment(), capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "expected --resume or a folder without checkpoints" in again.stderr
-
-
-def test_two_processes_give_the_losses_of_one(prepared, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    config = json.loads(prepared.config.read_text()) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    without_dropout = replace(prepared, config=tmp_path / "config.json")
-    outcomes = []
-    for name, start in (("one", []), ("two", launcher)):
-        words = command(without_dropout, tmp_path / name, "--held-out", str(prepared.held_out), "--evaluate-every", "6")
-        done = subprocess.run([sys.executable, *start, *words], env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        outcomes.append(outcome(tmp_path / name))
-    (one, weights), (two, same) = outcomes
-    assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
-    for a, b in zip(one, two):
-        for name in ("loss", "mlm_loss", "next_sentence_loss", "grad_norm", "eval_loss", "eval_mlm_accuracy"):
-            if name in a:
-                assert b[name] == pytest.approx(a[name], rel=1e-5)
-    for name in weights:
-        torch.testing.assert_close(same[name], weights[name], rtol=1e-3, atol=1e-5)
-
-
-def without_dropout(prepared, tmp_path) -> Path:
-    config = json.loads(prepared.config.read_text()) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "still.json").write_text(json.dumps(config))
-    return tmp_path / "still.json"
 
 
 def test_accumulated_steps_equal_whole_ones(prepared, console, tmp_path):
@@ -353,7 +242,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(prepared, console, monkeypatc
         (dict(batch_tokens=40), "two of the longest samples, 64, got 40"),
         (dict(batch_tokens=10**9), "as the data has"),
         (dict(config="bert-huge"), "expected one of bert-base, bert-large or a JSON file .* got bert-huge"),
-        (dict(fsdp=True), "a GPU each for FSDP, got"),
+        (dict(fsdp=True), r"expected several processes \(torchrun\) to shard over with FSDP, got 1"),
         (dict(micro_batch_tokens=16), "so that none is empty, got 1 processes times 32"),
     ],
 )
@@ -370,8 +259,6 @@ def test_another_recipe_cannot_go_on_with_a_run(prepared, console, tmp_path):
 
 
 def test_folders_of_different_tokenizers_are_refused(prepared, console, tmp_path):
-    from conftest import write_data  # this folder's
-
     other = write_data(tmp_path / "other", count=20, words=30)
     with pytest.raises(DataError, match="expected one tokenizer"):
         run(options(prepared, tmp_path / "out", held_out=other), console, resume=False)
