@@ -13,7 +13,6 @@ from ..tasks.windows import MAX_QUESTION_LENGTH, QA_MAX_LENGTH, QA_STRIDE, quest
 from .classification import is_pair
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load, require_offsets
-from .tokenizing import check_texts
 
 CLASSES = ("BertForQuestionAnswering",)
 Found = list[dict[str, Any]]
@@ -59,7 +58,6 @@ class Answering(Task[Found]):
     def _check(self, row: Row) -> None:
         if not is_pair(row.value):
             raise InputError(f"expected a pair of question and context, got {type(row.value).__name__} in {row.place}")
-        check_texts(row)
         for name, text in zip(("questions", "contexts"), row.value):
             if not text.strip():
                 self.notes.add(f"empty {name}", row.place)

@@ -157,10 +157,27 @@ class _Windows:
         characters = 0
         for row in islice(self.rows, CHUNK_ROWS):
             chunk.append(row)
-            characters += len(row.value) if isinstance(row.value, str) else sum(map(len, row.value))
+            characters += _length(row)
             if characters >= CHUNK_CHARACTERS or self.stopped:
                 break
         return chunk
+
+
+def _length(row: Row) -> int:
+    """Characters of the row. Raises InputError where it is neither a text nor a pair of texts that UTF-8 can hold."""
+    value = row.value
+    if not isinstance(value, str) and not (isinstance(value, tuple) and len(value) == 2):
+        raise InputError(f"expected a text or a pair of texts, got {type(value).__name__} in {row.place}")
+    texts = (value,) if isinstance(value, str) else value
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"expected text, got {type(text).__name__} in {row.place}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+                raise InputError(f"expected text that UTF-8 can hold, got {text[error.start]!r} in {row.place}") from error
+    return sum(map(len, texts))
 
 
 def _results(

@@ -12,7 +12,6 @@ from ..tasks.tags import OUTSIDE, spans, word_logits, word_tags
 from ..tasks.windows import WordWindow, split_words, word_windows
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load, require_offsets
-from .tokenizing import check_texts
 
 CLASSES = ("BertForTokenClassification",)
 STRIDE = 128
@@ -56,7 +55,6 @@ class Tagging(Task[dict[str, Any]]):
     def _check(self, row: Row) -> None:
         if not isinstance(row.value, str):
             raise InputError(f"expected a text, got {type(row.value).__name__} in {row.place}")
-        check_texts(row)
         if not row.value.strip():
             self.notes.add("empty texts, without words to tag", row.place)
 

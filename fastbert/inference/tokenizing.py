@@ -37,7 +37,6 @@ class Encoder:
         return found
 
     def _check(self, row: Row) -> None:
-        check_texts(row)
         if not any(text.strip() for text in ((row.value,) if isinstance(row.value, str) else row.value)):
             self.notes.add("empty texts, run as special tokens alone", row.place)
 
@@ -65,18 +64,3 @@ class Encoder:
         found = self.tokenizer(*texts, return_attention_mask=False, return_token_type_ids=pairs, verbose=False, **options)
         types = [np.array(one, np.uint8) for one in found["token_type_ids"]] if pairs else [None] * len(values)
         return [Encoded(np.array(ids, np.int32), kinds) for ids, kinds in zip(found["input_ids"], types)]
-
-
-def check_texts(row: Row) -> None:
-    """Raises InputError where the row is neither a text nor a pair of texts that UTF-8 can hold."""
-    value = row.value
-    if not isinstance(value, str) and not (isinstance(value, tuple) and len(value) == 2):
-        raise InputError(f"expected a text or a pair of texts, got {type(value).__name__} in {row.place}")
-    for text in (value,) if isinstance(value, str) else value:
-        if not isinstance(text, str):
-            raise InputError(f"expected text, got {type(text).__name__} in {row.place}")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-                raise InputError(f"expected text that UTF-8 can hold, got {text[error.start]!r} in {row.place}") from error
