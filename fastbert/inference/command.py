@@ -51,6 +51,10 @@ def pick(
     return [Row(one if len(fields) > 1 else one[0], f"argument {number}") for number, one in enumerate(groups, 1)]
 
 
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
 def run(
     task: Task[Any],
     rows: list[Row] | Source,
@@ -86,10 +90,10 @@ def run(
     if output is not None:
         to_bytes = raw[1] if raw is not None else None
         _write(task, rows, total, output, to_bytes or (lambda row, result: _json(record(row, result))), batch_tokens)
-    elif isinstance(rows, list) and sys.stdout.isatty():
+    elif isinstance(rows, list) and _is_terminal():
         console().print(table(list(stream(task, rows, batch_tokens=batch_tokens))))
     else:
-        with _progress(total, 0, hidden=sys.stdout.isatty()) as report:
+        with _progress(total, 0, hidden=_is_terminal()) as report:
             results = stream(task, rows, batch_tokens=batch_tokens, report=report)
             _print(record(row, result) for row, result in results)
     for line in task.notes.lines():

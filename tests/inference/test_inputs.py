@@ -1,0 +1,136 @@
+"""Rows of every format, lazily, each with its place; and the place of what is wrong."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from fastbert.checkpoints import InputError
+from fastbert.inference import inputs
+from fastbert.inference.inputs import Source
+
+TEXT, PAIR = ("text",), ("first", "second")
+
+
+def source(file, fields=TEXT, given=None, kind=None, said=None) -> Source:
+    return Source.of(file, fields, given, kind, (said if said is not None else []).append)
+
+
+def values(file, *args, **kwargs) -> list:
+    return [row.value for row in source(file, *args, **kwargs)]
+
+
+def write(file, content: bytes | str):
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def test_a_line_is_a_row_and_a_blank_one_an_empty_text(tmp_path):
+    file = write(tmp_path / "a.txt", "\ufeffOne.\r\n\n  Two\u2028 \n\x0bThree, no line feed")
+    assert values(file) == ["One.", "", "  Two\u2028 ", "\x0bThree, no line feed"]
+    assert [row.place for row in source(file)][2] == f"line 3 of {file}"
+
+
+def test_jsonl_by_field(tmp_path):
+    rows = [{"id": 1, "text": "One.\nTwo."}, {"text": "한국어", "id": 2}]
+    file = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, rows)) + "\n")
+    assert values(file) == ["One.\nTwo.", "한국어"]
+    assert [row.place for row in source(file)] == [f"line 1 of {file}", f"line 3 of {file}"]
+    pairs = write(tmp_path / "b.jsonl", json.dumps({"x": "A", "first": "B", "second": "C"}))
+    assert values(pairs, PAIR) == [("B", "C")]
+    assert values(pairs, PAIR, ["x", "second"]) == [("A", "C")]
+
+
+def test_csv_and_tsv_by_column(tmp_path):
+    csv = write(tmp_path / "a.csv", 'label,text\r\n1,"One, ""two""\nand three"\r\n2,Four\r\n\r\n3,\r\n')
+    assert values(csv) == ['One, "two"\nand three', "Four", ""]
+    assert [row.place for row in source(csv)] == [f"line {number} of {csv}" for number in (3, 4, 6)]
+    tsv = write(tmp_path / "a.tsv", 'premise\thypothesis\tlabel\nA "quote\tB\t1\nC\t\t2\n')
+    assert values(tsv, PAIR, ["premise", "hypothesis"]) == [('A "quote', "B"), ("C", "")]
+    assert values(tsv, TEXT, ["hypothesis"]) == ["B", ""]
+
+
+def test_columns_that_nobody_named_are_told(tmp_path):
+    said: list[str] = []
+    file = write(tmp_path / "a.tsv", "premise\thypothesis\nA\tB\n")
+    assert values(file, PAIR, said=said) == [("A", "B")]
+    assert said == [f"{file}: premise and hypothesis taken for first and second"]
+    said.clear()
+    assert values(write(tmp_path / "b.csv", "review\nA\n"), said=said) == ["A"]
+    assert "review taken for text" in said[0]
+    assert values(write(tmp_path / "c.csv", "text,second,first\nA,B,C\n"), PAIR, said=said) == [("C", "B")]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "given", "message"),
+    [
+        ("a.txt", "", None, r"expected texts in .*a\.txt, got none"),
+        ("a.csv", "text\n", None, r"expected texts in .*a\.csv, got none"),
+        ("a.txt", b"one\ntw\xff\n", None, r"expected UTF-8, got byte 0xff in line 2 of .*a\.txt"),
+        ("a.jsonl", '{"text": "a"}\n{', None, r"expected a JSON object in line 2 of .*a\.jsonl"),
+        ("a.jsonl", '{"text": "a"}\n[1]', None, "JSON object in line 2 .*got list"),
+        ("a.jsonl", '{"text": "a"}\n{"body": "b"}', None, r"field 'text' in line 2 .*got \['body'\]"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 5}', None, "expected text in 'text' in line 2 .*got int"),
+        ("a.jsonl", '{"a": "a", "b": "b"}', None, r"expected fields text in .*got a, b: name them with --field"),
+        ("a.csv", "a,b\n1,2\n", None, r"expected columns text in .*got a, b: name them with --field"),
+        ("a.csv", "a,b\n1,2\n", ["c"], r"expected columns c in .*got a, b"),
+        ("a.csv", "text,text\n1,2\n", None, r"expected columns text in .*got text, text"),
+        ("a.csv", "text,b\n1,2\n3\n", None, r"expected 2 columns in line 3 of .*a\.csv, got 1"),
+        ("a.tsv", "text\tb\n1\t2\n3\t4\t5\n", None, r"expected 2 columns in line 3 of .*a\.tsv, got 3"),
+        ("a.csv", 'text\n"never closed\nand on\n', None, r"expected CSV in line 3 of .*a\.csv, got unexpected end of data"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, name, content, given, message):
+    with pytest.raises(InputError, match=message):
+        values(write(tmp_path / name, content), TEXT, given)
+
+
+def test_a_line_without_end_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 100)
+    with pytest.raises(InputError, match=r"lines of at most 100 bytes, got a longer one: line 2 of .*a\.txt"):
+        values(write(tmp_path / "a.txt", "One.\n" + "x" * 101))
+    with pytest.raises(InputError, match="field larger than field limit"):
+        values(write(tmp_path / "a.csv", 'text\n"' + "never closed\n" * 20))
+
+
+def test_rows_come_one_at_a_time(tmp_path):
+    rows = iter(source(write(tmp_path / "a.txt", b"One.\nTwo.\n\xff")))
+    assert [next(rows).value, next(rows).value] == ["One.", "Two."]
+    with pytest.raises(InputError):
+        next(rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "kind", "message"),
+    [
+        (TEXT, None, "xml", "expected a format among text, jsonl, csv, tsv, got 'xml'"),
+        (PAIR, ["a"], "jsonl", r"expected 2 field\(s\), first and second, got 1: a"),
+        (PAIR, None, "text", "expected jsonl, csv or tsv with first and second, got plain text"),
+        (TEXT, ["a"], "text", "expected jsonl, csv or tsv beside a named field"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tmp_path, fields, given, kind, message):
+    with pytest.raises(InputError, match=message):
+        source(write(tmp_path / "a.txt", "One."), fields, given, kind)
+
+
+def test_the_standard_input(monkeypatch):
+    def stdin(content: str):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+
+    stdin("One.\nTwo.\n")
+    assert [(row.value, row.place) for row in source(None)] == [
+        ("One.", "line 1 of the standard input"),
+        ("Two.", "line 2 of the standard input"),
+    ]
+    stdin('{"first": "A", "second": "B"}\n')
+    assert values(None, PAIR) == [("A", "B")]
+    stdin("first\tsecond\nA\tB\n")
+    assert values(None, PAIR, None, "tsv") == [("A", "B")]
+
+
+def test_an_absent_file_is_met_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        source(tmp_path / "absent.txt")
