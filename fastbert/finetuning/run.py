@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
-
 from fastbert.files import write_whole
 
 from .data import DataOptions, TaskData
@@ -24,7 +23,6 @@ from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, wri
 TASKS = ("classify", "pair", "qa", "tag", "choice")
 PAPER = {"batch_size": (16, 32), "learning_rate": (5e-5, 4e-5, 3e-5, 2e-5), "epochs": (2.0, 3.0, 4.0)}
 IDENTITY, RUNS, MODEL = "finetune.json", "runs", "model"
-OURS = {REPORT, CURVES, CONFUSION, IDENTITY, RUNS}
 
 
 @dataclass(frozen=True)

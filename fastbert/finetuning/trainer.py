@@ -41,7 +41,7 @@ class FineTuner(Trainer):
             self.add_callback(_Bar())
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The task's metrics, by the model as it is; `metrics` and `outputs` are then the last ones. Other data is not supported."""
+        """The metrics of the model as it is, which `metrics` and `outputs` then hold. Other data is not supported."""
         if eval_dataset is not None:
             raise ValueError("expected no other evaluation data than the task's, got some")
         begin = time.perf_counter()

@@ -81,9 +81,8 @@ def _question(entry: Any, context: str, file: Path, place: str, labelled: bool) 
 def _text(values: Any, name: str, file: Path, place: str) -> str:
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, str) or not value.strip():
-        raise InputError(
-            f"expected text as {name}, got {'an empty one' if isinstance(value, str) else value!r} in {file}, {place}"
-        )
+        got = "an empty one" if isinstance(value, str) else repr(value)
+        raise InputError(f"expected text as {name}, got {got} in {file}, {place}")
     return value
 
 
