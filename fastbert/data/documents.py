@@ -231,12 +231,15 @@ def _import_datasets(name: str) -> Any:
 
 def _read_hub(name: str) -> Iterator[Document]:
     data_set, config, split, column = _parse_hub(name)
+    number = 0
     try:
-        rows = _import_datasets(name).load_dataset(data_set, config, split=split, streaming=True)
-    except ValueError as error:
-        raise DataError(f"expected a data set that can be read as {name}, got {error}") from error
-    for number, row in enumerate(rows, 1):
-        if column not in row:
-            raise DataError(f"expected a column `{column}` in {name}, got {sorted(row)}")
-        value = row[column]
-        yield Document(_split(value, f"row {number} of {name}", text=not isinstance(value, list)), number)
+        for row in _import_datasets(name).load_dataset(data_set, config, split=split, streaming=True):
+            number += 1
+            if column not in row:
+                raise DataError(f"expected a column `{column}` in {name}, got {sorted(row)}")
+            value = row[column]
+            yield Document(_split(value, f"row {number} of {name}", text=not isinstance(value, list)), number)
+    except DataError:
+        raise
+    except ValueError as error:  # what datasets says of a split, a configuration or a file that is not as the others
+        raise DataError(f"expected a data set that can be read as {name}, got at row {number + 1}: {error}") from error

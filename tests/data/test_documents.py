@@ -181,3 +181,21 @@ def test_real_text_keeps_its_documents(name, lines):
     text = (DATA / name).read_text(encoding="utf-8")
     assert documents == [part.split("\n") for part in text.strip("\n").split("\n\n")]
     assert lines is None or sum(map(len, documents)) == lines
+
+
+def test_a_data_set_is_read_by_the_library_itself(tmp_path):
+    """A folder is a data set too: the same streaming as from the hub, without a network."""
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    (tmp_path / "books").mkdir()
+    rows = [{"text": "One.\nTwo.", "body": ["Four."]}, {"text": "Three.", "body": ["Five.", "Six."]}]
+    for split in ("train", "test"):
+        write(tmp_path / "books" / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read(f"hf:{tmp_path / 'books'}") == [["One.", "Two."], ["Three."]]
+    assert read(f"hf:{tmp_path / 'books'}:test:body") == [["Four."], ["Five.", "Six."]]
+    with pytest.raises(DataError, match=r"expected a column `words` in .*:words, got \['body', 'text'\]"):
+        read(f"hf:{tmp_path / 'books'}:test:words")
+    with pytest.raises(DataError, match="expected a data set that can be read as hf:.*:dev"):
+        read(f"hf:{tmp_path / 'books'}:dev")
+    write(tmp_path / "books" / "test.jsonl", '{"other": 1}\n')
+    with pytest.raises(DataError, match="got at row 1: Couldn't cast"):
+        read(f"hf:{tmp_path / 'books'}:test")
