@@ -194,7 +194,7 @@ def test_a_data_set_is_read_by_the_library_itself(tmp_path):
     assert read(f"hf:{tmp_path / 'books'}:test:body") == [["Four."], ["Five.", "Six."]]
     with pytest.raises(DataError, match=r"expected a column `words` in .*:words, got \['body', 'text'\]"):
         read(f"hf:{tmp_path / 'books'}:test:words")
-    with pytest.raises(DataError, match="expected a data set that can be read as hf:.*:dev"):
+    with pytest.raises(DataError, match=r"expected a data set that can be read as hf:.*:dev"):
         read(f"hf:{tmp_path / 'books'}:dev")
     write(tmp_path / "books" / "test.jsonl", '{"other": 1}\n')
     with pytest.raises(DataError, match="got at row 1: Couldn't cast"):
