@@ -168,6 +168,7 @@ def _arguments(setting: Setting, steps: int, folder: Path, precision: str, conso
         eval_strategy="epoch",
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         disable_tqdm=not console.is_terminal,
         report_to=[],

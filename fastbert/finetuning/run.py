@@ -21,7 +21,7 @@ from .data import DataOptions, TaskData
 from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, write_report
 
 TASKS = ("classify", "pair", "qa", "tag", "choice")
-PAPER = {"batch_size": (16, 32), "learning_rate": (5e-5, 4e-5, 3e-5, 2e-5), "epochs": (2.0, 3.0, 4.0)}
+PAPER_BATCH_SIZES, PAPER_LEARNING_RATES, PAPER_EPOCHS = (16, 32), (5e-5, 4e-5, 3e-5, 2e-5), (2.0, 3.0, 4.0)
 IDENTITY, RUNS, MODEL = "finetune.json", "runs", "model"
 
 
@@ -44,9 +44,9 @@ def paper_grid(setting: Setting) -> tuple[Setting, ...]:
     """The settings of the paper (section 4 and appendix A.3); the rest as in `setting`."""
     return tuple(
         replace(setting, batch_size=batch_size, learning_rate=rate, epochs=epochs)
-        for batch_size in PAPER["batch_size"]
-        for rate in PAPER["learning_rate"]
-        for epochs in PAPER["epochs"]
+        for batch_size in PAPER_BATCH_SIZES
+        for rate in PAPER_LEARNING_RATES
+        for epochs in PAPER_EPOCHS
     )
 
 

@@ -20,6 +20,8 @@ class FineTuner(Trainer):
     Of `args`, the batch size is that of training only.
     """
 
+    control: Any
+
     def __init__(
         self,
         model: nn.Module,

@@ -1,0 +1,81 @@
+"""A tiny checkpoint, whose large weights learn in few steps, and small files of every task that can be learned."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+WORDS = "red green blue dog cat bird runs sleeps sings in paris rome anna bob who where ? .".split()
+TINY = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+    initializer_range=0.2,
+)  # fmt: skip
+COLORS, ANIMALS, PEOPLE, CITIES = ["red", "green", "blue"], ["dog", "cat", "bird"], ["anna", "bob"], ["paris", "rome"]
+
+
+def write_checkpoint(folder: Path, library: Any = transformers, class_name: str = "BertModel", **values: Any) -> Path:
+    folder.mkdir(parents=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **{**TINY, **values})
+    getattr(library, class_name)(config).save_pretrained(folder)
+    return folder
+
+
+def sentence(rng: random.Random) -> tuple[str, str, str]:
+    color, animal = rng.choice(COLORS), rng.choice(ANIMALS)
+    filler = " ".join(rng.choice(["in", "runs", "sings", "."]) for _ in range(rng.randint(0, 6)))
+    return color, animal, f"{color} {animal} {filler}".strip()
+
+
+def write_files(folder: Path, task: str, count: int = 64) -> tuple[Path, Path]:
+    """(training, evaluation) files of a task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(folder, "train", task, random.Random(0), count), _write(folder, "eval", task, random.Random(1), count // 2)
+
+
+def _write(folder: Path, part: str, task: str, rng: random.Random, count: int) -> Path:
+    rows = [sentence(rng) for _ in range(count)]
+    if task == "classify":
+        return _text(folder / f"{part}.csv", "text,label\n" + "".join(f"{text},{color}\n" for color, _, text in rows))
+    if task == "pair":
+        lines = [f"{text}\t{other}\t{'same' if color == other else 'other'}" for color, _, text in rows for other in COLORS[:2]]
+        return _text(folder / f"{part}.tsv", "\n".join(["premise\thypothesis\tlabel", *lines]))
+    if task == "regression":
+        scores = {"red": 0.5, "green": 2.0, "blue": 3.5}
+        return _text(
+            folder / f"{part}.csv", "sentence1,sentence2,score\n" + "".join(f"{t},{a},{scores[c]}\n" for c, a, t in rows)
+        )
+    if task == "choice":
+        lines = [json.dumps({"context": text, "choices": COLORS, "label": COLORS.index(color)}) for color, _, text in rows]
+        return _text(folder / f"{part}.jsonl", "\n".join(lines))
+    if task == "tag":
+        sentences = []
+        for _, animal, _ in rows:
+            person, city = rng.choice(PEOPLE), rng.choice(CITIES)
+            sentences.append(f"{person} B-PER\nin O\n{city} B-LOC\n{city} I-LOC\n{animal} O\n")
+        return _text(folder / f"{part}.conll", "\n".join(sentences))
+    assert task in ("qa", "qa2")
+    paragraphs = []
+    for number, (_, animal, _) in enumerate(rows):
+        person, city = rng.choice(PEOPLE), rng.choice(CITIES)
+        context = f"the {animal} sleeps . {person} sings in {city} . "
+        asked = [
+            {"id": f"{number}-a", "question": "who ?", "answers": [{"text": person, "answer_start": context.index(person)}]},
+            {"id": f"{number}-b", "question": "where ?", "answers": [{"text": city, "answer_start": context.index(city)}]},
+        ]
+        if task == "qa2":
+            asked.append({"id": f"{number}-c", "question": "blue ?", "answers": [], "is_impossible": True})
+        paragraphs.append({"context": context, "qas": asked})
+    return _text(folder / f"{part}.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+
+
+def _text(file: Path, content: str) -> Path:
+    file.write_text(content, encoding="utf-8")
+    return file
