@@ -5,7 +5,7 @@ two exist, so memory does not grow with the input. Within a window sequences are
 into batches of a budget of tokens; nothing is padded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -104,7 +104,7 @@ class Task(Generic[Result]):
 
 def stream(
     task: Task[Result], rows: Iterable[Row], *, batch_tokens: int | None = None, report: Report | None = None
-) -> Iterator[tuple[Row, Result]]:
+) -> Generator[tuple[Row, Result], None, None]:
     """Each row and its result, in the order of the rows, which are read lazily.
 
     batch_tokens: most tokens of a batch, unless one sequence has more; None for BATCH_TOKENS of the device.
@@ -117,7 +117,9 @@ def stream(
     return _stream(task, iter(rows), budget, report)
 
 
-def _stream(task: Task[Result], rows: Iterator[Row], budget: int, report: Report | None) -> Iterator[tuple[Row, Result]]:
+def _stream(
+    task: Task[Result], rows: Iterator[Row], budget: int, report: Report | None
+) -> Generator[tuple[Row, Result], None, None]:
     windows = _Windows(task, rows, budget)
     done = 0
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:

@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_where_it_was(call, file, tmp_path, monkeypat
     assert f"--resume goes on behind row {state['rows']}" in done.stderr
     assert not out.exists()
     with (tmp_path / f"{name}.partial").open("ab") as partial:
-        partial.write(b"half a row that nothing vouches for")
+        partial.write(b"rows that nothing vouches for" * 4096)
 
     refused = call("embed", "BertModel", *options, "--out", out, status=2)
     assert "go on with --resume, or delete it" in refused.stderr

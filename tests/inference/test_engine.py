@@ -1,6 +1,7 @@
 """The stream: order, budget, bounds, one alone as among many."""
 
 import threading
+import time
 from itertools import count, islice
 
 import numpy as np
@@ -125,6 +126,21 @@ def test_rows_are_read_within_a_bounded_window(task, monkeypatch):
     stopped_at = read
     assert not [thread for thread in task.threads if thread.is_alive()]
     assert read == stopped_at
+
+
+def test_a_stream_that_is_left_reads_no_further(task, monkeypatch):
+    monkeypatch.setattr(engine, "FIRST_WINDOW_BATCHES", 1)
+
+    def slow():
+        for number in count():
+            time.sleep(0.1 if number > 512 else 0.0)
+            yield "the cat"
+
+    results = stream(task, rows_of(slow()), batch_tokens=512)
+    next(results)
+    start = time.monotonic()
+    results.close()  # the window begun has 512 rows more
+    assert time.monotonic() - start < 20
 
 
 def test_one_long_text_ends_a_window(task, monkeypatch):
