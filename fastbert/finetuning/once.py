@@ -91,7 +91,7 @@ def run_once(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        trainer = FineTuner(model, _arguments(setting, steps, partial, precision, console), task, show=show)
+        trainer = FineTuner(model, training_arguments(setting, steps, partial, precision, console), task, show=show)
         trainer.train()
         history, outputs, metrics = trainer.state.log_history, trainer.outputs, trainer.metrics
         report = {
@@ -153,7 +153,9 @@ def _save(trainer: Any, task: TaskData, checkpoint: Checkpoint, partial: Path, f
         file.replace(folder / file.name)
 
 
-def _arguments(setting: Setting, steps: int, folder: Path, precision: str, console: Console) -> transformers.TrainingArguments:
+def training_arguments(
+    setting: Setting, steps: int, folder: Path, precision: str, console: Console
+) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=setting.batch_size,

@@ -22,6 +22,7 @@ from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, wri
 
 TASKS = ("classify", "pair", "qa", "tag", "choice")
 PAPER_BATCH_SIZES, PAPER_LEARNING_RATES, PAPER_EPOCHS = (16, 32), (5e-5, 4e-5, 3e-5, 2e-5), (2.0, 3.0, 4.0)
+NEEDED = {"accelerate": "accelerate", "sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval"}
 IDENTITY, RUNS, MODEL = "finetune.json", "runs", "model"
 
 
@@ -198,8 +199,9 @@ def _deviation(scores: Sequence[float]) -> float | None:
 
 
 def _check_machine(options: Options) -> None:
-    if importlib.util.find_spec("accelerate") is None:
-        raise InputError("expected accelerate for training, got none installed: pip install 'fastbert-triton[train]'")
+    for library, name in NEEDED.items():
+        if importlib.util.find_spec(library) is None:
+            raise InputError(f"expected {name} for fine-tuning, got none installed: pip install 'fastbert-triton[train]'")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}")
     if torch.cuda.device_count() > 1:

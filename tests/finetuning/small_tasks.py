@@ -5,8 +5,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+
+from fastbert.finetuning.features import Feature
 
 WORDS = "red green blue dog cat bird runs sleeps sings in paris rome anna bob who where ? .".split()
 TINY = dict(
@@ -79,3 +82,27 @@ def _write(folder: Path, part: str, task: str, rng: random.Random, count: int) -
 def _text(file: Path, content: str) -> Path:
     file.write_text(content, encoding="utf-8")
     return file
+
+
+def padded(features: list[Feature]) -> dict[str, torch.Tensor]:
+    """A batch of features as transformers takes it."""
+    rows = [sequence for feature in features for sequence in feature.sequences]
+    longest = max(len(ids) for ids, _ in rows)
+
+    def fill(arrays: list[np.ndarray], value: int) -> torch.Tensor:
+        return torch.tensor(np.array([np.pad(one, (0, longest - len(one)), constant_values=value) for one in arrays])).long()
+
+    batch = {
+        "input_ids": fill([ids for ids, _ in rows], 0),
+        "token_type_ids": fill([types for _, types in rows], 0),
+        "attention_mask": fill([np.ones_like(ids) for ids, _ in rows], 0),
+    }
+    if len(features[0].sequences) > 1:
+        batch = {name: value.view(len(features), -1, longest) for name, value in batch.items()}
+    for name, value in features[0].labels.items():
+        values = [feature.labels[name] for feature in features]
+        if isinstance(value, np.ndarray):
+            batch[name] = fill(values, -100)
+        else:
+            batch[name] = torch.tensor(values, dtype=torch.float32 if isinstance(value, float) else torch.int64)
+    return batch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_tasks import write_files
+from small_tasks import padded, write_files
 
 from fastbert.checkpoints import open_checkpoint
 from fastbert.finetuning.data import DataOptions
@@ -19,30 +19,6 @@ def task_of(kind, tmp_path, checkpoint):
     train, evaluation = write_files(tmp_path, kind, count=16)
     name = {"regression": "pair", "qa2": "qa"}.get(kind, kind)
     return load_task(name, DataOptions(train, evaluation, max_length=32), open_checkpoint(checkpoint))
-
-
-def padded(features):
-    """The batch as transformers takes it."""
-    rows = [sequence for feature in features for sequence in feature.sequences]
-    longest = max(len(ids) for ids, _ in rows)
-
-    def fill(arrays, value):
-        return torch.tensor(np.array([np.pad(one, (0, longest - len(one)), constant_values=value) for one in arrays])).long()
-
-    batch = {
-        "input_ids": fill([ids for ids, _ in rows], 0),
-        "token_type_ids": fill([types for _, types in rows], 0),
-        "attention_mask": fill([np.ones_like(ids) for ids, _ in rows], 0),
-    }
-    if len(features[0].sequences) > 1:
-        batch = {name: value.view(len(features), -1, longest) for name, value in batch.items()}
-    for name, value in features[0].labels.items():
-        values = [feature.labels[name] for feature in features]
-        if isinstance(value, np.ndarray):
-            batch[name] = fill(values, -100)
-        else:
-            batch[name] = torch.tensor(values, dtype=torch.float32 if isinstance(value, float) else torch.int64)
-    return batch
 
 
 @pytest.mark.parametrize("kind", KINDS)
