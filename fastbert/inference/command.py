@@ -122,10 +122,16 @@ def _write(
     if first:
         say(f"{output.partial}: goes on behind row {first:,}")
     output.begin()
+
+    def tell(done: float) -> None:
+        output.keep()
+        if report is not None:
+            report(done)
+
     try:
         with (
             _progress(total, first) as report,
-            closing(stream(task, islice(rows, first, None), batch_tokens=batch_tokens, report=report)) as results,
+            closing(stream(task, islice(rows, first, None), batch_tokens=batch_tokens, report=tell)) as results,
         ):
             for row, result in results:
                 output.write(to_bytes(row, result))

@@ -69,7 +69,10 @@ class Output:
     def write(self, row: bytes) -> None:
         self._handle.write(row)
         self.rows += 1
-        if time.monotonic() - self._saved >= SAVE_SECONDS:
+
+    def keep(self) -> None:
+        """Saves where the last time is a while ago. Rows come in bursts: to be called between them."""
+        if self.rows > self._saved_rows and time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -78,7 +81,7 @@ class Output:
         os.fsync(self._handle.fileno())
         content = {"identity": self.identity, "rows": self.rows, "bytes": self._handle.tell()}
         write_whole(self.state, json.dumps(content, indent=1) + "\n")
-        self._saved = time.monotonic()
+        self._saved, self._saved_rows = time.monotonic(), self.rows
 
     def finish(self) -> None:
         """The file under its name, whole."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,28 @@ def test_a_killed_run_is_resumed(checkpoints, tmp_path, sentences):
     assert "goes on behind row" in done.stderr
     expected = embed(sentences * 60, checkpoints["BertModel"], **FP32)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+def test_all_rows_that_are_done_are_saved_while_the_next_are_computed(call, file, tmp_path, monkeypatch):
+    """Rows come in bursts, a window at a time; a kill between bursts loses none of the last one."""
+    clock = [0.0]  # ten seconds for each forward, none for a burst
+    monkeypatch.setattr(outputs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    calls = interrupted(monkeypatch, 10**6)
+    states, written = [], []
+    write, state = outputs.Output.write, tmp_path / "a.npy.partial.json"
+    monkeypatch.setattr(outputs.Output, "write", lambda self, row: (written.append(row), write(self, row)))
+    forward = Embedding.forward
+
+    def looking(self, batch):
+        clock[0] += 10.0
+        if calls:
+            states.append((json.loads(state.read_text())["rows"], len(written)))
+        return forward(self, batch)
+
+    monkeypatch.setattr(Embedding, "forward", looking)
+    call("embed", "BertModel", "--file", file, "--batch-tokens", 64, "--out", tmp_path / "a.npy")
+    kept = [saved for saved, done in states if saved == done]
+    assert len(set(kept)) > 4  # one for each burst, whole
 
 
 def test_a_bad_row_is_met_before_anything_is_written(call, tmp_path):
