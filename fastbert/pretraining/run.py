@@ -304,6 +304,11 @@ def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, 
             f"{phase.shards.folder}: {phase.steps:,} steps, {phase.steps / phase.plan.steps_per_epoch:.1f} epochs of "
             f"{len(phase.shards):,} samples; fill rate {np.sum(phase.shards.lengths) / padded:.2f}, padding never computed"
         )
+        if options.recipe.static_masking and phase.shards.meta.options.get("duplicates") == 1:
+            console.print(
+                f"[yellow]{phase.shards.folder} has each document once, and static masking masks it always in the same places; "
+                "the original recipe has each ten times, masked differently: fastbert prepare --duplicates 10[/]"
+            )
 
 
 class StuckAtFrequencies(TrainerCallback):

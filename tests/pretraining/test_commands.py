@@ -48,15 +48,20 @@ def test_text_becomes_a_checkpoint_in_three_commands(tmp_path):
         ["masks", "data"],
         ["pretrain", "--data", "data", "--steps", "3", "--held-out", "held", "--config", "config.json", "--out", "run",
          "--batch-tokens", "1024", "--micro-batch-tokens", "512", "--evaluate-every", "3", "--log-every", "1",
-         "--workers", "0"],
+         "--workers", "0", "--preset", "google-2018", "--warmup-steps", "1"],
     ):  # fmt: skip
         done = fastbert(tmp_path, *words)
         assert done.returncode == 0, done.stderr[-2000:]
     assert "3 steps of 1,024 tokens" in done.stdout
+    assert "unlike the preset modern, masks: those of epoch 0 in every epoch (static)" in done.stdout
+    assert "data has each document once" in done.stdout
     assert "finished: run/checkpoint-3" in done.stdout
     assert transformers.BertForPreTraining.from_pretrained(tmp_path / "run" / "checkpoint-3").config.vocab_size <= 200
     history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert {"eval_mlm_loss", "eval_perplexity", "eval_mlm_accuracy", "eval_next_sentence_accuracy"} <= set(history[-1])
+    reading = next(entry for entry in reversed(history) if "loss" in entry)
+    assert 0 < reading["mfu"]
+    assert 0 <= reading["padding_skipped"] < 1
     assert Shards(tmp_path / "data").meta.audit["entropy"] > 3  # what the plot and the warning compare the loss with
 
 
