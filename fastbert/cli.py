@@ -11,6 +11,8 @@ import typer
 from .console import console, plain_errors
 from .data import cli as data
 from .files import write_whole
+from .finetuning import cli as finetuning
+from .inference import cli as inference
 from .pretraining import cli as pretraining
 
 app = typer.Typer(
@@ -102,6 +104,13 @@ app.command()(data.prepare)
 app.command()(pretraining.pretrain)
 app.command()(pretraining.masks)
 app.command()(pretraining.replay)
+app.command()(finetuning.finetune)
+app.command()(inference.embed)
+app.command()(inference.fill_mask)
+app.command("next")(inference.next_sentence)
+app.command()(inference.classify)
+app.command()(inference.tag)
+app.command()(inference.answer)
 
 
 def _write_json(file: Path, content: dict) -> None:
