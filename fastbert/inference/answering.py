@@ -1,7 +1,7 @@
 """The part of a context of any length that answers a question."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from ..tasks.windows import MAX_QUESTION_LENGTH, QA_MAX_LENGTH, QA_STRIDE, quest
 from .classification import is_pair
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load, require_offsets
+from .saved import Saved
 
 CLASSES = ("BertForQuestionAnswering",)
 Found = list[dict[str, Any]]
@@ -26,20 +27,27 @@ class Answering(Task[Found]):
         model: Model,
         *,
         top: int = 1,
-        null_threshold: float | None = None,
-        max_length: int = QA_MAX_LENGTH,
+        null_threshold: float | Literal["saved"] | None = "saved",
+        max_length: int | None = None,
         stride: int | None = None,
-        max_answer_length: int = MAX_ANSWER_LENGTH,
+        max_answer_length: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if top < 1 or max_answer_length < 1:
-            raise InputError(f"expected top and max_answer_length of at least 1, got {top} and {max_answer_length}")
         super().__init__(load(model, CLASSES, device=device, dtype=dtype))
         require_offsets(self.loaded)
-        self.top, self.null_threshold, self.max_answer_length = top, null_threshold, max_answer_length
-        self.max_length = min(max_length, self.loaded.limit)
-        self.stride = min(QA_STRIDE, self.max_length // 3) if stride is None else stride
+        self.saved = Saved(self.loaded, "qa")
+        self.max_length, self.stride = self.saved.lengths(max_length, stride, (QA_MAX_LENGTH, QA_STRIDE))
+        self.top, self.max_answer_length = top, self.saved.take("max_answer_length", max_answer_length, MAX_ANSWER_LENGTH)
+        if top < 1 or self.max_answer_length < 1:
+            raise InputError(f"expected top and max_answer_length of at least 1, got {top} and {self.max_answer_length}")
+        self.null_threshold: float | None
+        if isinstance(null_threshold, str):
+            # Fine-tuning with questions that have no answer scores with 0 until evaluation finds a better one.
+            usual = 0.0 if self.saved.take("with_none", None, False) else None
+            self.null_threshold = self.saved.take("null_threshold", None, usual)
+        else:
+            self.null_threshold = null_threshold
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
         for row in rows:
@@ -89,10 +97,10 @@ def answer(
     model: Model,
     *,
     top: int = 1,
-    null_threshold: float | None = None,
-    max_length: int = QA_MAX_LENGTH,
+    null_threshold: float | Literal["saved"] | None = "saved",
+    max_length: int | None = None,
     stride: int | None = None,
-    max_answer_length: int = MAX_ANSWER_LENGTH,
+    max_answer_length: int | None = None,
     batch_tokens: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -101,9 +109,11 @@ def answer(
 
     Each is {"answer": context[start:end], "score": probability among the 20 best (or `top`) spans, "start", "end": in
     characters}; none where the context is empty. Texts are read in windows of max_length tokens that share `stride` (None for
-    128 or a third of the window), so no part of a context is lost.
-    questions, contexts: as many of one as of the other. null_threshold: None always answers; a number lets a SQuAD 2.0 model
-    say that there is no answer, as an empty one that comes first, where that scores better than the best answer by more.
+    128 or a third of the window), so no part of a context is lost. Where the checkpoint was fine-tuned by fastbert, None means
+    the lengths, and "saved" the null_threshold, that it holds.
+    questions, contexts: as many of one as of the other. null_threshold: None always answers, as "saved" does where
+    nothing is saved; a number lets a SQuAD 2.0 model say that there is no answer, as an empty one that comes first, where that
+    scores better than the best answer by more.
     model: a name, a folder or (model, tokenizer) of class BertForQuestionAnswering. max_answer_length: in tokens.
     batch_tokens, device, dtype: as of `fastbert.embed`. Warns of empty texts and of questions that were cut. Raises
     InputError, naming the row or the checkpoint, for what cannot be run.

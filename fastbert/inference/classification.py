@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checkpoints import InputError
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load
+from .saved import Saved
 from .tokenizing import Encoder
 
 CLASSES = ("BertForSequenceClassification",)
@@ -25,6 +26,7 @@ class Classification(Task[Labels]):
         *,
         top: int | None = 1,
         long: str = "truncate",
+        max_length: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -41,7 +43,9 @@ class Classification(Task[Labels]):
             self.activation = "softmax"
         self.labels: dict[int, str] = config.id2label
         self.top = config.num_labels if top is None else min(top, config.num_labels)
-        self._encoder = Encoder(self.loaded, self.notes, long)
+        self.saved = Saved(self.loaded, "classify", "pair")
+        self._encoder = Encoder(self.loaded, self.notes, long, self.saved.length(max_length, self.loaded.limit))
+        self.max_length = self._encoder.limit
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
         return [[one] for one in self._encoder(rows)]
@@ -67,6 +71,7 @@ def classify(
     *,
     top: int | None = 1,
     long: str = "truncate",
+    max_length: int | None = None,
     batch_tokens: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -76,12 +81,13 @@ def classify(
     Each is {"label", "score"}: softmax over the labels, a sigmoid of each where the checkpoint is multi-label or has a single
     output, the value itself where it is a regression. top: None for all labels.
     model: a name, a folder or (model, tokenizer) of class BertForSequenceClassification. long: what to do with a text over the
-    model's limit, "truncate" (of a pair the longer text first) or "error". batch_tokens, device, dtype: as of
+    limit, "truncate" (of a pair the longer text first) or "error". max_length: that limit, in tokens; None for the one that
+    fastbert fine-tuned the checkpoint with, else the model's. batch_tokens, device, dtype: as of
     `fastbert.embed`. Warns, with a count and the first rows, of texts that were cut and that are empty. Raises InputError,
     naming the row or the checkpoint, for what cannot be run.
     """
     single = isinstance(texts, str) or is_pair(texts)
-    task = Classification(model, top=top, long=long, device=device, dtype=dtype)
+    task = Classification(model, top=top, long=long, max_length=max_length, device=device, dtype=dtype)
     found = [labels for _, labels in stream(task, rows_of([texts] if single else texts), batch_tokens=batch_tokens)]
     task.notes.warn()
     return found[0] if single else found

@@ -47,6 +47,10 @@ class Long(str, Enum):
 
 
 PrecisionOption = Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=3, help="Tokens of an input or window. Default: as it was fine-tuned, else the model's.")
+]
+Stride = Annotated[int | None, typer.Option(min=0, help="Tokens that windows share. Default: as it was fine-tuned, else 128.")]
 LongOption = Annotated[Long, typer.Option("--long", help="A text over the model's limit: cut it and count, or stop.")]
 
 
@@ -138,6 +142,7 @@ def classify(
     out: Out = None,
     resume: Resume = False,
     long: LongOption = Long.truncate,
+    max_length: MaxLength = None,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
@@ -149,10 +154,11 @@ def classify(
     with plain_errors():
         fields = ("first", "second") if pairs else ("text",)
         rows = command.pick(texts or [], fields, file, field, format_)
-        task = Classification(model, top=top or None, long=long.value, dtype=_dtype(precision))
+        task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=_dtype(precision))
         command.run(
             task, rows, record=show.classification, table=show.classifications, out=out, resume=resume,
-            options={"command": "classify", "top": top, "long": long.value}, batch_tokens=batch_tokens,
+            options={"command": "classify", "top": top, "long": long.value, "max_length": task.max_length},
+            batch_tokens=batch_tokens,
         )  # fmt: skip
 
 
@@ -194,6 +200,12 @@ def tag(
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    max_length: MaxLength = None,
+    stride: Stride = None,
+    characters: Annotated[
+        bool | None,
+        typer.Option("--characters/--words", help="A tag per character. Default: as fine-tuned, else words."),
+    ] = None,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
@@ -204,8 +216,8 @@ def tag(
 
     with plain_errors():
         rows = command.pick(texts or [], ("text",), file, field, format_)
-        task = Tagging(model, dtype=_dtype(precision))
-        options = {"command": "tag", "stride": task.stride}
+        task = Tagging(model, max_length=max_length, stride=stride, characters=characters, dtype=_dtype(precision))
+        options = {"command": "tag", "max_length": task.max_length, "stride": task.stride, "characters": task.characters}
         counts = {"words": 0, "entities": 0}
 
         def record(row: Any, result: Any) -> dict[str, Any]:
@@ -230,24 +242,39 @@ def answer(
     null_threshold: Annotated[
         float | None, typer.Option(help="Let the model say that there is no answer (SQuAD 2.0) where that is better by more.")
     ] = None,
+    always: Annotated[
+        bool, typer.Option("--always-answer", help="Even where the checkpoint was fine-tuned to say that there is no answer.")
+    ] = False,
     file: File = None,
     field: Field = None,
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    max_length: MaxLength = None,
+    stride: Stride = None,
+    max_answer_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer. Default: as it was fine-tuned, else 30.")
+    ] = None,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
     """Find the answer to a question in a context of any length. Files have the fields `question` and `context`."""
+    from ..checkpoints import InputError
     from ..console import plain_errors
     from . import command, show
     from .answering import Answering
 
     with plain_errors():
+        if always and null_threshold is not None:
+            raise InputError("expected --null-threshold or --always-answer, got both")
         rows = command.pick(texts or [], ("question", "context"), file, field, format_)
-        task = Answering(model, top=top, null_threshold=null_threshold, dtype=_dtype(precision))
-        options: dict[str, Any] = {"command": "answer", "top": top, "null_threshold": null_threshold}
-        options |= {"max_length": task.max_length, "stride": task.stride}
+        threshold: Any = null_threshold if always or null_threshold is not None else "saved"
+        task = Answering(
+            model, top=top, null_threshold=threshold, max_length=max_length, stride=stride,
+            max_answer_length=max_answer_length, dtype=_dtype(precision),
+        )  # fmt: skip
+        options: dict[str, Any] = {"command": "answer", "top": top, "null_threshold": task.null_threshold}
+        options |= {"max_length": task.max_length, "stride": task.stride, "max_answer_length": task.max_answer_length}
         command.run(
             task, rows, record=show.answering, table=show.answerings, out=out, resume=resume, options=options,
             batch_tokens=batch_tokens,

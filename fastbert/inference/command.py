@@ -80,6 +80,9 @@ def run(
     if out is not None:
         identity = {"input": _input(rows), "model": _model(task), "options": options, "fastbert": __version__}
         output = Output(out, identity, resume=resume, **({} if raw is None else {"header": raw[0]}))
+    saved = getattr(task, "saved", None)
+    if saved is not None and saved.line:
+        say(saved.line)
     total: int | None = len(rows) if isinstance(rows, list) else None
     if isinstance(rows, Source) and rows.file is not None:
         total = 0

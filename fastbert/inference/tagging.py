@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import InputError
+from ..tasks.tagged import split_characters
 from ..tasks.tags import OUTSIDE, spans, word_logits, word_tags
 from ..tasks.windows import WordWindow, split_words, word_windows
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load, require_offsets
+from .saved import Saved
 
 CLASSES = ("BertForTokenClassification",)
 STRIDE = 128
@@ -30,7 +32,9 @@ class Tagging(Task[dict[str, Any]]):
         self,
         model: Model,
         *,
+        max_length: int | None = None,
         stride: int | None = None,
+        characters: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -39,15 +43,18 @@ class Tagging(Task[dict[str, Any]]):
         names: dict[int, str] = self.loaded.config.id2label
         self.labels = [names[number] for number in range(self.loaded.config.num_labels)]
         self.has_entities = all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in self.labels)
-        self.stride = min(STRIDE, self.loaded.limit // 3) if stride is None else stride
+        self.saved = Saved(self.loaded, "tag")
+        self.max_length, self.stride = self.saved.lengths(max_length, stride, (self.loaded.limit, STRIDE))
+        self.characters: bool = self.saved.take("characters", characters, False)
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
         for row in rows:
             self._check(row)
-        split = split_words(self.loaded.tokenizer, [row.value for row in rows])
+        texts = [row.value for row in rows]
+        split = [split_characters(one) for one in texts] if self.characters else split_words(self.loaded.tokenizer, texts)
         found: list[list[Encoded]] = [[] for _ in rows]
         words = [words for words, _ in split]
-        for window in word_windows(self.loaded.tokenizer, words, max_length=self.loaded.limit, stride=self.stride):
+        for window in word_windows(self.loaded.tokenizer, words, max_length=self.max_length, stride=self.stride):
             extra = _Words(window, *split[window.example])
             found[window.example].append(Encoded(window.input_ids, window.token_type_ids, extra))
         return found
@@ -84,7 +91,9 @@ def tag(
     texts: str | Iterable[str],
     model: Model,
     *,
+    max_length: int | None = None,
     stride: int | None = None,
+    characters: bool | None = None,
     batch_tokens: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -94,12 +103,14 @@ def tag(
     Of a text: {"words", "tags": one per word, "scores": the tag's probability, "entities": a list}. An entity is
     {"entity_group", "score": mean over its words, "word": text[start:end], "start", "end": in characters}; there are none where
     the labels are not O, B- and I-. Words are what BERT takes apart at blanks and punctuation; the tag is that of the first
-    piece. A text over the model's limit is read in windows, and each word tagged where it has most context.
-    model: a name, a folder or (model, tokenizer) of class BertForTokenClassification. stride: tokens that windows share; None
-    for 128 or a third of the limit. batch_tokens, device, dtype: as of `fastbert.embed`. Warns of empty texts. Raises
-    InputError, naming the row or the checkpoint, for what cannot be run.
+    piece. A text over the limit is read in windows, and each word tagged where it has most context.
+    model: a name, a folder or (model, tokenizer) of class BertForTokenClassification. max_length, stride: tokens of a window,
+    and those that windows share. characters: a word is a single character, blanks included, as the model was trained. None:
+    what the checkpoint was fine-tuned with by fastbert, else the model's limit, 128 or a third of it, and False. batch_tokens,
+    device, dtype: as of `fastbert.embed`. Warns of empty texts. Raises InputError, naming the row or the checkpoint, for what
+    cannot be run.
     """
-    task = Tagging(model, stride=stride, device=device, dtype=dtype)
+    task = Tagging(model, max_length=max_length, stride=stride, characters=characters, device=device, dtype=dtype)
     rows = rows_of([texts] if isinstance(texts, str) else texts)
     found = [tags for _, tags in stream(task, rows, batch_tokens=batch_tokens)]
     task.notes.warn()
