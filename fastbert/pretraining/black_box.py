@@ -6,6 +6,7 @@
 import base64
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.data.batches import collate
-from fastbert.data.masking import Masker
 from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
 from fastbert.files import write_whole
-from fastbert.heads import BertForPreTraining
 
+from .objectives import Objective
 from .sharding import whole
 
 FILE = "black-box.json"
@@ -43,6 +43,7 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
         "micro-batches": steps,
         "masks": {"seed": masker.seed, "static": masker.static, "max_predictions": masker.max_predictions,
                   "probability": masker.probability, "whole_words": masker.continues is not None},
+        "objective": asdict(trainer.objective),
         "tokenizer": tokenizer,
         "config": model.config.to_dict(),
         "autocast": bool(trainer.args.bf16),
@@ -67,13 +68,14 @@ def replay(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
     from transformers import AutoTokenizer, BertConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = BertForPreTraining(BertConfig(**content["config"])).train()
+    objective = Objective(**content.get("objective", {}))
+    model = objective.model(BertConfig(**content["config"])).train()
     model.load_state_dict(safetensors.torch.load_file(file.parent / "weights.safetensors"))
     model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(next(iter(shards.values())).folder / TOKENIZER)
     if fingerprint(tokenizer) != content["tokenizer"]:
         raise DataError(f"expected the tokenizer of the run in {next(iter(shards))}, got another")
-    masker = Masker.of(tokenizer, **content["masks"])
+    masker = objective.masker(tokenizer, **content["masks"])
     found: list[tuple[int, str, float]] = []
     turn = 0
 

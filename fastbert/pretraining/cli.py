@@ -12,6 +12,11 @@ class Precision(str, Enum):
     float32 = "float32"
 
 
+class Direction(str, Enum):
+    both = "both"
+    left = "left"
+
+
 def pretrain(
     data: Annotated[list[Path], typer.Option(help="A folder of `fastbert prepare`; again for a further phase.")],
     steps: Annotated[list[int], typer.Option(min=1, help="Steps on that folder, one number per --data.")],
@@ -19,6 +24,13 @@ def pretrain(
     config: Annotated[str, typer.Option(help="bert-base, bert-large or a BertConfig as JSON.")] = "bert-base",
     held_out: Annotated[Path | None, typer.Option(help="A folder of `fastbert prepare` to evaluate on.")] = None,
     held_out_samples: Annotated[int, typer.Option(min=1, help="Samples of it to use, from the first.")] = 2000,
+    direction: Annotated[
+        Direction,
+        typer.Option(help="both: BERT, masked tokens. left: a left-to-right language model (GPT-like), saved as such."),
+    ] = Direction.both,
+    next_sentence: Annotated[
+        bool, typer.Option("--next-sentence/--no-next-sentence", help="Whether to predict the next sentence as well.")
+    ] = True,
     preset: Annotated[str, typer.Option(help="modern or google-2018; prints what differs.")] = "modern",
     learning_rate: Annotated[
         float | None, typer.Option(help="Instead of the preset's; 5e-4 suits steps of 65536 tokens and more, 1e-4 a quarter.")
@@ -71,7 +83,7 @@ def pretrain(
             micro_batch_tokens=micro_batch_tokens, precision=chosen, seed=seed, held_out=held_out,
             held_out_samples=held_out_samples, whole_words=whole_words, max_predictions=max_predictions,
             save_every=save_every, evaluate_every=evaluate_every, log_every=log_every, keep=keep, workers=workers,
-            fsdp=fsdp, peak_tflops=peak_tflops,
+            fsdp=fsdp, peak_tflops=peak_tflops, direction=direction.value, next_sentence=next_sentence,
         )  # fmt: skip
         status = run(options, console(), resume=resume)
     raise typer.Exit(status)

@@ -1,4 +1,4 @@
-"""How well a pre-trained model predicts held-out text: both losses, both accuracies, perplexity."""
+"""How well a pre-trained model predicts held-out text: losses, accuracies, perplexity."""
 
 import math
 from typing import Any
@@ -18,7 +18,9 @@ SUMS = ("mlm_loss", "mlm_correct", "labels", "next_sentence_loss", "next_sentenc
 
 @torch.no_grad()
 def sums_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Sums over one packed batch, float64 (6,), in the order of SUMS. model: BertForPreTraining in eval mode."""
+    """Sums over one packed batch, float64 (6,), in the order of SUMS; no pairs where the model has no head for them.
+
+    model: of `objectives`, in eval mode."""
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "cu_seqlens", "max_seqlen")}
     labels, is_random = batch["labels"], batch["next_sentence_label"]
     chosen = labels != IGNORED
@@ -29,8 +31,10 @@ def sums_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         logits = model.cls.predictions(hidden).float()  # type: ignore[union-attr,operator]
         sums[0] += F.cross_entropy(logits, target, reduction="sum")
         sums[1] += (logits.argmax(-1) == target).sum()
-    scores = model.cls.seq_relationship(outputs.pooler_output).float()  # type: ignore[union-attr,operator]
     sums[2] = wanted.numel()
+    if not hasattr(model.cls, "seq_relationship"):
+        return sums
+    scores = model.cls.seq_relationship(outputs.pooler_output).float()  # type: ignore[union-attr,operator]
     sums[3] = F.cross_entropy(scores, is_random, reduction="sum")
     sums[4] = (scores.argmax(-1) == is_random).sum()
     sums[5] = is_random.numel()

@@ -14,20 +14,25 @@ def plot_losses(history: list[dict[str, Any]], file: Path, *, vocab_size: int, u
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for axes, key, title in ((left, "mlm_loss", "masked language model"), (right, "next_sentence_loss", "next sentence")):
+    titles = {"mlm_loss": "masked language model", "lm_loss": "language model", "next_sentence_loss": "next sentence"}
+    keys = [key for key in titles if any(key in entry or f"eval_{key}" in entry for entry in history)]
+    figure, panels = plt.subplots(1, len(keys), figsize=(5.5 * len(keys), 4), constrained_layout=True, squeeze=False)
+    for axes, key in zip(panels[0], keys):
         for name, label, style in ((key, "training", "-"), (f"eval_{key}", "held out", "o-")):
             points = [(entry["step"], entry[name]) for entry in history if name in entry]
             if points:
                 axes.plot(*zip(*points), style, label=label, markersize=3)
-        axes.set(title=title, xlabel="step", ylabel="loss in nats")
-    levels = [(left, math.log(vocab_size), "ln V: knows nothing"), (right, math.log(2), "chance")]
-    if unigram_entropy is not None:
-        levels.append((left, unigram_entropy, "unigram entropy: knows frequencies only"))
-    for axes, level, label in levels:
-        axes.axhline(level, linestyle="--", linewidth=1, color="grey")
-        axes.annotate(label, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    for axes in (left, right):
+        axes.set(title=titles[key], xlabel="step", ylabel="loss in nats")
+        if key == "next_sentence_loss":
+            levels = {"chance": math.log(2)}
+        else:
+            levels = {"ln V: knows nothing": math.log(vocab_size)}
+            if unigram_entropy is not None:
+                levels["unigram entropy: knows frequencies only"] = unigram_entropy
+        for label, level in levels.items():
+            axes.axhline(level, linestyle="--", linewidth=1, color="grey")
+            axes.annotate(label, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    for axes in panels[0]:
         if axes.lines[:-1]:
             axes.legend()
     write_whole(file, lambda handle: figure.savefig(handle, format="png", dpi=110))

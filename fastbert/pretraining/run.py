@@ -19,12 +19,11 @@ from transformers import TrainerCallback
 
 from fastbert.checkpoints import InputError
 from fastbert.data.batches import MicroBatches, Phase, Plan
-from fastbert.data.masking import Masker
 from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
 from fastbert.files import write_whole
-from fastbert.heads import BertForPreTraining
 
 from . import black_box, checkpoints
+from .objectives import Objective
 from .plot import plot_losses
 from .recipe import Recipe, create_optimizer, create_schedule, describe
 from .sizes import SIZES
@@ -42,6 +41,7 @@ MAY_CHANGE = (
     "held_out_samples",
     "peak_tflops",
 )
+NEWER = {"direction": "both", "next_sentence": True}  # what runs of before they could be chosen began with
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Options:
     a BertConfig in JSON. batch_tokens: real tokens of one step, over all processes. micro_batch_tokens: of one forward of
     one process. held_out: a prepared folder to evaluate on. precision: 'bf16' (autocast) or 'float32'.
     fsdp: weights, gradients and optimizer state are sharded over the processes (FSDP2) instead of copied (DDP).
-    peak_tflops: what utilisation is counted against, of one device; None: measured at the start."""
+    peak_tflops: what utilisation is counted against, of one device; None: measured at the start.
+    direction, next_sentence: see `objectives.Objective`."""
 
     data: tuple[Path, ...]
     steps: tuple[int, ...]
@@ -72,6 +73,8 @@ class Options:
     workers: int = 0
     fsdp: bool = False
     peak_tflops: float | None = None
+    direction: str = "both"
+    next_sentence: bool = True
 
 
 def run(options: Options, console: Console, *, resume: bool) -> int:
@@ -102,6 +105,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         raise InputError(f"expected a seed of at least 0, got {options.seed}")
     if not _is_installed("accelerate"):
         raise InputError("expected accelerate for training, got none installed: pip install 'fastbert-triton[train]'")
+    objective = Objective(options.direction, options.next_sentence)
     for library, what in (("matplotlib", "no loss.png will be drawn"), ("tensorboard", "no curves for TensorBoard")):
         if not _is_installed(library):
             console.print(f"[yellow]{library} is not installed: {what}[/]")
@@ -111,12 +115,13 @@ def _run(options: Options, console: Console, resume: bool) -> int:
     longest = max(one.meta.seq_len for one in [*shards, *([held_out] if held_out else [])])
     config = model_config(options.config, len(tokenizer), longest)
     config.pad_token_id = tokenizer.pad_token_id
+    objective.prepare(config)
     identity = _as_json(options, config)  # now: a model writes into its configuration
     args = _arguments(options)
     console.quiet = console.quiet or not args.should_save
     accumulation = math.ceil(options.batch_tokens / (options.micro_batch_tokens * args.world_size))
     args.gradient_accumulation_steps = accumulation
-    masker = Masker.of(
+    masker = objective.masker(
         tokenizer, whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed,
         static=options.recipe.static_masking,
     )  # fmt: skip
@@ -133,7 +138,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         raise InputError(str(error)) from error
 
     transformers.set_seed(options.seed)
-    model = BertForPreTraining(config)
+    model = objective.model(config)
 
     def create(model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = create_optimizer(options.recipe, model)
@@ -143,13 +148,14 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         model, args, batches, create, held_out=None if held_out is None else (held_out, masker),
         held_out_samples=options.held_out_samples, facts={"tokenizer": shards[0].meta.fingerprint}, tokenizer=tokenizer,
         sharded=options.fsdp, device_rate=_device_rate(options, args.device, console),
+        objective=objective,
     )  # fmt: skip
     entropy = shards[0].meta.audit.get("entropy")
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
     if args.should_save:
         options.out.mkdir(parents=True, exist_ok=True)
         write_whole(options.out / OPTIONS, json.dumps(identity | {"processes": args.world_size}, indent=1) + "\n")
-        _introduce(options, batches, model, console)
+        _introduce(options, batches, model, objective, console)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFinite as error:
@@ -277,8 +283,9 @@ def _where_to_begin(options: Options, now: dict[str, Any], resume: bool, console
                 "dropout than an uninterrupted run[/]"
             )
         for name, value in now.items():
-            if name not in MAY_CHANGE and before.get(name) != value:
-                raise InputError(f"expected {name} {before.get(name)!r} as this run began with, got {value!r}")
+            was = before.get(name, NEWER.get(name))
+            if name not in MAY_CHANGE and was != value:
+                raise InputError(f"expected {name} {was!r} as this run began with, got {value!r}")
     checkpoint, refused = checkpoints.last_good(options.out)
     for folder, reason in refused.items():
         console.print(f"[yellow]refused {reason}; kept as {checkpoints.set_aside(folder).name}[/]")
@@ -293,9 +300,10 @@ def _as_json(options: Options, config: transformers.BertConfig) -> dict[str, Any
     return json.loads(json.dumps(values, default=str))
 
 
-def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, console: Console) -> None:
+def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, objective: Objective, console: Console) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"{parameters:,} parameters, {options.precision}, {batches.steps:,} steps of {options.batch_tokens:,} tokens")
+    console.print(objective.title)
     for line in describe(options.recipe):
         console.print(f"unlike the preset modern, {line}")
     for phase in batches.phases:
@@ -304,7 +312,7 @@ def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, 
             f"{phase.shards.folder}: {phase.steps:,} steps, {phase.steps / phase.plan.steps_per_epoch:.1f} epochs of "
             f"{len(phase.shards):,} samples; fill rate {np.sum(phase.shards.lengths) / padded:.2f}, padding never computed"
         )
-        if options.recipe.static_masking and phase.shards.meta.options.get("duplicates") == 1:
+        if options.direction == "both" and options.recipe.static_masking and phase.shards.meta.options.get("duplicates") == 1:
             console.print(
                 f"[yellow]{phase.shards.folder} has each document once, and static masking masks it always in the same places; "
                 "the original recipe has each ten times, masked differently: fastbert prepare --duplicates 10[/]"
@@ -321,11 +329,13 @@ class StuckAtFrequencies(TrainerCallback):
         self.warm_up = recipe.num_warmup_steps(steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.entropy is None or not logs or "mlm_loss" not in logs or state.global_step < self.warm_up:
+        loss = None if not logs else logs.get("mlm_loss", logs.get("lm_loss"))
+        if self.entropy is None or loss is None or state.global_step < self.warm_up:
             return
-        self.readings = self.readings + 1 if abs(logs["mlm_loss"] - self.entropy) < self.NEAR else 0
+        self.readings = self.readings + 1 if abs(loss - self.entropy) < self.NEAR else 0
         if self.readings == self.LOGS and state.is_world_process_zero:
             self.console.print(
-                f"[yellow]the MLM loss has stayed at {self.entropy:.2f} nats, the entropy of single tokens, for {self.LOGS} "
-                "readings: the model knows frequencies and no context. More warm-up, another learning rate or more steps help."
+                f"[yellow]the loss of tokens has stayed at {self.entropy:.2f} nats, the entropy of single tokens, for "
+                f"{self.LOGS} readings: the model knows frequencies and no context. More warm-up, another learning rate or "
+                "more steps help."
             )

@@ -27,6 +27,7 @@ from fastbert.data.shards import Shards
 from . import checkpoints, sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
 from .meter import Meter
+from .objectives import Objective
 
 
 class NonFinite(RuntimeError):
@@ -34,11 +35,12 @@ class NonFinite(RuntimeError):
 
 
 class PreTrainer(Trainer):
-    """Trains BertForPreTraining. batches: of this process. held_out: (shards, masker) to evaluate on, or None.
+    """Trains a model of `objectives`. batches: of this process. held_out: (shards, masker) to evaluate on, or None.
 
     create: makes (optimizer, schedule) for the model. facts: for the manifest of each checkpoint. tokenizer: saved in each,
     so that transformers loads it as a whole. sharded: FSDP2 over the processes instead of DDP. device_rate: FLOP/s
-    that utilisation is counted against. batch_size, learning rate, fsdp and the like of `args` are not used.
+    that utilisation is counted against. objective: what the model is trained for. batch_size, learning rate,
+    fsdp and the like of `args` are not used.
     """
 
     optimizer: Any
@@ -57,6 +59,7 @@ class PreTrainer(Trainer):
         tokenizer: Any = None,
         sharded: bool = False,
         device_rate: float | None = None,
+        objective: Objective | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise ValueError(f"expected one GPU per process (start with torchrun), got {args.n_gpu} in this one")
@@ -66,6 +69,7 @@ class PreTrainer(Trainer):
         self.batches, self.create, self.facts = batches, create, facts or {}
         self.held_out, self.held_out_samples = held_out, held_out_samples
         self.sharded = sharded
+        self.objective = objective or Objective()
         self.meter = Meter(self, device_rate)
         self.stop_signal: int | None = None
         self.last_saved: int | None = None
@@ -109,7 +113,8 @@ class PreTrainer(Trainer):
         labels, pairs = num_items_in_batch
         with self.accelerator.autocast():  # accelerate wraps no forward but those of models it distributes itself
             outputs = model(**inputs, return_logits=False, num_items_in_batch=labels, num_pairs_in_batch=pairs)
-        self.meter.losses(outputs.mlm_loss, outputs.next_sentence_loss)
+        pairs_loss = outputs.next_sentence_loss
+        self.meter.losses(outputs.mlm_loss, torch.zeros_like(outputs.loss) if pairs_loss is None else pairs_loss)
         loss = outputs.loss * self.args.world_size  # gradients are averaged over processes; the shares are to be added
         return (loss, outputs) if return_outputs else loss
 
@@ -142,7 +147,7 @@ class PreTrainer(Trainer):
     # Evaluation
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Both losses, both accuracies and the perplexity on the held-out samples, masked always in the same way."""
+        """Losses, accuracies and the perplexity on the held-out samples, masked always in the same way."""
         if self.held_out is None:
             return {}
         begin = time.perf_counter()
@@ -161,7 +166,8 @@ class PreTrainer(Trainer):
                         sums += sums_of(model, self._prepare_inputs(batch))
         finally:
             model.train(was_training)
-        metrics = metrics_of(self.accelerator.reduce(sums) if self.args.world_size > 1 else sums, f"{metric_key_prefix}_")
+        found = metrics_of(self.accelerator.reduce(sums) if self.args.world_size > 1 else sums, prefix="")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.objective.named(found).items()}
         self.meter.leave_out(time.perf_counter() - begin)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -222,7 +228,7 @@ class PreTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.meter.read()}
+            logs = {**logs, **self.objective.named(self.meter.read())}
         super().log(logs, start_time)
 
 

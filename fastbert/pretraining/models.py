@@ -1,0 +1,70 @@
+"""The models of `objectives`: transformers' classes by name and state, with losses of packed batches as shares of a step."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bert import modeling_bert as hf
+from transformers.models.bert.configuration_bert import BertConfig
+
+from fastbert import heads
+from fastbert.data.masking import IGNORED
+from fastbert.direction import pool_last_token
+from fastbert.heads import BertForPreTrainingOutput
+
+
+class _TokenLoss:
+    """forward: the language-model loss and, where `cls` has a head for it, the next-sentence loss of a packed batch."""
+
+    bert: Any
+    cls: Any
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        labels: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        next_sentence_label: Tensor,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
+        num_pairs_in_batch: Tensor | int | None = None,
+        return_logits: bool = False,
+    ) -> BertForPreTrainingOutput:
+        """labels: (tokens,), what each position predicts, -100 for nothing; already shifted where it is the next token.
+        num_items_in_batch, num_pairs_in_batch: of the whole step, by which each sum is divided; None: means. next_sentence_loss
+        is None without its head."""
+        if return_logits:
+            raise ValueError("expected return_logits=False in pre-training, got True")
+        packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        found = self.bert(input_ids, token_type_ids=token_type_ids, output_positions=labels != IGNORED, **packed)
+        loss = token_loss = heads._labelled_loss(self.cls.predictions, found.last_hidden_state, labels, num_items_in_batch)
+        head, next_sentence_loss = getattr(self.cls, "seq_relationship", None), None
+        if head is not None:
+            scores = head(found.pooler_output)
+            pair_loss = functools.partial(nn.functional.cross_entropy, scores, next_sentence_label)
+            next_sentence_loss = heads._mean_or_share(pair_loss, num_pairs_in_batch)
+            loss = token_loss + next_sentence_loss
+        return BertForPreTrainingOutput(loss=loss, mlm_loss=token_loss, next_sentence_loss=next_sentence_loss)
+
+
+class BertForMaskedLM(_TokenLoss, heads.BertForMaskedLM):  # type: ignore[misc]
+    """Masked language model alone."""
+
+
+class BertLMHeadModel(_TokenLoss, heads.BertLMHeadModel):  # type: ignore[misc]
+    """Left-to-right language model; next_sentence: and the next sentence, told from the last token."""
+
+    def __init__(self, config: BertConfig, next_sentence: bool = False) -> None:
+        if not config.is_decoder:
+            raise ValueError("expected is_decoder in the configuration of a left-to-right model, got False")
+        super().__init__(config)
+        if next_sentence:
+            self.bert.pooler = hf.BertPooler(config)
+            self.cls.seq_relationship = nn.Linear(config.hidden_size, 2)
+            with torch.no_grad():
+                for part in (self.bert.pooler.dense, self.cls.seq_relationship):
+                    self._init_weights(part)
+            pool_last_token(self.bert)

@@ -1,0 +1,82 @@
+"""What is predicted from what: masked tokens from both sides (BERT), or the next token from those before it (GPT).
+
+Both optionally with BERT's next-sentence prediction. The samples are the same: [CLS] A [SEP] B [SEP], B random in half of them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import transformers
+
+from fastbert.checkpoints import InputError
+from fastbert.data.masking import IGNORED, Masker
+from fastbert.data.shards import Sample
+from fastbert.heads import BertForPreTraining
+
+from .models import BertForMaskedLM, BertLMHeadModel
+
+DIRECTIONS = ("both", "left")
+
+
+class NextTokens(Masker):
+    """In a Masker's place: nothing is masked, and the label of every token but the last is the token after it."""
+
+    def __call__(self, sample: Sample, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(input_ids, labels), int64 (length,)."""
+        return sample.input_ids.copy(), np.append(sample.input_ids[1:], IGNORED)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """direction: one of DIRECTIONS. next_sentence: whether the next-sentence loss is added.
+
+    Raises InputError for another direction.
+    """
+
+    direction: str = "both"
+    next_sentence: bool = True
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise InputError(f"expected a direction among {', '.join(DIRECTIONS)}, got {self.direction!r}")
+
+    @property
+    def title(self) -> str:
+        what = {"both": "masked tokens from both sides", "left": "the next token from those before it"}[self.direction]
+        return f"predicts {what}{', and the next sentence' if self.next_sentence else ''}"
+
+    @property
+    def name(self) -> str:
+        """Of the token loss in logs and metrics: mlm, or lm for a language model."""
+        return "mlm" if self.direction == "both" else "lm"
+
+    def prepare(self, config: transformers.BertConfig) -> None:
+        """Writes into the configuration what a reader of the checkpoint must know."""
+        if self.direction == "left":
+            config.is_decoder = True
+
+    def model(self, config: transformers.BertConfig) -> Any:
+        """A new model, drawn from torch's generator; its checkpoints are of the class of transformers with its name."""
+        if self.direction == "left":
+            return BertLMHeadModel(config, self.next_sentence)
+        return BertForPreTraining(config) if self.next_sentence else BertForMaskedLM(config)
+
+    def masker(self, tokenizer: Any, **options: Any) -> Masker:
+        """What makes inputs and labels of samples. Raises InputError for options of masks where nothing is masked."""
+        if self.direction == "both":
+            return Masker.of(tokenizer, **options)
+        for name in ("whole_words", "max_predictions"):
+            if options.get(name):
+                raise InputError(
+                    f"expected no {name} beside direction {self.direction}, which masks nothing, got {options[name]}"
+                )
+        return NextTokens.of(tokenizer, **options)
+
+    def named(self, values: dict[str, float]) -> dict[str, float]:
+        """Readings or metrics under this objective's names, without those of a loss it has not."""
+        return {
+            self.name + key.removeprefix("mlm") if key.startswith("mlm") else key: value
+            for key, value in values.items()
+            if self.next_sentence or not key.startswith("next_sentence")
+        }
