@@ -9,17 +9,18 @@ from typing import Any
 import torch
 import transformers
 
-import fastbert
 from fastbert.checkpoints import Checkpoint, InputError
+from fastbert.direction import head_class
 
-NEW_IS_FINE = ("bert.pooler.",)  # what pre-training without sentence pairs leaves out
+NEW_IS_FINE = ("bert.pooler.", "bert.last_token_pooler.")  # what pre-training without sentence pairs leaves out
 
 
 def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, dropout: float = 0.1) -> tuple[Any, list[str]]:
     """(model in float32, names of its new parameters). New ones are drawn from torch's generator: seed it before.
 
-    head: a class of fastbert. settings: for the configuration, such as num_labels and id2label. dropout: of hidden states,
-    attention and the head. Raises InputError where the checkpoint lacks a weight of the encoder, or has it in another shape.
+    head: a class of fastbert; over a left-to-right encoder the one of `direction` in its place. settings: for the
+    configuration, such as num_labels and id2label. dropout: of hidden states, attention and the head. Raises
+    InputError where the checkpoint lacks a weight of the encoder, or has it in another shape.
     """
     config = deepcopy(checkpoint.config)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
@@ -27,7 +28,7 @@ def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, d
     for name, value in settings.items():
         setattr(config, name, value)
     with quiet():
-        model, found = getattr(fastbert, head).from_pretrained(
+        model, found = head_class(head, config).from_pretrained(
             checkpoint.path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
     other = sorted(str(one[0] if isinstance(one, list | tuple) else one) for one in found["mismatched_keys"])

@@ -1,0 +1,87 @@
+"""Fine-tuning a left-to-right checkpoint: it stays causal, and a row is read from its last token."""
+
+import pytest
+import torch
+import transformers
+from small_tasks import write_checkpoint, write_files
+
+import fastbert
+from fastbert import direction
+from fastbert.checkpoints import InputError, open_checkpoint
+from fastbert.finetuning.data import DataOptions
+from fastbert.finetuning.features import collate, predict
+from fastbert.finetuning.once import Setting
+from fastbert.finetuning.run import Options, finetune, load_task
+
+FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
+
+
+@pytest.fixture
+def causal(tmp_path) -> str:
+    return str(write_checkpoint(tmp_path / "causal", class_name="BertLMHeadModel", is_decoder=True))
+
+
+@pytest.mark.parametrize("task", ["classify", "choice", "tag"])
+def test_a_left_to_right_checkpoint_learns_tasks_and_stays_causal(task, causal, tmp_path, console):
+    train, evaluation = write_files(tmp_path / "files", task)
+    data = DataOptions(train, evaluation, max_length=32)
+    report = finetune(Options(task, causal, data, tmp_path / "out", FAST), console)
+    assert report["degenerate"] is None
+    checkpoint = open_checkpoint(str(tmp_path / "out"))
+    assert checkpoint.config.is_decoder
+    features = load_task(task, data, checkpoint)
+    model = direction.head_class(features.head, checkpoint.config).from_pretrained(checkpoint.path).eval()
+    scores = features.score(predict(model, features.evaluation))
+    assert scores[features.headline] == pytest.approx(report["score"])
+    batch = collate(features.evaluation[:1])
+    ids = batch["input_ids"].clone()
+    ids[-1:] = 6  # the last token
+    bounds = {name: batch[name] for name in ("cu_seqlens", "max_seqlen")}
+    before, after = (model.bert(one, **bounds).last_hidden_state for one in (batch["input_ids"], ids))
+    assert torch.equal(before[:-1], after[:-1])
+    assert not torch.equal(before[-1], after[-1])
+
+
+def test_a_row_is_read_from_its_last_token(causal):
+    """Packed and padded on either side; from the first token all rows would be told the same."""
+    config = transformers.BertConfig.from_pretrained(causal, num_labels=3)
+    torch.manual_seed(0)
+    model = direction.head_class("BertForSequenceClassification", config).from_pretrained(causal, config=config).eval()
+    ids, lengths = torch.tensor([2, 5, 6, 3, 2, 7, 3]), [4, 3]
+    inputs = {"cu_seqlens": torch.tensor([0, 4, 7], dtype=torch.int32), "max_seqlen": 4}
+    packed = model(ids, **inputs).logits
+    assert (packed[0] - packed[1]).abs().max() > 1e-2
+    rows = torch.nn.utils.rnn.pad_sequence(ids.split(lengths), batch_first=True)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    torch.testing.assert_close(model(rows, attention_mask=mask).logits, packed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(rows[1:, :3]).logits, packed[1:], rtol=1e-5, atol=1e-5)
+    left = torch.tensor([[2, 5, 6, 3], [0, 2, 7, 3]])
+    places = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2]])
+    padded_left = model(left, attention_mask=mask.flip(1).sort(1).values, position_ids=places).logits
+    torch.testing.assert_close(padded_left, packed, rtol=1e-5, atol=1e-5)
+    states = model(ids, **inputs, output_hidden_states=True, return_dict=False)
+    assert len(states[1]) == config.num_hidden_layers + 1
+    with pytest.raises(ValueError, match=r"attention_mask of shape \(batch, seq\)"):
+        model(rows, attention_mask=mask[:, None].expand(-1, 4, -1))
+
+
+def test_no_other_reader_takes_the_last_token_for_the_first(causal, tmp_path, console):
+    """transformers calls the pooler missing, and fastbert's own inference refuses the folder."""
+    train, evaluation = write_files(tmp_path / "files", "classify", 16)
+    data = DataOptions(train, evaluation, max_length=32)
+    finetune(Options("classify", causal, data, tmp_path / "out", FAST), console)
+    _, found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert sorted(found["missing_keys"]) == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    with pytest.raises(InputError, match=r"bert\.pooler\.dense"):
+        fastbert.classify("red dog", str(tmp_path / "out"))
+
+
+def test_other_heads_are_fastberts_own():
+    both, left = transformers.BertConfig(), transformers.BertConfig(is_decoder=True)
+    assert direction.head_class("BertForSequenceClassification", both) is fastbert.BertForSequenceClassification
+    assert direction.head_class("BertForTokenClassification", left) is fastbert.BertForTokenClassification
+    with pytest.raises(ValueError, match="with a pooler, got one without"):
+        direction.pool_last_token(fastbert.BertModel(transformers.BertConfig(**TINY_SIZE), add_pooling_layer=False))
+
+
+TINY_SIZE = dict(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
