@@ -19,6 +19,25 @@ class Grid(str, Enum):
     paper = "paper"
 
 
+class Layers(str, Enum):
+    embeddings = "embeddings"
+    second_to_last = "second-to-last"
+    last = "last"
+    weighted_sum_last_four = "weighted-sum-last-four"
+    concat_last_four = "concat-last-four"
+    weighted_sum_all = "weighted-sum-all"
+
+
+class Head(str, Enum):
+    linear = "linear"
+    bilstm = "bilstm"
+
+
+class Pooling(str, Enum):
+    mean = "mean"
+    cls = "cls"
+
+
 class Precision(str, Enum):
     bf16 = "bf16"
     float32 = "float32"
@@ -54,7 +73,10 @@ def finetune(
     stride: Annotated[int | None, typer.Option(min=0, help="Tokens that windows share (qa, tag). Default: 128.")] = None,
     max_answer_length: Annotated[int, typer.Option(min=1, help="Tokens of an answer (qa).")] = 30,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples, or windows, of a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="At the end of the warm-up; then it falls linearly to 0.")] = 5e-5,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="At the end of the warm-up; then it falls linearly to 0. Default: 5e-5, or 1e-3 with --frozen."),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 3.0,
     warmup: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the steps.")] = 0.1,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="Of hidden states, attention and the head.")] = 0.1,
@@ -66,6 +88,19 @@ def finetune(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting, with seeds from --seed on.")] = 1,
     precision: Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")] = None,
+    frozen: Annotated[
+        Layers | None,
+        typer.Option(help="Feature extraction: of these layers, computed once, only a head is trained and the encoder is not."),
+    ] = None,
+    head: Annotated[
+        Head | None, typer.Option(help="With --frozen: linear, or a two-layer BiLSTM over the tokens. Default: linear.")
+    ] = None,
+    lstm_size: Annotated[
+        int | None, typer.Option(min=1, help="Of each direction of the BiLSTM. Default: the hidden size.")
+    ] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="With --frozen for classify, pair, choice: of tokens to one vector. Default: mean.")
+    ] = None,
 ) -> None:
     """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
     import torch
@@ -73,6 +108,7 @@ def finetune(
     from fastbert.console import console, plain_errors
 
     from .data import DataOptions
+    from .frozen_heads import Frozen
     from .once import Setting
     from .run import Options, paper_grid
     from .run import finetune as run
@@ -81,15 +117,23 @@ def finetune(
     roles = {"prompt", "second", "choices", "label"} if task is Task.choice else {"text", "pair", "label"}
     if not set(columns) <= roles or not all(columns.values()):
         raise typer.BadParameter(f"expected --column ROLE=NAME with a role among {', '.join(sorted(roles))}, got {column}")
-    if not (learning_rate > 0 and epochs > 0):
-        raise typer.BadParameter(f"expected a positive learning rate and epochs, got {learning_rate} and {epochs}")
-    setting = Setting(batch_size, learning_rate, epochs, seed, warmup, dropout, weight_decay)
+    if frozen is None and (head or lstm_size or pooling):
+        raise typer.BadParameter("expected --frozen LAYERS beside --head, --lstm-size and --pooling, got none")
+    rate = learning_rate if learning_rate is not None else 5e-5 if frozen is None else 1e-3
+    if not (rate > 0 and epochs > 0):
+        raise typer.BadParameter(f"expected a positive learning rate and epochs, got {rate} and {epochs}")
+    setting = Setting(batch_size, rate, epochs, seed, warmup, dropout, weight_decay)
     data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression)
     chosen = precision.value if precision else "bf16" if torch.cuda.is_available() else "float32"
+    asked = None
+    if frozen is not None:
+        asked = Frozen(frozen.value, head.value if head else "linear", pooling.value if pooling else None, lstm_size)
     screen = console()
+    if frozen is not None and grid is not None:
+        screen.print("note: the paper's learning rates are for the whole model; heads alone usually want higher ones")
     with plain_errors():
         options = Options(
-            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen
+            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen, asked
         )  # fmt: skip
         try:
             report = run(options, screen)

@@ -64,13 +64,19 @@ def collate(features: Sequence[Feature]) -> dict[str, Any]:
     }
     if len(features[0].sequences) > 1:
         batch["num_choices"] = len(features[0].sequences)
+    return batch | collate_labels(features)
+
+
+def collate_labels(features: Sequence[Feature]) -> dict[str, Tensor]:
+    """The labels of `collate` alone."""
+    found: dict[str, Tensor] = {}
     for name in features[0].labels:
         values = [feature.labels[name] for feature in features]
         if isinstance(values[0], np.ndarray):
-            batch[name] = torch.from_numpy(np.concatenate(values).astype(np.int64))
+            found[name] = torch.from_numpy(np.concatenate(values).astype(np.int64))
         else:
-            batch[name] = torch.tensor(values, dtype=torch.float32 if isinstance(values[0], float) else torch.int64)
-    return batch
+            found[name] = torch.tensor(values, dtype=torch.float32 if isinstance(values[0], float) else torch.int64)
+    return found
 
 
 def batches_by_length(features: Sequence[Feature], tokens: int = EVALUATION_TOKENS) -> Iterator[list[int]]:

@@ -13,12 +13,12 @@ import torch
 import transformers
 from rich.console import Console
 
-from fastbert.checkpoints import Checkpoint
 from fastbert.files import write_whole
 from fastbert.version import __version__
 
 from .data import TaskData
-from .model import load_model, quiet
+from .method import Method
+from .model import quiet
 
 REPORT, CURVES, CONFUSION = "report.json", "curves.png", "confusion.png"
 PARTIAL = ".partial"
@@ -56,8 +56,7 @@ def read_report(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None
 
 
 def run_once(
-    task: TaskData,
-    checkpoint: Checkpoint,
+    method: Method,
     setting: Setting,
     model_folder: Path,
     report_folder: Path,
@@ -73,8 +72,9 @@ def run_once(
     from .trainer import FineTuner
 
     begin = time.perf_counter()
+    task = method.task
     transformers.set_seed(setting.seed)
-    model, new = load_model(checkpoint, task.head, task.settings, dropout=setting.dropout)
+    model, new = method.build(setting.dropout)
     steps = math.ceil(math.ceil(len(task.train) / setting.batch_size) * setting.epochs)
     tokens = sum(len(feature) for feature in task.train)
     console.print(
@@ -91,7 +91,7 @@ def run_once(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        trainer = FineTuner(model, training_arguments(setting, steps, partial, precision, console), task, show=show)
+        trainer = FineTuner(model, training_arguments(setting, steps, partial, precision, console), method, show=show)
         trainer.train()
         history, outputs, metrics = trainer.state.log_history, trainer.outputs, trainer.metrics
         report = {
@@ -107,9 +107,10 @@ def run_once(
             "steps": steps,
             "seconds": time.perf_counter() - begin,
             "history": history,
+            **method.report,
             "versions": {"fastbert": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
-        _save(trainer, task, checkpoint, partial, model_folder)
+        _save(trainer, method, partial, model_folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if importlib.util.find_spec("matplotlib") is None:
@@ -140,13 +141,12 @@ def degenerate(task: TaskData, metrics: dict[str, float], history: list[dict[str
     return None
 
 
-def _save(trainer: Any, task: TaskData, checkpoint: Checkpoint, partial: Path, folder: Path) -> None:
+def _save(trainer: Any, method: Method, partial: Path, folder: Path) -> None:
     """The model and its tokenizer, file by file under their names only when they are whole."""
-    model, tokenizer = trainer.model, checkpoint.tokenizer
+    tokenizer = method.checkpoint.tokenizer
     assert tokenizer is not None
-    model.config.fastbert_task = {**task.settings["fastbert_task"], **task.decided(trainer.metrics)}
+    method.save(trainer.model, method.task.decided(trainer.metrics), partial)
     with quiet():
-        model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     folder.mkdir(parents=True, exist_ok=True)
     for file in partial.iterdir():

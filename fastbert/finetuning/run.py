@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
 from fastbert.files import write_whole
 
 from .data import DataOptions, TaskData
+from .frozen_heads import Frozen
+from .method import Method
 from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, write_report
 
 TASKS = ("classify", "pair", "qa", "tag", "choice")
@@ -29,7 +32,7 @@ IDENTITY, RUNS, MODEL = "finetune.json", "runs", "model"
 @dataclass(frozen=True)
 class Options:
     """task: one of TASKS. model: a checkpoint. grid: settings to try with every seed from `setting.seed` on; empty for
-    `setting` alone. precision: float32 or bf16 (autocast)."""
+    `setting` alone. precision: float32 or bf16 (autocast). frozen: train a head on features of the encoder alone."""
 
     task: str
     model: str
@@ -39,6 +42,7 @@ class Options:
     grid: tuple[Setting, ...] = ()
     seeds: int = 1
     precision: str = "float32"
+    frozen: Frozen | None = None
 
 
 def paper_grid(setting: Setting) -> tuple[Setting, ...]:
@@ -71,16 +75,28 @@ def finetune(options: Options, console: Console) -> dict[str, Any]:
     task = load_task(options.task, options.data, checkpoint)
     for note in task.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+    with _method(options, task, checkpoint, console) as method:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
+        if not options.grid and options.seeds == 1:
+            return run_once(
+                method, options.setting, options.out, options.out, identity, console, precision=options.precision
+            )  # fmt: skip
+        return _several(options, method, identity, console)
+
+
+def _method(
+    options: Options, task: TaskData, checkpoint: Checkpoint, console: Console
+) -> AbstractContextManager[Method]:  # fmt: skip
+    """What is asked for; refused now, not after the folder is made."""
+    if options.frozen is not None:
+        from .frozen_method import FrozenMethod
+
+        return FrozenMethod(task, checkpoint, options.frozen, options.out, options.precision, console)
     from .model import load_model
 
-    load_model(checkpoint, task.head, task.settings)  # refused now, not after the folder is made
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
-    if not options.grid and options.seeds == 1:
-        return run_once(
-            task, checkpoint, options.setting, options.out, options.out, identity, console, precision=options.precision
-        )
-    return _several(options, task, checkpoint, identity, console)
+    load_model(checkpoint, task.head, task.settings)
+    return nullcontext(Method(task, checkpoint))
 
 
 def load_task(name: str, data: DataOptions, checkpoint: Checkpoint) -> TaskData:
@@ -106,9 +122,10 @@ def load_task(name: str, data: DataOptions, checkpoint: Checkpoint) -> TaskData:
 
 
 def _several(
-    options: Options, task: TaskData, checkpoint: Checkpoint, identity: dict[str, Any], console: Console
-) -> dict[str, Any]:
+    options: Options, method: Method, identity: dict[str, Any], console: Console
+) -> dict[str, Any]:  # fmt: skip
     """Every setting with every seed; only the best run of the best setting so far keeps its weights."""
+    task = method.task
     seeds = range(options.setting.seed, options.setting.seed + options.seeds)
     settings = options.grid or (options.setting,)
     groups: list[tuple[Setting, list[dict[str, Any]]]] = []
@@ -121,7 +138,7 @@ def _several(
             mine = {**identity, "run": one.name}
             report = read_report(folder, mine)
             if report is None:
-                report = run_once(task, checkpoint, one, folder / MODEL, folder, mine, console, precision=options.precision)
+                report = run_once(method, one, folder / MODEL, folder, mine, console, precision=options.precision)
             else:
                 console.print(f"{one.name}: finished before, {task.headline} {_scores([report])[0]:.4g}", highlight=False)
             reports.append(report)
@@ -239,4 +256,6 @@ def _identity(options: Options) -> dict[str, Any]:
     for name in ("train", "evaluation"):
         data[name] = hashlib.sha256(getattr(options.data, name).read_bytes()).hexdigest()
     values = {name: value for name, value in asdict(options).items() if name != "out"} | {"data": data}
+    if options.frozen is None:
+        del values["frozen"]  # a folder from before there was the choice goes on
     return json.loads(json.dumps(values, default=str))

@@ -10,12 +10,11 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .data import TaskData
-from .features import collate, predict
+from .method import Method
 
 
 class FineTuner(Trainer):
-    """Trains a model on a task's features and scores it on its evaluation data. show: called with each evaluation's metrics.
+    """Trains what a method builds, and scores it on its task's evaluation data. show: called with each evaluation's metrics.
 
     Of `args`, the batch size is that of training only.
     """
@@ -26,15 +25,17 @@ class FineTuner(Trainer):
         self,
         model: nn.Module,
         args: transformers.TrainingArguments,
-        task: TaskData,
+        method: Method,
         *,
         show: Callable[[float, dict[str, float]], None] | None = None,
     ) -> None:
-        train: Any = task.train
+        task = method.task
         evaluation: Any = task.evaluation
-        super().__init__(model=model, args=args, train_dataset=train, eval_dataset=evaluation, data_collator=collate)
+        super().__init__(
+            model=model, args=args, train_dataset=method.train, eval_dataset=evaluation, data_collator=method.collate
+        )
         self.model_accepts_loss_kwargs = False  # the heads' losses are means over the batch
-        self.task, self.show = task, show
+        self.task, self.method, self.show = task, method, show
         self.outputs: list[Any] = []
         self.metrics: dict[str, float] = {}
         self.remove_callback(PrinterCallback)
@@ -48,7 +49,7 @@ class FineTuner(Trainer):
             raise ValueError("expected no other evaluation data than the task's, got some")
         begin = time.perf_counter()
         model: Any = self.model
-        self.outputs = predict(model, self.task.evaluation, autocast=torch.bfloat16 if self.args.bf16 else None)
+        self.outputs = self.method.predict(model, torch.bfloat16 if self.args.bf16 else None)
         self.metrics = self.task.score(self.outputs)
         if self.show:
             self.show(float(self.state.epoch or 0.0), self.metrics)

@@ -62,6 +62,8 @@ def load(
     source = open_checkpoint(path)
     where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    if (Path(path) / "frozen.json").is_file() and "BertModel" not in classes:
+        return _checked(_frozen(path, classes, kind).to(where), source.tokenizer, path, path)
     with _quiet():
         try:
             found, info = getattr(fastbert, classes[0]).from_pretrained(path, dtype=kind, output_loading_info=True, **kwargs)
@@ -84,12 +86,22 @@ def require_offsets(loaded: Loaded) -> None:
         raise InputError(f"expected a fast tokenizer, one with a tokenizer.json, in {loaded.name}, got {kind}")
 
 
+def _frozen(path: str, classes: tuple[str, ...], dtype: torch.dtype) -> Any:
+    """An encoder with a head that was trained on its features alone."""
+    from ..finetuning.frozen import load_frozen
+
+    found = load_frozen(path, dtype=dtype)
+    if found.stands_for not in classes:
+        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.stands_for} in {path}")
+    return found
+
+
 def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, str]:
     if len(model) != 2:
         raise InputError(f"expected a name, a folder or (model, tokenizer), got a tuple of {len(model)}")
     found, tokenizer = model
     name = getattr(found, "name_or_path", "") or type(found).__name__
-    if type(found).__name__ not in classes:
+    if getattr(found, "stands_for", type(found).__name__) not in classes:
         raise InputError(f"expected a model of class {' or '.join(classes)}, got {type(found).__name__}")
     if not any(berts(found)):
         raise InputError(

@@ -159,11 +159,11 @@ def test_an_interrupted_grid_goes_on_and_ends_the_same(
     options = options_of("classify", tmp_path / "cut", checkpoint, grid=small_grid(), seeds=2, count=24)
     real, begun = once.run_once, []
 
-    def counted(task, opened, setting, *args, **kwargs):
+    def counted(method, setting, *args, **kwargs):
         begun.append(setting)
         if len(begun) == interrupted_at + 1:
             raise KeyboardInterrupt
-        return real(task, opened, setting, *args, **kwargs)
+        return real(method, setting, *args, **kwargs)
 
     monkeypatch.setattr(run, "run_once", counted)
     with pytest.raises(KeyboardInterrupt):

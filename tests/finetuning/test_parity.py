@@ -8,6 +8,7 @@ from small_tasks import padded, write_files
 
 from fastbert.checkpoints import open_checkpoint
 from fastbert.finetuning.data import DataOptions
+from fastbert.finetuning.method import Method
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.once import Setting, training_arguments
 from fastbert.finetuning.run import load_task
@@ -24,7 +25,7 @@ def test_losses_are_those_of_transformers_trainer(kind, tmp_path, checkpoint):
     theirs.load_state_dict(ours.state_dict())
     setting = Setting(batch_size=7, learning_rate=1e-3, epochs=2, seed=4)
     arguments = training_arguments(setting, 12, tmp_path / "unused", "float32", Console(quiet=True))
-    ragged = FineTuner(ours, arguments, task)
+    ragged = FineTuner(ours, arguments, Method(task, opened))
     ragged.train()
     arguments.set_evaluate("no")
     other = transformers.Trainer(theirs, arguments, train_dataset=task.train, data_collator=padded)

@@ -1,0 +1,42 @@
+"""What of a checkpoint is trained, and what is kept of it: here all its weights, under the head of the task."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbert.checkpoints import Checkpoint
+
+from .data import TaskData
+from .features import collate, predict
+from .model import load_model, quiet
+
+
+class Method:
+    """All weights. report: what a run's report tells of the method."""
+
+    def __init__(self, task: TaskData, checkpoint: Checkpoint) -> None:
+        self.task, self.checkpoint = task, checkpoint
+        self.report: dict[str, Any] = {}
+
+    def build(self, dropout: float) -> tuple[Any, list[str]]:
+        """(model to train, names of its new parameters), drawn from torch's generator."""
+        return load_model(self.checkpoint, self.task.head, self.task.settings, dropout=dropout)
+
+    @property
+    def train(self) -> Any:
+        """The training data as the Trainer takes it."""
+        return self.task.train
+
+    def collate(self, rows: Any) -> dict[str, Any]:
+        return collate(rows)
+
+    def predict(self, model: Any, autocast: torch.dtype | None) -> list[Any]:
+        """The outputs of the model for the evaluation data, see `features.predict`."""
+        return predict(model, self.task.evaluation, autocast=autocast)
+
+    def save(self, model: Any, decided: dict[str, Any], folder: Path) -> None:
+        """The model, whose configuration tells inference the task's settings and what evaluation decided."""
+        model.config.fastbert_task = {**self.task.settings["fastbert_task"], **decided}
+        with quiet():
+            model.save_pretrained(folder)
