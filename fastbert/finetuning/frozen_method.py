@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastbert.checkpoints import Checkpoint
+import fastbert
+from fastbert.checkpoints import Checkpoint, InputError
 
 from .data import TaskData
 from .frozen import FeatureCache, FrozenModel, save_frozen
@@ -21,7 +22,7 @@ class FrozenMethod(Method):
     """One for all runs of a command, which share the features. A context: the cached features end with it.
 
     folder: for the cache. precision: float32 or bf16, of the encoder and the cache. Raises InputError where the choices do not
-    fit the task or the model, or the disk has no room.
+    fit the task or the model, the model reads in one direction and pools its last token, or the disk has no room.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class FrozenMethod(Method):
         self.shape = Shape.of(frozen, task.head, checkpoint.config, task.settings)
         self.console = console
         self.whole, new = load_model(checkpoint, task.head, task.settings)
+        if type(getattr(self.whole, "bert", None)) is not fastbert.BertModel:
+            raise InputError(f"expected a BertModel under {task.head} for --frozen, got {type(self.whole).__name__}")
         if any(name.startswith("bert.pooler.") for name in new):
             self.whole.bert.pooler = None  # drawn at random, and not trained here
         self.encoder = self.whole.bert.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -309,6 +309,14 @@ def test_no_room_on_the_disk_is_told_before_anything_is_written(tmp_path, deep, 
     assert not options.out.exists()
 
 
+def test_a_pooler_of_the_last_token_is_refused(tmp_path, console):
+    causal = write_checkpoint(tmp_path / "causal", class_name="BertLMHeadModel", is_decoder=True)
+    options = options_of("classify", tmp_path, str(causal), Frozen("last"))
+    with pytest.raises(InputError, match="expected a BertModel under BertForSequenceClassification for --frozen, got LeftTo"):
+        finetune(options, console)
+    assert not options.out.exists()
+
+
 # Use
 
 
