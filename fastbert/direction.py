@@ -14,6 +14,8 @@ from transformers.models.bert.configuration_bert import BertConfig
 import fastbert
 from fastbert.heads import BertForMultipleChoice, BertForSequenceClassification
 from fastbert.modeling import BertModel, register_outputs
+from fastbert.shallow import HEADS as SHALLOW
+from fastbert.shallow import is_shallow
 
 
 class LastTokenBertModel(BertModel):
@@ -88,4 +90,6 @@ def head_class(name: str, config: BertConfig) -> type:
 
     Heads of tokens serve a left-to-right encoder as they are.
     """
+    if is_shallow(config):
+        return SHALLOW[name]
     return LEFT_TO_RIGHT.get(name, getattr(fastbert, name)) if config.is_decoder else getattr(fastbert, name)

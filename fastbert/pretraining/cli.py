@@ -15,6 +15,7 @@ class Precision(str, Enum):
 class Direction(str, Enum):
     both = "both"
     left = "left"
+    shallow = "shallow"
 
 
 def pretrain(
@@ -26,7 +27,10 @@ def pretrain(
     held_out_samples: Annotated[int, typer.Option(min=1, help="Samples of it to use, from the first.")] = 2000,
     direction: Annotated[
         Direction,
-        typer.Option(help="both: BERT, masked tokens. left: a left-to-right language model (GPT-like), saved as such."),
+        typer.Option(
+            help="both: BERT, masked tokens. left: a left-to-right language model (GPT-like). shallow: two language models of "
+            "half the width, one in each direction (ELMo-like)."
+        ),
     ] = Direction.both,
     next_sentence: Annotated[
         bool, typer.Option("--next-sentence/--no-next-sentence", help="Whether to predict the next sentence as well.")

@@ -12,6 +12,8 @@ from fastbert.data.batches import collate
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Shards
 
+from .shallow import ShallowForPreTraining
+
 ROWS = 1024  # labelled positions whose logits exist at a time
 SUMS = ("mlm_loss", "mlm_correct", "labels", "next_sentence_loss", "next_sentence_correct", "pairs")
 
@@ -21,6 +23,9 @@ def sums_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Sums over one packed batch, float64 (6,), in the order of SUMS; no pairs where the model has no head for them.
 
     model: of `objectives`, in eval mode."""
+    if isinstance(model, ShallowForPreTraining):
+        left, right = (sums_of(half, inputs) for half, inputs in model.halves(batch))
+        return left + right
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "cu_seqlens", "max_seqlen")}
     labels, is_random = batch["labels"], batch["next_sentence_label"]
     chosen = labels != IGNORED

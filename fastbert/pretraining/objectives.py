@@ -1,6 +1,8 @@
-"""What is predicted from what: masked tokens from both sides (BERT), or the next token from those before it (GPT).
+"""What is predicted from what: masked tokens from both sides (BERT), the next token from those before it (GPT), or that and,
+by a model apart, the token before from those behind it (ELMo).
 
-Both optionally with BERT's next-sentence prediction. The samples are the same: [CLS] A [SEP] B [SEP], B random in half of them.
+The first two optionally with BERT's next-sentence prediction. The samples are the same: [CLS] A [SEP] B [SEP], B random in half
+of them.
 """
 
 from dataclasses import dataclass
@@ -13,10 +15,12 @@ from fastbert.checkpoints import InputError
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Sample
 from fastbert.heads import BertForPreTraining
+from fastbert.shallow import DIRECTION as SHALLOW
 
 from .models import BertForMaskedLM, BertLMHeadModel
+from .shallow import ShallowForPreTraining
 
-DIRECTIONS = ("both", "left")
+DIRECTIONS = ("both", "left", SHALLOW)
 
 
 class NextTokens(Masker):
@@ -31,7 +35,7 @@ class NextTokens(Masker):
 class Objective:
     """direction: one of DIRECTIONS. next_sentence: whether the next-sentence loss is added.
 
-    Raises InputError for another direction.
+    Raises InputError for another direction, and for shallow with next sentences, which neither of its halves could tell alone.
     """
 
     direction: str = "both"
@@ -40,10 +44,16 @@ class Objective:
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise InputError(f"expected a direction among {', '.join(DIRECTIONS)}, got {self.direction!r}")
+        if self.direction == SHALLOW and self.next_sentence:
+            raise InputError("expected --no-next-sentence beside direction shallow, got next sentences")
 
     @property
     def title(self) -> str:
-        what = {"both": "masked tokens from both sides", "left": "the next token from those before it"}[self.direction]
+        what = {
+            "both": "masked tokens from both sides",
+            "left": "the next token from those before it",
+            SHALLOW: "the next token from those before it and, by another stack, the token before from those behind it",
+        }[self.direction]
         return f"predicts {what}{', and the next sentence' if self.next_sentence else ''}"
 
     @property
@@ -55,11 +65,15 @@ class Objective:
         """Writes into the configuration what a reader of the checkpoint must know."""
         if self.direction == "left":
             config.is_decoder = True
+        elif self.direction == SHALLOW:
+            config.fastbert_direction = SHALLOW
 
     def model(self, config: transformers.BertConfig) -> Any:
         """A new model, drawn from torch's generator; its checkpoints are of the class of transformers with its name."""
         if self.direction == "left":
             return BertLMHeadModel(config, self.next_sentence)
+        if self.direction == SHALLOW:
+            return ShallowForPreTraining(config)
         return BertForPreTraining(config) if self.next_sentence else BertForMaskedLM(config)
 
     def masker(self, tokenizer: Any, **options: Any) -> Masker:
@@ -74,7 +88,12 @@ class Objective:
         return NextTokens.of(tokenizer, **options)
 
     def named(self, values: dict[str, float]) -> dict[str, float]:
-        """Readings or metrics under this objective's names, without those of a loss it has not."""
+        """Readings or metrics under this objective's names, without those of a loss it has not.
+
+        Of shallow models lm_loss, accuracy and perplexity are means over the directions, loss is the sum.
+        """
+        if self.direction == SHALLOW and "loss" in values:
+            values = {**values, "loss": 2 * values["loss"]}
         return {
             self.name + key.removeprefix("mlm") if key.startswith("mlm") else key: value
             for key, value in values.items()

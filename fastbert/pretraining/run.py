@@ -106,6 +106,8 @@ def _run(options: Options, console: Console, resume: bool) -> int:
     if not _is_installed("accelerate"):
         raise InputError("expected accelerate for training, got none installed: pip install 'fastbert-triton[train]'")
     objective = Objective(options.direction, options.next_sentence)
+    if options.fsdp and options.direction == "shallow":
+        raise InputError("expected no FSDP beside direction shallow, got both")
     for library, what in (("matplotlib", "no loss.png will be drawn"), ("tensorboard", "no curves for TensorBoard")):
         if not _is_installed(library):
             console.print(f"[yellow]{library} is not installed: {what}[/]")
@@ -144,11 +146,12 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         optimizer = create_optimizer(options.recipe, model)
         return optimizer, create_schedule(options.recipe, optimizer, batches.steps)
 
+    # Nobody counts the operations of two stacks.
+    rate = None if options.direction == "shallow" else _device_rate(options, args.device, console)
     trainer = PreTrainer(
         model, args, batches, create, held_out=None if held_out is None else (held_out, masker),
         held_out_samples=options.held_out_samples, facts={"tokenizer": shards[0].meta.fingerprint}, tokenizer=tokenizer,
-        sharded=options.fsdp, device_rate=_device_rate(options, args.device, console),
-        objective=objective,
+        sharded=options.fsdp, device_rate=rate, objective=objective,
     )  # fmt: skip
     entropy = shards[0].meta.audit.get("entropy")
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))

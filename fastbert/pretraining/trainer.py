@@ -28,6 +28,7 @@ from . import checkpoints, sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
 from .meter import Meter
 from .objectives import Objective
+from .shallow import ShallowForPreTraining
 
 
 class NonFinite(RuntimeError):
@@ -198,11 +199,22 @@ class PreTrainer(Trainer):
         self.meter.leave_out(time.perf_counter() - begin)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if isinstance(self.model, ShallowForPreTraining):
+            if self.args.should_save:
+                self.model.save_pretrained(Path(output_dir or self.args.output_dir))
+                self.processing_class.save_pretrained(output_dir)
+            return None
         if not self.sharded:
             return super().save_model(output_dir, _internal_call)
         state = sharding.model_state(self.model)
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if isinstance(self.model, ShallowForPreTraining):
+            self.model.load(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.sharded:

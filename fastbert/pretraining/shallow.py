@@ -1,0 +1,60 @@
+"""Pre-training of shallowly bidirectional models: two language models with one table of words, one on reversed samples."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers.models.bert.configuration_bert import BertConfig
+
+from fastbert.data.masking import IGNORED
+from fastbert.heads import BertForPreTrainingOutput
+from fastbert.shallow import HALVES, WEIGHTS, half_config, reverse
+
+from .models import BertLMHeadModel
+
+
+class ShallowForPreTraining(nn.Module):
+    """Two BertLMHeadModels of half the width. config: of the pair. Their losses are added up."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.left, self.right = (BertLMHeadModel(deepcopy(half_config(config))) for _ in HALVES)
+        self.right.bert.embeddings.word_embeddings = self.left.bert.embeddings.word_embeddings
+        self.right.tie_weights()
+
+    def forward(self, **batch: Any) -> BertForPreTrainingOutput:
+        """A packed batch as `models` take it, its labels the next tokens. loss: of both added up; mlm_loss: their mean."""
+        left, right = (model(**inputs).loss for model, inputs in self.halves(batch))
+        return BertForPreTrainingOutput(loss=left + right, mlm_loss=(left + right).detach() / 2)
+
+    def halves(self, batch: dict[str, Any]) -> Iterator[tuple[BertLMHeadModel, dict[str, Any]]]:
+        """(model, its batch) of each half: the right one's with every sequence reversed."""
+        yield self.left, batch
+        back = reverse(batch["cu_seqlens"], len(batch["input_ids"]))
+        ids = batch["input_ids"][back]
+        labels = ids.roll(-1).index_fill(0, batch["cu_seqlens"][1:].long() - 1, IGNORED)
+        yield self.right, {**batch, "input_ids": ids, "token_type_ids": batch["token_type_ids"][back], "labels": labels}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """The halves, each as transformers loads it, and the configuration of the pair."""
+        self.config.save_pretrained(folder)
+        for name in HALVES:
+            getattr(self, name).save_pretrained(folder / name)
+
+    def load(self, folder: Path) -> None:
+        """The weights of `save_pretrained`. Raises RuntimeError where they do not fit."""
+        for name in HALVES:
+            model = getattr(self, name)
+            loaded = model.load_state_dict(load_file(folder / name / WEIGHTS), strict=False)
+            kept = {value.data_ptr() for key, value in model.state_dict().items() if key not in loaded.missing_keys}
+            missing = [
+                key for key in loaded.missing_keys if model.state_dict()[key].data_ptr() not in kept
+            ]  # tied ones are there
+            if missing or loaded.unexpected_keys:
+                raise RuntimeError(
+                    f"expected the weights of {name} in {folder}, got none for {missing}, {loaded.unexpected_keys} more"
+                )
