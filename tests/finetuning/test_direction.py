@@ -1,5 +1,7 @@
 """Fine-tuning a left-to-right checkpoint: it stays causal, and a row is read from its last token."""
 
+import dataclasses
+
 import pytest
 import torch
 import transformers
@@ -12,6 +14,7 @@ from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.features import collate, predict
 from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune, load_task
+from fastbert.pretraining.objectives import Objective
 
 FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
 
@@ -63,6 +66,40 @@ def test_a_row_is_read_from_its_last_token(causal):
     assert len(states[1]) == config.num_hidden_layers + 1
     with pytest.raises(ValueError, match=r"attention_mask of shape \(batch, seq\)"):
         model(rows, attention_mask=mask[:, None].expand(-1, 4, -1))
+
+
+@pytest.mark.parametrize("task", ["classify", "choice", "tag", "qa"])
+def test_a_shallow_checkpoint_learns_tasks_and_keeps_its_halves_apart(task, tmp_path, console):
+    config = write_shallow(tmp_path / "shallow")
+    train, evaluation = write_files(tmp_path / "files", task)
+    data = DataOptions(train, evaluation, max_length=32)
+    setting = dataclasses.replace(FAST, epochs=10)
+    report = finetune(Options(task, str(tmp_path / "shallow"), data, tmp_path / "out", setting), console)
+    assert report["degenerate"] is None
+    checkpoint = open_checkpoint(str(tmp_path / "out"))
+    features = load_task(task, data, checkpoint)
+    model = direction.head_class(features.head, checkpoint.config).from_pretrained(checkpoint.path).eval()
+    assert features.score(predict(model, features.evaluation))[features.headline] == pytest.approx(report["score"])
+    batch = collate(features.evaluation[:1])
+    ids, bounds = batch["input_ids"].clone(), {name: batch[name] for name in ("cu_seqlens", "max_seqlen")}
+    ids[len(ids) // 2] = 6 if ids[len(ids) // 2] != 6 else 7
+    states = [model.bert(one, **bounds).last_hidden_state for one in (batch["input_ids"], ids)]
+    left, right = (states[0] - states[1]).abs().split(config.hidden_size // 2, 1)
+    assert left[: len(ids) // 2].max() == 0.0
+    assert right[len(ids) // 2 + 1 :].max() == 0.0
+    assert min(left.max(), right.max()) > 1e-3
+
+
+def write_shallow(folder):
+    """As pre-training leaves it, without training."""
+    write_checkpoint(folder)
+    config = transformers.BertConfig.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    objective = Objective("shallow", next_sentence=False)
+    objective.prepare(config)
+    torch.manual_seed(0)
+    objective.model(config).save_pretrained(folder)
+    return config
 
 
 def test_no_other_reader_takes_the_last_token_for_the_first(causal, tmp_path, console):
