@@ -21,7 +21,7 @@ from fastbert.shallow import is_shallow
 class LastTokenBertModel(BertModel):
     """A BertModel whose pooler_output is of the last real token of each sequence. Made by `pool_last_token`."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -85,7 +85,7 @@ LEFT_TO_RIGHT: dict[str, type] = {
 }
 
 
-def head_class(name: str, config: BertConfig) -> type:
+def head_class(name: str, config: BertConfig) -> Any:
     """fastbert's class of this name, or the one that takes its place over an encoder of this configuration.
 
     Heads of tokens serve a left-to-right encoder as they are.

@@ -140,19 +140,19 @@ def load_encoder(encoder: BertModel, folder: Path) -> None:
         raise InputError(f"expected the weights of half a shallow model in {folder}, got: {error}") from error
 
 
-class ShallowForSequenceClassification(_Shallow, BertForSequenceClassification):  # type: ignore[misc]
+class ShallowForSequenceClassification(_Shallow, BertForSequenceClassification):
     """One label or a number per sequence."""
 
 
-class ShallowForMultipleChoice(_Shallow, BertForMultipleChoice):  # type: ignore[misc]
+class ShallowForMultipleChoice(_Shallow, BertForMultipleChoice):
     """Which of several sequences fits."""
 
 
-class ShallowForTokenClassification(_Shallow, BertForTokenClassification):  # type: ignore[misc]
+class ShallowForTokenClassification(_Shallow, BertForTokenClassification):
     """A label per token."""
 
 
-class ShallowForQuestionAnswering(_Shallow, BertForQuestionAnswering):  # type: ignore[misc]
+class ShallowForQuestionAnswering(_Shallow, BertForQuestionAnswering):
     """Where an answer starts and ends."""
 
 

@@ -50,11 +50,11 @@ class _TokenLoss:
         return BertForPreTrainingOutput(loss=loss, mlm_loss=token_loss, next_sentence_loss=next_sentence_loss)
 
 
-class BertForMaskedLM(_TokenLoss, heads.BertForMaskedLM):  # type: ignore[misc]
+class BertForMaskedLM(_TokenLoss, heads.BertForMaskedLM):
     """Masked language model alone."""
 
 
-class BertLMHeadModel(_TokenLoss, heads.BertLMHeadModel):  # type: ignore[misc]
+class BertLMHeadModel(_TokenLoss, heads.BertLMHeadModel):
     """Left-to-right language model; next_sentence: and the next sentence, told from the last token."""
 
     def __init__(self, config: BertConfig, next_sentence: bool = False) -> None:

@@ -178,7 +178,8 @@ def _run(options: Options, console: Console, resume: bool) -> int:
             plot_losses(
                 trainer.state.log_history, options.out / "loss.png", vocab_size=config.vocab_size, unigram_entropy=entropy
             )
-        console.print(f"finished: {options.out / f'checkpoint-{batches.steps}'}, a folder that transformers loads")
+        what = "with the folders left and right" if options.direction == "shallow" else "a folder"
+        console.print(f"finished: {options.out / f'checkpoint-{batches.steps}'}, {what} that transformers loads")
     return 0
 
 
