@@ -6,6 +6,7 @@ of transformers' own; beside it `head.safetensors` and `frozen.json`, from which
 """
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -76,11 +77,16 @@ class FeatureCache:
             raise InputError(f"expected {self.nbytes:,} bytes of disk for the features, got {free:,} free in {folder}")
 
     def fill(self) -> None:
-        """Runs the encoder over all examples, unless that was done."""
+        """Runs the encoder over all examples, unless that was done. Raises OSError where the file cannot be made."""
         if self.array is not None:
             return
         size = (int(self.starts[-1]), len(self.shape.states), self.shape.hidden_size)
-        array = np.memmap(self.file, STORED[self.dtype], "w+", shape=size)
+        with self.file.open("wb") as handle:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash on a later write to memory
+                os.posix_fallocate(handle.fileno(), 0, self.nbytes)
+            else:
+                handle.truncate(self.nbytes)
+        array = np.memmap(self.file, STORED[self.dtype], "r+", shape=size)
         device = next(self.encoder.parameters()).device
         autocast = torch.autocast(device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
         for numbers in batches_by_length(self.features):
