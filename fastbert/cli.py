@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import export as exporting
 from .console import console, plain_errors
 from .data import cli as data
 from .files import write_whole
@@ -111,6 +112,7 @@ app.command("next")(inference.next_sentence)
 app.command()(inference.classify)
 app.command()(inference.tag)
 app.command()(inference.answer)
+app.command()(exporting.export)
 
 
 def _write_json(file: Path, content: dict) -> None:

@@ -1,4 +1,4 @@
-"""The swap shown on a real checkpoint: same embeddings, how much faster, what ran.
+"""The swap shown on a real checkpoint: same embeddings, how much faster, what ran; then masked words by one of our own.
 
 Mean-pooled, normalised sentence embeddings of one batch, by transformers and by fastbert, interleaved on this machine.
 """
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 import transformers
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 import fastbert
 
 from .checkpoints import InputError, open_checkpoint, packaged_checkpoint, read_texts
+from .sample_text import MASKED
 from .timing import interleaved
 
 EQUAL_TO = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of unit vectors: rounding of the dtype
@@ -74,7 +76,18 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
         )  # fmt: skip
     console.print(table)
     console.print(fastbert.explain(ours))
+    _print_masked_words(console)
     return equal
+
+
+def _print_masked_words(console: Console) -> None:
+    """What the checkpoint of this package, pre-trained by `fastbert pretrain`, puts in the place of a word."""
+    table = Table(title="Masked words, by the small checkpoint pre-trained with fastbert", expand=True)
+    table.add_column("text", ratio=3)
+    table.add_column("likeliest, with probability", ratio=2)
+    for text, masks in zip(MASKED, fastbert.fill_mask(MASKED, top=4)):
+        table.add_row(Text(text), ", ".join(f"{fill['token_str']} {fill['score']:.2f}" for fill in masks[0]))
+    console.print(table)
 
 
 def _print_neighbours(texts: list[str], vectors: Tensor, console: Console) -> None:

@@ -48,3 +48,10 @@ SENTENCES = (
     "received a postcard with a single line: make up your own.",
     "Interest rates were left unchanged.",
 )
+
+MASKED = (
+    "She opened the [MASK] and looked out into the garden.",
+    "He had a wife and two [MASK].",
+    "She shook her [MASK].",
+    '"What do you [MASK]?" she asked.',
+)
