@@ -26,6 +26,10 @@ def test_wheel_contents(wheel):
     for module in ("functional", "layer_norm", "attention", "linear", "embedding", "cross_entropy"):
         assert f"fastbert/_kernels/{module}.py" in names
     assert "fastbert/py.typed" in names
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+        assert f"fastbert/small/{file}" in names
+    packages = {path.parent.name for path in (ROOT / "fastbert").glob("*/__init__.py")}
+    assert packages == {name.split("/")[1] for name in names if name.endswith("__init__.py") and name.count("/") == 2}
     top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert top == {"fastbert"}
 
