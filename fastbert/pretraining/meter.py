@@ -1,5 +1,6 @@
 """What the log says about the steps since its last line: losses, speed, waiting, padding, utilisation, memory."""
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +61,8 @@ class Meter(TrainerCallback):
 
         mlm_loss, next_sentence_loss: means over the steps. tokens_per_second: real ones, of all processes. data_wait: share of
         the time. padding_skipped: share of the positions of padded micro-batches that are padding, never computed here. mfu:
-        model FLOPs over what the devices could do. memory_gib: the most that PyTorch held on this GPU so far.
+        model FLOPs over what the devices could do. memory_gib: the most so far that PyTorch held on this GPU,
+        or this process without one.
         """
         args = self.trainer.args
         elapsed = max(time.perf_counter() - self.began, 1e-9)
@@ -78,7 +80,19 @@ class Meter(TrainerCallback):
         }
         if self.device_rate is not None:
             found["mfu"] = sums["flops"] / elapsed / (self.device_rate * args.world_size)
-        if torch.cuda.is_available():
-            found["memory_gib"] = torch.cuda.max_memory_allocated() / (1 << 30)
+        if (memory := _most_memory()) is not None:
+            found["memory_gib"] = memory / (1 << 30)
         self.reset()
         return found
+
+
+def _most_memory() -> float | None:
+    """Bytes; None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -35,6 +35,7 @@ def test_a_reading_counts_tokens_padding_and_arithmetic(monkeypatch):
     assert found["padding_skipped"] == pytest.approx(1 - 24 / 30)
     assert found["data_wait"] == pytest.approx(1 / 4)
     assert found["mlm_loss"] == pytest.approx(8.0)
+    assert 0.05 < found["memory_gib"] < 100  # PyTorch alone takes more than 50 MiB
     # by hand: a layer has 4 * 8 * 8 + 2 * 8 * 16 weights; scores and their products are n * n * 8 each
     tokens, squares = 24, 9 + 81 + 36 + 36
     layers = 3 * (2 * tokens * 512 + 4 * squares * 8)
