@@ -1,6 +1,7 @@
 """The wheel holds the kernels where an installed fastbert finds them, and nothing named `kernels` at the top."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("setuptools", reason="setuptools is not installed: no wheel can be built")
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    # From a copy: setuptools builds beside the sources, where two test processes would meet.
+    source = folder / "source"
+    for name in ("fastbert", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
     return next(folder.glob("*.whl"))
