@@ -1,6 +1,8 @@
 """From a name or a folder to a BERT checkpoint: configuration, tokenizer, and the class it was saved from."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,21 @@ def open_checkpoint(path: str) -> Checkpoint:
     except (OSError, ValueError):
         tokenizer = None
     return Checkpoint(path, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its table of keys, where the caller tells by itself what is new or missing."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 def packaged_checkpoint() -> str:

@@ -1,7 +1,5 @@
 """The command line. Thin: each command calls one module, and imports it only then."""
 
-import json
-import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +9,7 @@ import typer
 from . import export as exporting
 from .console import console, plain_errors
 from .data import cli as data
-from .files import write_whole
+from .files import strict_json, write_whole
 from .finetuning import cli as finetuning
 from .inference import cli as inference
 from .pretraining import cli as pretraining
@@ -42,7 +40,7 @@ def demo(
     text: TextOption = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 10,
 ) -> None:
-    """Embed sentences with transformers and with fastbert: equal, and how much faster."""
+    """Embed sentences with transformers and with fastbert: equal, and how much faster; then fill in masked words."""
     from .demo import run_demo
 
     with plain_errors():
@@ -96,7 +94,7 @@ def verify(
         report.add(rows)
         passed = report.end()
     if json_file is not None:
-        _write_json(json_file, report.as_dict())
+        write_whole(json_file, strict_json(report.as_dict()))
     raise typer.Exit(0 if passed else 1)
 
 
@@ -113,16 +111,3 @@ app.command()(inference.classify)
 app.command()(inference.tag)
 app.command()(inference.answer)
 app.command()(exporting.export)
-
-
-def _write_json(file: Path, content: dict) -> None:
-    """A number that JSON has no sign for becomes null."""
-
-    def finite(value):
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    write_whole(file, json.dumps(finite(content), indent=1) + "\n")

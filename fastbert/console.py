@@ -1,10 +1,26 @@
-"""What every command shares: where it prints, and how a user's mistake looks."""
+"""What commands share: where they print, how a user's mistake looks, and how the precision is chosen."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any
 
 import typer
+
+
+class Precision(str, Enum):
+    bf16 = "bf16"
+    float32 = "float32"
+
+
+PrecisionOption = Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")]
+
+
+def chosen_precision(precision: Precision | None) -> str:
+    """The precision by name, the default where none was given."""
+    import torch
+
+    return precision.value if precision else "bf16" if torch.cuda.is_available() else "float32"
 
 
 def console() -> Any:

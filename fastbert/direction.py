@@ -55,7 +55,10 @@ class LastTokenBertModel(BertModel):
 
 
 def pool_last_token(bert: BertModel) -> None:
-    """Turns a BertModel with a pooler into a LastTokenBertModel, its pooler's weights under another name."""
+    """Turns a BertModel with a pooler into a LastTokenBertModel, its pooler's weights under another name.
+
+    Raises ValueError where it has none.
+    """
     if bert.pooler is None:
         raise ValueError("expected a BertModel with a pooler, got one without")
     bert.__class__ = LastTokenBertModel

@@ -103,9 +103,8 @@ def _models(checkpoint: str) -> tuple[Any, Any, str]:
 
     import fastbert
 
-    from .checkpoints import CLASS_NAMES, InputError, open_checkpoint
+    from .checkpoints import CLASS_NAMES, InputError, open_checkpoint, quiet
     from .finetuning.frozen import is_frozen
-    from .finetuning.model import quiet
 
     source = open_checkpoint(checkpoint)
     named = (source.config.architectures or ["BertModel"])[0]

@@ -1,5 +1,7 @@
 """Files that appear under their name only when they are complete."""
 
+import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,3 +25,16 @@ def write_whole(file: Path, content: str | bytes | Callable[[BinaryIO], Any]) ->
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def strict_json(value: Any) -> str:
+    """Indented JSON that every reader takes: a number that JSON has no sign for (NaN, infinity) becomes null."""
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -93,8 +93,8 @@ class BertForPreTraining(hf.BertForPreTraining):
         scores = self.cls.seq_relationship(outputs.pooler_output)
         loss = mlm_loss = next_sentence_loss = None
         if labels is not None and next_sentence_label is not None:
-            mlm_loss = _labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels, num_items_in_batch)
-            next_sentence_loss = _mean_or_share(
+            mlm_loss = labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels, num_items_in_batch)
+            next_sentence_loss = mean_or_share(
                 functools.partial(F.cross_entropy, scores.view(-1, 2), next_sentence_label.view(-1)), num_pairs_in_batch
             )
             loss = mlm_loss + next_sentence_loss
@@ -145,7 +145,7 @@ class BertForMaskedLM(hf.BertForMaskedLM):
             return super().forward(**inputs, labels=labels, loss_positions=positions, return_dict=True, **kwargs)
         outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
         return MaskedLMOutput(
-            loss=_labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels),
+            loss=labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels),
             logits=None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -428,12 +428,12 @@ def _only(labelled: Tensor) -> dict[str, Tensor]:
     return {} if torch.compiler.is_compiling() else {"output_positions": labelled}
 
 
-def _mean_or_share(loss: Callable[..., Tensor], total: Tensor | int | None) -> Tensor:
+def mean_or_share(loss: Callable[..., Tensor], total: Tensor | int | None) -> Tensor:
     """The mean, or this batch's share of the mean over `total`."""
     return loss(reduction="mean") if total is None else loss(reduction="sum") / total
 
 
-def _labelled_loss(
+def labelled_loss(
     predictions: hf.BertLMPredictionHead, hidden: Tensor, labels: Tensor, total: Tensor | int | None = None
 ) -> Tensor:
     """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
@@ -449,11 +449,11 @@ def _labelled_loss(
         and routing.is_plain(decoder, nn.Linear)
     ):
         logits = predictions(hidden)
-        return _mean_or_share(functools.partial(F.cross_entropy, logits.view(-1, logits.shape[-1]), labels), total)
+        return mean_or_share(functools.partial(F.cross_entropy, logits.view(-1, logits.shape[-1]), labels), total)
     hidden = predictions.transform(hidden)
     num_labelled = None if torch.compiler.is_compiling() else labels.shape[0]
     loss = functools.partial(functional.cross_entropy, hidden, decoder.weight, decoder.bias, labels, num_labelled=num_labelled)
-    return _mean_or_share(loss, total)
+    return mean_or_share(loss, total)
 
 
 def _span_loss(logits: Tensor, positions: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fastbert.console import PrecisionOption, chosen_precision
+
 
 class Task(str, Enum):
     classify = "classify"
@@ -36,11 +38,6 @@ class Head(str, Enum):
 class Pooling(str, Enum):
     mean = "mean"
     cls = "cls"
-
-
-class Precision(str, Enum):
-    bf16 = "bf16"
-    float32 = "float32"
 
 
 def finetune(
@@ -87,7 +84,7 @@ def finetune(
         typer.Option(help="paper: batch size 16, 32; learning rate 5e-5, 4e-5, 3e-5, 2e-5; 2, 3, 4 epochs; the best is kept."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting, with seeds from --seed on.")] = 1,
-    precision: Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")] = None,
+    precision: PrecisionOption = None,
     frozen: Annotated[
         Layers | None,
         typer.Option(help="Feature extraction: of these layers, computed once, only a head is trained and the encoder is not."),
@@ -103,7 +100,6 @@ def finetune(
     ] = None,
 ) -> None:
     """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
-    import torch
 
     from fastbert.console import console, plain_errors
 
@@ -124,7 +120,7 @@ def finetune(
         raise typer.BadParameter(f"expected a positive learning rate and epochs, got {rate} and {epochs}")
     setting = Setting(batch_size, rate, epochs, seed, warmup, dropout, weight_decay)
     data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression)
-    chosen = precision.value if precision else "bf16" if torch.cuda.is_available() else "float32"
+    chosen = chosen_precision(precision)
     asked = None
     if frozen is not None:
         asked = Frozen(frozen.value, head.value if head else "linear", pooling.value if pooling else None, lstm_size)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 import fastbert
-from fastbert.checkpoints import InputError
+from fastbert.checkpoints import InputError, quiet
+from fastbert.files import write_whole
 
 from .features import Feature, batches_by_length, collate, collate_labels
 from .frozen_heads import KINDS, FrozenHead, Shape, pool
-from .model import quiet
 
 HEAD, SHAPE = "head.safetensors", "frozen.json"
 FORMAT = 1
@@ -192,7 +192,7 @@ def save_frozen(model: FrozenModel, folder: Path) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
     save_file(state, folder / HEAD)
     content = {"format": FORMAT, "dropout": model.head.dropout.p, **model.head.shape.as_dict()}
-    (folder / SHAPE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / SHAPE, json.dumps(content, indent=1) + "\n")
 
 
 def is_frozen(path: str | Path) -> bool:

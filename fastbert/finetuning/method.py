@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from fastbert.checkpoints import Checkpoint
+from fastbert.checkpoints import Checkpoint, quiet
 
 from .data import TaskData
 from .features import collate, predict
-from .model import load_model, quiet
+from .model import load_model
 
 
 class Method:

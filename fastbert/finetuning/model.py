@@ -1,15 +1,11 @@
 """A checkpoint under the head of a task: which weights are new is told, and an encoder that lacks some is refused."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
-import transformers
 
-from fastbert.checkpoints import Checkpoint, InputError
+from fastbert.checkpoints import Checkpoint, InputError, quiet
 from fastbert.direction import head_class
 
 NEW_IS_FINE = ("bert.pooler.", "bert.last_token_pooler.")  # what pre-training without sentence pairs leaves out
@@ -39,18 +35,3 @@ def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, d
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise InputError(f"expected {kind} in {checkpoint.path}, got {got} {wrong[0]}{more}")
     return model, sorted({*found["missing_keys"], *other})
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars, and its table of new weights, which the caller tells in a line."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(logging.ERROR)
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()

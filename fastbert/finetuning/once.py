@@ -13,12 +13,12 @@ import torch
 import transformers
 from rich.console import Console
 
-from fastbert.files import write_whole
+from fastbert.checkpoints import quiet
+from fastbert.files import strict_json, write_whole
 from fastbert.version import __version__
 
 from .data import TaskData
 from .method import Method
-from .model import quiet
 
 REPORT, CURVES, CONFUSION = "report.json", "curves.png", "confusion.png"
 PARTIAL = ".partial"
@@ -126,8 +126,8 @@ def run_once(
 
 def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     """The report as strict JSON, where what is not finite is null; returns what was written."""
-    text = json.dumps(_finite(report), indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / REPORT, text + "\n")
+    text = strict_json(report)
+    write_whole(folder / REPORT, text)
     return json.loads(text)
 
 
@@ -175,11 +175,3 @@ def training_arguments(
         disable_tqdm=not console.is_terminal,
         report_to=[],
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

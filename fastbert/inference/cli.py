@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..console import Precision, PrecisionOption
+
 Texts = Annotated[
     list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' or nothing reads the standard input, one a line.")
 ]
@@ -25,11 +27,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinishe
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward. Default: 4096 on a CPU, 32768 on a GPU.")]
 
 
-class Precision(str, Enum):
-    bf16 = "bf16"
-    float32 = "float32"
-
-
 class Pooling(str, Enum):
     mean = "mean"
     cls = "cls"
@@ -46,7 +43,6 @@ class Long(str, Enum):
     error = "error"
 
 
-PrecisionOption = Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")]
 MaxLength = Annotated[
     int | None, typer.Option(min=3, help="Tokens of an input or window. Default: as it was fine-tuned, else the model's.")
 ]

@@ -1,8 +1,6 @@
 """From a name, a folder or a loaded pair to a model of fastbert's classes with its tokenizer, ready for inference."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import transformers
 
 import fastbert
 
-from ..checkpoints import InputError, open_checkpoint
+from ..checkpoints import InputError, open_checkpoint, quiet
+from ..finetuning.frozen import is_frozen, load_frozen
 from ..modeling import berts
 
 # A name or a folder, or (model, tokenizer), the model one of fastbert's classes in eval mode.
@@ -62,9 +61,9 @@ def load(
     source = open_checkpoint(path)
     where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
-    if (Path(path) / "frozen.json").is_file() and "BertModel" not in classes:
+    if "BertModel" not in classes and is_frozen(path):
         return _checked(_frozen(path, classes, kind).to(where), source.tokenizer, path, path)
-    with _quiet():
+    with quiet():
         try:
             found, info = getattr(fastbert, classes[0]).from_pretrained(path, dtype=kind, output_loading_info=True, **kwargs)
         except RuntimeError as error:
@@ -88,8 +87,6 @@ def require_offsets(loaded: Loaded) -> None:
 
 def _frozen(path: str, classes: tuple[str, ...], dtype: torch.dtype) -> Any:
     """An encoder with a head that was trained on its features alone."""
-    from ..finetuning.frozen import load_frozen
-
     found = load_frozen(path, dtype=dtype)
     if found.stands_for not in classes:
         raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.stands_for} in {path}")
@@ -162,18 +159,3 @@ def _pooling(path: str, file: str) -> str:
     if mode not in POOLINGS:
         raise InputError(f"expected mean, cls or max pooling in {file} of {path}, got {mode}: name one of the three")
     return mode
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bar and table of keys: what is missing is an error of ours, the rest of no use here."""
-    logging = transformers.utils.logging
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

@@ -6,10 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-
-class Precision(str, Enum):
-    bf16 = "bf16"
-    float32 = "float32"
+from fastbert.console import PrecisionOption, chosen_precision
 
 
 class Direction(str, Enum):
@@ -47,7 +44,7 @@ def pretrain(
     micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Real tokens of one forward of one process.")] = 8192,
     whole_words: Annotated[bool, typer.Option("--whole-words", help="Predict all pieces of a word together.")] = False,
     max_predictions: Annotated[int | None, typer.Option(min=1, help="At most so many predictions per sample.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")] = None,
+    precision: PrecisionOption = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, masks and dropout.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 1000,
@@ -64,8 +61,6 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out that holds.")] = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
-    import torch
-
     from fastbert.console import console, plain_errors
 
     from .recipe import PRESETS
@@ -75,7 +70,7 @@ def pretrain(
         raise typer.BadParameter(f"expected one --steps per --data, got {len(steps)} for {len(data)} folders")
     if preset not in PRESETS:
         raise typer.BadParameter(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}")
-    chosen = precision.value if precision else "bf16" if torch.cuda.is_available() else "float32"
+    chosen = chosen_precision(precision)
     try:
         recipe = changed(PRESETS[preset], learning_rate=learning_rate, warmup_steps=warmup_steps, optimizer=optimizer)
         recipe.num_warmup_steps(sum(steps))

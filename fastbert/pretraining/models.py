@@ -40,12 +40,12 @@ class _TokenLoss:
             raise ValueError("expected return_logits=False in pre-training, got True")
         packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         found = self.bert(input_ids, token_type_ids=token_type_ids, output_positions=labels != IGNORED, **packed)
-        loss = token_loss = heads._labelled_loss(self.cls.predictions, found.last_hidden_state, labels, num_items_in_batch)
+        loss = token_loss = heads.labelled_loss(self.cls.predictions, found.last_hidden_state, labels, num_items_in_batch)
         head, next_sentence_loss = getattr(self.cls, "seq_relationship", None), None
         if head is not None:
             scores = head(found.pooler_output)
             pair_loss = functools.partial(nn.functional.cross_entropy, scores, next_sentence_label)
-            next_sentence_loss = heads._mean_or_share(pair_loss, num_pairs_in_batch)
+            next_sentence_loss = heads.mean_or_share(pair_loss, num_pairs_in_batch)
             loss = token_loss + next_sentence_loss
         return BertForPreTrainingOutput(loss=loss, mlm_loss=token_loss, next_sentence_loss=next_sentence_loss)
 

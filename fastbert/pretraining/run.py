@@ -41,7 +41,6 @@ MAY_CHANGE = (
     "held_out_samples",
     "peak_tflops",
 )
-NEWER = {"direction": "both", "next_sentence": True}  # what runs of before they could be chosen began with
 
 
 @dataclass(frozen=True)
@@ -287,9 +286,8 @@ def _where_to_begin(options: Options, now: dict[str, Any], resume: bool, console
                 "dropout than an uninterrupted run[/]"
             )
         for name, value in now.items():
-            was = before.get(name, NEWER.get(name))
-            if name not in MAY_CHANGE and was != value:
-                raise InputError(f"expected {name} {was!r} as this run began with, got {value!r}")
+            if name not in MAY_CHANGE and before.get(name) != value:
+                raise InputError(f"expected {name} {before.get(name)!r} as this run began with, got {value!r}")
     checkpoint, refused = checkpoints.last_good(options.out)
     for folder, reason in refused.items():
         console.print(f"[yellow]refused {reason}; kept as {checkpoints.set_aside(folder).name}[/]")

@@ -123,9 +123,8 @@ def test_rows_are_read_within_a_bounded_window(task, monkeypatch):
     for done, _ in enumerate(islice(results, 500), 1):
         assert read <= done + 2 * 32
     results.close()
-    stopped_at = read
+    assert task.threads
     assert not [thread for thread in task.threads if thread.is_alive()]
-    assert read == stopped_at
 
 
 def test_a_stream_that_is_left_reads_no_further(task, monkeypatch):

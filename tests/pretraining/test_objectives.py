@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from small_data import TINY
-from small_runs import assert_same, end_at, options, outcome
+from small_runs import Killed, assert_same, end_at, kill, options, outcome
 
 import fastbert
 from fastbert.checkpoints import InputError
@@ -130,14 +130,6 @@ def test_the_next_sentence_is_told_from_the_last_token(prepared):
     torch.testing.assert_close(model.bert(**inputs).pooler_output, outputs.pooler_output, rtol=1e-5, atol=1e-5)
 
 
-class Killed(BaseException):
-    """Not an Exception: nothing on the way may catch it."""
-
-
-def kill() -> None:
-    raise Killed
-
-
 def test_a_killed_and_resumed_left_run_is_the_uninterrupted_one(prepared, console, monkeypatch, tmp_path):
     whole = options(prepared, tmp_path / "whole", direction="left")
     assert run(whole, console, resume=False) == 0
@@ -165,14 +157,6 @@ def test_a_killed_and_resumed_left_run_is_the_uninterrupted_one(prepared, consol
             generated.append(model.generate(**prompt, max_new_tokens=9, do_sample=sampled, eos_token_id=None))
         assert torch.equal(generated[0], generated[1])
         assert generated[0].shape == (2, 12)
-
-
-def test_a_run_from_before_there_was_a_choice_goes_on(prepared, console, tmp_path):
-    assert run(options(prepared, tmp_path, steps=(4,), held_out=None), console, resume=False) == 0
-    file = tmp_path / "run.json"
-    old = {key: value for key, value in json.loads(file.read_text()).items() if key not in ("direction", "next_sentence")}
-    file.write_text(json.dumps(old))
-    assert run(options(prepared, tmp_path, steps=(4,), held_out=None), console, resume=True) == 0
 
 
 def test_a_run_without_pairs_logs_none(prepared, console, tmp_path):

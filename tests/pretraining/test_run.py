@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from small_data import write_data
-from small_runs import RECIPE, assert_same, end_at, options, outcome, without_dropout
+from small_runs import RECIPE, Killed, assert_same, end_at, kill, options, outcome, without_dropout
 
 import fastbert
 from fastbert.checkpoints import InputError
@@ -30,14 +30,6 @@ def uninterrupted(prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
     assert run(options(prepared, out), Console(quiet=True), resume=False) == 0
     return outcome(out)
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing on the way may catch it."""
-
-
-def kill() -> None:
-    raise Killed
 
 
 def check_killed(prepared, uninterrupted, console, monkeypatch, out: Path, place: str, count: int) -> bool:

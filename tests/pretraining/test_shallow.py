@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 from small_data import TINY
-from small_runs import assert_same, end_at, options
-from test_objectives import Killed, batch_of, kill, padded, unmask
+from small_runs import Killed, assert_same, end_at, kill, options
+from test_objectives import batch_of, padded, unmask
 
 from fastbert.checkpoints import InputError, open_checkpoint
 from fastbert.data.masking import IGNORED
