@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.bert.configuration_bert import BertConfig
 
 import fastbert
+from fastbert.checkpoints import InputError
 from fastbert.heads import BertForMultipleChoice, BertForSequenceClassification
 from fastbert.modeling import BertModel, register_outputs
 from fastbert.shallow import HEADS as SHALLOW
@@ -91,8 +92,10 @@ LEFT_TO_RIGHT: dict[str, type] = {
 def head_class(name: str, config: BertConfig) -> Any:
     """fastbert's class of this name, or the one that takes its place over an encoder of this configuration.
 
-    Heads of tokens serve a left-to-right encoder as they are.
+    Heads of tokens serve a left-to-right encoder as they are. Raises InputError where there is none over a shallow one.
     """
     if is_shallow(config):
+        if name not in SHALLOW:
+            raise InputError(f"expected one of {', '.join(SHALLOW)} over a shallow encoder, got {name}")
         return SHALLOW[name]
     return LEFT_TO_RIGHT.get(name, getattr(fastbert, name)) if config.is_decoder else getattr(fastbert, name)

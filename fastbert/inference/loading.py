@@ -8,9 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-import fastbert
-
 from ..checkpoints import InputError, open_checkpoint, quiet
+from ..direction import head_class
 from ..finetuning.frozen import is_frozen, load_frozen
 from ..modeling import berts
 
@@ -47,7 +46,8 @@ def load(
     dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Loaded:
-    """model: see `Model`. classes: names of fastbert's classes that can do the task; a checkpoint is loaded as the first.
+    """model: see `Model`. classes: names of fastbert's classes that can do the task; a checkpoint is loaded as the first, or as
+    what stands for it over an encoder that reads in one direction.
 
     device: None for CUDA if there is one. dtype: None for bfloat16 on CUDA, float32 elsewhere. kwargs: of from_pretrained.
     Raises InputError for another architecture, a checkpoint that lacks a weight the class needs, a missing or unfit tokenizer,
@@ -65,7 +65,8 @@ def load(
         return _checked(_frozen(path, classes, kind).to(where), source.tokenizer, path, path)
     with quiet():
         try:
-            found, info = getattr(fastbert, classes[0]).from_pretrained(path, dtype=kind, output_loading_info=True, **kwargs)
+            head = head_class(classes[0], source.config)
+            found, info = head.from_pretrained(path, dtype=kind, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             raise InputError(f"expected weights of the shapes that config.json names in {path}, got: {error}") from error
     missing = sorted(info["missing_keys"])

@@ -12,6 +12,7 @@ from fastbert import direction
 from fastbert.checkpoints import InputError, open_checkpoint
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.features import collate, predict
+from fastbert.finetuning.model import load_model
 from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune, load_task
 from fastbert.pretraining.objectives import Objective
@@ -102,15 +103,43 @@ def write_shallow(folder):
     return config
 
 
-def test_no_other_reader_takes_the_last_token_for_the_first(causal, tmp_path, console):
-    """transformers calls the pooler missing, and fastbert's own inference refuses the folder."""
+def test_transformers_does_not_take_the_last_token_for_the_first(causal, tmp_path, console):
     train, evaluation = write_files(tmp_path / "files", "classify", 16)
     data = DataOptions(train, evaluation, max_length=32)
     finetune(Options("classify", causal, data, tmp_path / "out", FAST), console)
     _, found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert sorted(found["missing_keys"]) == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
-    with pytest.raises(InputError, match=r"bert\.pooler\.dense"):
-        fastbert.classify("red dog", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("direction_of", ["left", "shallow"])
+def test_inference_reads_the_folder_as_it_was_trained(direction_of, causal, tmp_path, console):
+    start = causal
+    if direction_of == "shallow":
+        start = str(tmp_path / "shallow")
+        write_shallow(tmp_path / "shallow")
+    files = {task: write_files(tmp_path / task, task, 16) for task in ("classify", "tag")}
+    models = {}
+    for task, (train, evaluation) in files.items():
+        options = Options(task, start, DataOptions(train, evaluation, max_length=32), tmp_path / f"{task}-out", FAST)
+        finetune(options, console)
+        opened = open_checkpoint(str(options.out))
+        features = load_task(task, options.data, opened)
+        models[task] = features, predict(load_model(opened, features.head, features.settings)[0], features.evaluation)
+    features, outputs = models["classify"]
+    texts = [line.split(",")[0] for line in files["classify"][1].read_text().splitlines()[1:]]
+    found = fastbert.classify(texts, str(tmp_path / "classify-out"))
+    names = features.settings["id2label"]
+    assert [one[0]["label"] for one in found] == [names[int(output.argmax())] for output in outputs]
+    features, outputs = models["tag"]
+    text = " ".join(features.tagged.examples[0].words)
+    tagged = fastbert.tag(text, str(tmp_path / "tag-out"))
+    assert tagged["tags"] == features.guessed(outputs)[0]
+
+
+def test_a_shallow_encoder_fills_no_masks(tmp_path):
+    write_shallow(tmp_path / "shallow")
+    with pytest.raises(InputError, match="over a shallow encoder, got BertForMaskedLM"):
+        fastbert.fill_mask("red [MASK]", str(tmp_path / "shallow"))
 
 
 def test_other_heads_are_fastberts_own():
