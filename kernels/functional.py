@@ -105,12 +105,22 @@ def qkv_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | 
     return kernel.qkv_linear(x, rest[:3], rest[3:])
 
 
-def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, *, activation: str = "gelu_erf") -> Tensor:
+def feed_forward(
+    x: Tensor,
+    weight_in: Tensor,
+    bias_in: Tensor,
+    weight_out: Tensor,
+    *,
+    activation: str = "gelu_erf",
+    keep_inner: bool = False,
+) -> Tensor:
     """activation(x @ weight_in.T + bias_in) @ weight_out.T: BERT's feed-forward without its output bias.
 
     The output bias belongs to the `layer_norm` that follows (its x_bias). As one operation the backward multiplies by
     the activation's derivative inside the product that makes the gradient of the inner state.
     x: (..., K). weight_in: (F, K). bias_in: (F,). weight_out: (N, F). activation: as in `linear`, not None.
+    keep_inner: the kernels keep the state after the activation for the backward too, F elements a row, instead of making it
+    again from the one before, which they keep in any case; the gradients are the same. PyTorch keeps both.
     Returns (..., N).
     Raises ValueError for shapes that do not fit or an unknown activation, TypeError for mixed dtypes.
     """
@@ -130,7 +140,7 @@ def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tens
     x, weight_in, bias_in, weight_out = _autocast(
         "feed_forward", x=x, weight_in=weight_in, bias_in=bias_in, weight_out=weight_out
     )
-    return kernel.feed_forward(x, weight_in, bias_in, weight_out, activation)
+    return kernel.feed_forward(x, weight_in, bias_in, weight_out, activation, keep_inner)
 
 
 def embedding(

@@ -90,15 +90,19 @@ def _gemm_fwd_kernel(
 
 @triton.jit
 def _store_dx(
-    acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row,
-    ACTIVATION: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr, PRECISION: tl.constexpr,
+    acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
+    ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx = acc * ACTIVATION'(u), and its sum over these rows as one row of partial sums."""
+    """dx = acc * ACTIVATION'(u), its sum over these rows as one row of partial sums, and h = ACTIVATION(u)."""
     mask_k = offs_k < K
     mask = (offs_m < M)[:, None] & mask_k[None, :]
     if ACTIVATION is not None:
-        u = tl.load(u_ptr + offsets(offs_m, offs_k, stride_u_row), mask=mask, other=0.0)
-        acc *= activation_derivative(u.to(tl.float32), ACTIVATION, FULL)
+        u = tl.load(u_ptr + offsets(offs_m, offs_k, stride_u_row), mask=mask, other=0.0).to(tl.float32)
+        if WRITE_H:
+            h = activate(u, ACTIVATION, FULL)
+            tl.store(h_ptr + offsets(offs_m, offs_k, K), h.to(h_ptr.dtype.element_ty), mask=mask)
+        acc *= activation_derivative(u, ACTIVATION, FULL)
     tl.store(dx_ptr + offsets(offs_m, offs_k, K), acc.to(dx_ptr.dtype.element_ty), mask=mask)
     if WRITE_PARTIAL:
         acc = tl.where(mask, acc, 0.0)
@@ -107,11 +111,43 @@ def _store_dx(
         tl.store(partial_ptr + pid_m.to(tl.int64) * K + offs_k, tl.sum(acc, axis=0), mask=mask_k)
 
 
+@triton.jit
+def _halves(acc):
+    """The left and the right half of the columns."""
+    return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _store_half_dx(
+    acc, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
+    ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`_store_dx` for columns from `first` on; in two steps where h is written too."""
+    columns: tl.constexpr = acc.shape[1]
+    if WRITE_H:
+        left, right = _halves(acc)
+        offs_k = first + tl.arange(0, columns // 2)
+        _store_dx(
+            left, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
+            WRITE_PARTIAL, FULL, PRECISION,
+        )  # fmt: skip
+        _store_dx(
+            right, offs_m, offs_k + columns // 2, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION,
+            WRITE_H, WRITE_PARTIAL, FULL, PRECISION,
+        )  # fmt: skip
+    else:
+        _store_dx(
+            acc, offs_m, first + tl.arange(0, columns), pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
+            ACTIVATION, WRITE_H, WRITE_PARTIAL, FULL, PRECISION,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["M"])
 def _gemm_dgrad_kernel(
-    dy_ptr, w0_ptr, w1_ptr, w2_ptr, u_ptr, dx_ptr, partial_ptr,
+    dy_ptr, w0_ptr, w1_ptr, w2_ptr, u_ptr, dx_ptr, h_ptr, partial_ptr,
     M, N, K, stride_dy_row, stride_w_row, stride_u_row,
-    PARTS: tl.constexpr, ACTIVATION: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
+    PARTS: tl.constexpr, ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
     PRECISION: tl.constexpr, EVEN_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -147,20 +183,20 @@ def _gemm_dgrad_kernel(
 
     if ACTIVATION is None or BLOCK_K < 128:
         _store_dx(
-            acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_PARTIAL, FULL,
-            PRECISION,
+            acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
+            WRITE_PARTIAL, FULL, PRECISION,
         )  # fmt: skip
     else:
-        # Half of a wide tile at a time: 119 registers instead of 142, so two programs share a multiprocessor.
-        left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_K // 2)), (0, 2, 1)))
-        half = pid_k * BLOCK_K + tl.arange(0, BLOCK_K // 2)
-        _store_dx(
-            left, offs_m, half, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_PARTIAL, FULL,
-            PRECISION,
-        )  # fmt: skip
-        _store_dx(
-            right, offs_m, half + BLOCK_K // 2, pid_m, u_ptr, dx_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION,
+        # A part of a wide tile at a time leaves registers for two programs on a multiprocessor.
+        left, right = _halves(acc)
+        first = pid_k * BLOCK_K
+        _store_half_dx(
+            left, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
             WRITE_PARTIAL, FULL, PRECISION,
+        )  # fmt: skip
+        _store_half_dx(
+            right, offs_m, first + BLOCK_K // 2, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION,
+            WRITE_H, WRITE_PARTIAL, FULL, PRECISION,
         )  # fmt: skip
 
 
@@ -222,6 +258,7 @@ def _gemm_wgrad_kernel(
 @dataclass(frozen=True)
 class GemmConfig:
     """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
+    max_registers: of a thread, asked of the compiler where that costs no spill (NVIDIA only).
 
     Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers, 128x128 at most 128 (two programs share a
     multiprocessor and overlap one's epilogue with the other's products), no spill; not yet timed. A 128x256 tile reads a
@@ -234,6 +271,7 @@ class GemmConfig:
     num_warps: int
     num_stages: int
     min_per_multiprocessor: int = 1
+    max_registers: int | None = None
 
     @classmethod
     def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
@@ -249,9 +287,16 @@ class GemmConfig:
     def num_tiles(self, rows: int, columns: int) -> int:
         return triton.cdiv(rows, self.rows) * triton.cdiv(columns, self.columns)
 
+    @property
+    def launch(self) -> dict[str, int]:
+        """Options of a launch."""
+        options = dict(num_warps=self.num_warps, num_stages=self.num_stages)
+        return options if self.max_registers is None else options | dict(maxnreg=self.max_registers)
+
 
 WIDE = GemmConfig(128, 256, 64, num_warps=8, num_stages=3, min_per_multiprocessor=2)
 LARGE = GemmConfig(128, 128, 64, num_warps=8, num_stages=3)
+LARGE_ACTIVATION = replace(LARGE, max_registers=128)  # its epilogue would take 143, and one program a multiprocessor
 SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
 TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
 TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
@@ -265,14 +310,14 @@ MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
 def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
     """The tiles that ship for a product ('fwd', 'dgrad', 'dgrad_activation', 'wgrad'), largest first."""
     if dtype != torch.float32:
-        wide = (WIDE,) if arch in WIDE_ARCHITECTURES and product != "dgrad_activation" else ()
-        tiles = (*wide, LARGE, SMALL)
+        wide = (WIDE,) if arch in WIDE_ARCHITECTURES else ()
+        tiles = (LARGE_ACTIVATION, SMALL) if product == "dgrad_activation" else (*wide, LARGE, SMALL)
     elif precision == "tf32":
         tiles = (TF32_LARGE, TF32_SMALL)
     else:
         tiles = (IEEE_WGRAD if product == "wgrad" else IEEE,)
     if arch.startswith("gfx"):  # 64 KiB of shared memory, and registers hold the stage in flight
-        tiles = tuple(replace(tile, num_stages=2) for tile in tiles)
+        tiles = tuple(replace(tile, num_stages=2, max_registers=None) for tile in tiles)
     return tiles
 
 
@@ -306,34 +351,35 @@ def gemm_fwd(
         PARTS=parts, HAS_BIAS=b0 is not None, ACTIVATION=activation, SAVE_U=save_u, FULL=x.dtype == torch.float32,
         PRECISION=dot_precision(x.dtype, architecture(x.device)), EVEN_K=K % config.inner == 0,
         BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner, GROUP_ROWS=GROUP_ROWS,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        **config.launch,
     )  # fmt: skip
     return y, u
 
 
 def gemm_dgrad(
     dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False,
-    out_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows or an empty tensor).
+    want_h: bool = False, out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows; activation(u)).
 
-    out_dtype: dy's where None.
+    What is not wanted is empty. out_dtype: dy's where None.
     """
     M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
     config = GemmConfig.for_shape("dgrad" if activation is None else "dgrad_activation", M, K, dy.dtype, dy.device)
     row_tiles = triton.cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
+    h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
     w0, w1, w2 = _three(weights)
     _gemm_dgrad_kernel[(config.num_tiles(M, K),)](
-        dy, w0, w1, w2, u, dx, partial,
+        dy, w0, w1, w2, u, dx, h, partial,
         M, N, K, dy.stride(0), w0.stride(0), 0 if u is None else u.stride(0),
-        PARTS=parts, ACTIVATION=activation, WRITE_PARTIAL=want_sum, FULL=dy.dtype == torch.float32,
+        PARTS=parts, ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, FULL=dy.dtype == torch.float32,
         PRECISION=dot_precision(dy.dtype, architecture(dy.device)), EVEN_N=N % config.inner == 0,
         BLOCK_M=config.rows, BLOCK_K=config.columns, BLOCK_N=config.inner, GROUP_ROWS=GROUP_ROWS,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        **config.launch,
     )  # fmt: skip
-    return dx, sum_partials(partial, out_dtype) if want_sum else dx.new_empty(0)
+    return dx, sum_partials(partial, out_dtype) if want_sum else dx.new_empty(0), h
 
 
 def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -350,7 +396,7 @@ def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.d
         M, N, K, dy.stride(0), x.stride(0), rows_per_split,
         WRITE_PARTIAL=want_sum, PRECISION=dot_precision(dy.dtype, architecture(dy.device)),
         BLOCK_N=config.rows, BLOCK_K=config.columns, BLOCK_M=config.inner, GROUP_ROWS=GROUP_ROWS,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        **config.launch,
     )  # fmt: skip
     return (
         dweight[0] if splits == 1 else sum_partials(dweight, out_dtype),
@@ -375,8 +421,8 @@ def fwd_variants(*, parts=1, bias=True, activation=None, save_u=False, even=True
 
 
 def dgrad_variants(*, parts=1, activation=None, even=True, main_target_only=False):
-    want_sum = activation is not None
-    constexprs = dict(PARTS=parts, ACTIVATION=activation, WRITE_PARTIAL=want_sum, EVEN_N=even)
+    want_sum = want_h = activation is not None
+    constexprs = dict(PARTS=parts, ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, EVEN_N=even)
     name = f"dgrad{' qkv' * (parts == 3)} {activation or ''}{'+sum' * want_sum}{'' if even else ' odd N'}"
     product = "dgrad" if activation is None else "dgrad_activation"
     return _variants(name, product, _gemm_dgrad_kernel, ("BLOCK_M", "BLOCK_K", "BLOCK_N"), constexprs, main_target_only)
@@ -406,7 +452,7 @@ def _variants(name, product, kernel, blocks, constexprs, main_target_only) -> li
             variants.append(
                 KernelVariant(
                     f"{name} {label} {'x'.join(map(str, tile))}", kernel, signature, flags,
-                    num_warps=config.num_warps, num_stages=config.num_stages,
+                    num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.max_registers,
                     unit="scalar" if label == _IEEE_LABEL else "tensor",
                     divisible=tuple(a for a in arguments if a in ("N", "K") or a.startswith("stride_")),
                     targets=tuple(archs),

@@ -2,9 +2,9 @@
 
 x: (M, K); weight: (N, K); y, dy: (M, N); u: the value before an activation, rounded to y's dtype; h = activation(u).
 Each matrix product goes to a Triton kernel of gemm.py or to the library, as dispatch.py says; results differ by rounding
-only. Saved for the backward: x, the weights, and u where there is an activation (h too, for the feed-forward's second
-weight). Bias gradients are float32 sums taken where a kernel reads the tensor anyway: in the epilogue that makes it, in
-the wgrad, or with the activation's derivative; no atomics.
+only. Saved for the backward: x, the weights, and u where there is an activation; h, for the feed-forward's second weight,
+is made again where the backward reads u anyway. Bias gradients are float32 sums taken where a kernel reads the tensor
+anyway: in the epilogue that makes it, in the wgrad, or with the activation's derivative; no atomics.
 """
 
 import random
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import functional, reference
 from .dispatch import choose
-from .gelu import activation_derivative
+from .gelu import activate, activation_derivative
 from .gemm import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
 from .layer_norm import sum_partials
 from .registration import num_programs, register, wants_grad
@@ -26,12 +26,12 @@ from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, genera
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
 def _activation_bwd_kernel(
-    dy_ptr, u_ptr, du_ptr, partial_ptr,
+    dy_ptr, u_ptr, du_ptr, h_ptr, partial_ptr,
     M, N, stride_dy_row, rows_per_program,
-    ACTIVATION: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
+    ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """du = dy * ACTIVATION'(u), and its sum over each program's rows; without ACTIVATION only the sum of dy."""
+    """du = dy * ACTIVATION'(u), its sum over each program's rows, h = ACTIVATION(u); without ACTIVATION only the sum of dy."""
     program = tl.program_id(0)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
@@ -47,6 +47,8 @@ def _activation_bwd_kernel(
             u = tl.load(u_ptr + out, mask=mask, other=0.0).to(tl.float32)
             du *= activation_derivative(u, ACTIVATION, FULL)
             tl.store(du_ptr + out, du.to(du_ptr.dtype.element_ty), mask=mask)
+            if WRITE_H:
+                tl.store(h_ptr + out, activate(u, ACTIVATION, FULL).to(h_ptr.dtype.element_ty), mask=mask)
         if WRITE_PARTIAL:
             column_sum += tl.sum(du, axis=0)
     if WRITE_PARTIAL:
@@ -57,26 +59,29 @@ ACTIVATION_TILE = dict(BLOCK_M=16, BLOCK_N=256)  # a row of the tile is one 512-
 ACTIVATION_WARPS = 8
 
 
-def _activation_bwd(dy: Tensor, u: Tensor | None, activation: str | None, want_sum: bool) -> tuple[Tensor, Tensor]:
-    """(dy * activation'(u), or dy itself without an activation; its sum over the rows or an empty tensor)."""
+def _activation_bwd(
+    dy: Tensor, u: Tensor | None, activation: str | None, want_sum: bool, want_h: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dy * activation'(u), or dy itself without an activation; its sum over the rows; activation(u)); unwanted ones empty."""
     M, N = dy.shape
     du = dy if activation is None else torch.empty((M, N), dtype=dy.dtype, device=dy.device)
+    h = torch.empty((M if want_h else 0, N), dtype=dy.dtype, device=dy.device)
     if activation is None and not want_sum:
-        return du, dy.new_empty(0)
+        return du, dy.new_empty(0), h
     if M * N == 0:
-        return du, dy.new_zeros(N if want_sum else 0)
+        return du, dy.new_zeros(N if want_sum else 0), h
     columns = triton.cdiv(N, ACTIVATION_TILE["BLOCK_N"])
     programs = triton.cdiv(num_programs(dy.device, 8), columns)
     rows_per_program = triton.cdiv(triton.cdiv(M, programs), ACTIVATION_TILE["BLOCK_M"]) * ACTIVATION_TILE["BLOCK_M"]
     programs = triton.cdiv(M, rows_per_program)
     partial = torch.empty((programs if want_sum else 0, N), dtype=torch.float32, device=dy.device)
     _activation_bwd_kernel[(programs, columns)](
-        dy, u, None if activation is None else du, partial,
+        dy, u, None if activation is None else du, h, partial,
         M, N, dy.stride(0), rows_per_program,
-        ACTIVATION=activation, WRITE_PARTIAL=want_sum, FULL=dy.dtype == torch.float32,
+        ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, FULL=dy.dtype == torch.float32,
         **ACTIVATION_TILE, num_warps=ACTIVATION_WARPS,
     )  # fmt: skip
-    return du, sum_partials(partial, dy.dtype) if want_sum else dy.new_empty(0)
+    return du, sum_partials(partial, dy.dtype) if want_sum else dy.new_empty(0), h
 
 
 def _takes_triton(operation: str, M: int, weight_shape: Sequence[int], like: Tensor) -> bool:
@@ -106,11 +111,13 @@ def _dgrad(dy: Tensor, weight: Tensor) -> Tensor:
     return _library(torch.mm, dy, weight)
 
 
-def _dgrad_activation(dy: Tensor, weight: Tensor, u: Tensor, activation: str, want_sum: bool) -> tuple[Tensor, Tensor]:
-    """(du = (dy @ weight) * activation'(u), its sum over the rows or an empty tensor)."""
+def _dgrad_activation(
+    dy: Tensor, weight: Tensor, u: Tensor, activation: str, want_sum: bool, want_h: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(du = (dy @ weight) * activation'(u), its sum over the rows, activation(u)); unwanted ones empty."""
     if _takes_triton("dgrad_activation", dy.shape[0], weight.shape, dy):
-        return gemm_dgrad(dy, [weight], u, activation, want_sum)
-    return _activation_bwd(_library(torch.mm, dy, weight), u, activation, want_sum)
+        return gemm_dgrad(dy, [weight], u, activation, want_sum, want_h)
+    return _activation_bwd(_library(torch.mm, dy, weight), u, activation, want_sum, want_h)
 
 
 def _wgrad(dy: Tensor, x: Tensor, want_sum: bool) -> tuple[Tensor, Tensor]:
@@ -139,7 +146,7 @@ def _linear_fwd_fake(x, weight, bias, activation, save):
 def _linear_bwd(dy, x, weight, u, activation, want_bias):
     dx, dweight, dbias = _linear_bwd_fake(dy, x, weight, u, activation, False)
     if activation is not None:
-        dy, dbias = _activation_bwd(dy, u, activation, want_bias)
+        dy, dbias, _ = _activation_bwd(dy, u, activation, want_bias)
     if x is not None:
         dweight, row_sum = _wgrad(dy, x, want_bias and activation is None)
         dbias = row_sum if activation is None else dbias
@@ -307,12 +314,20 @@ def _feed_forward_fwd_fake(x, weight_in, bias_in, weight_out, activation, save_u
     return x.new_empty(M, weight_out.shape[0]), x.new_empty(M if save_u else 0, F), x.new_empty(M if save_h else 0, F)
 
 
-def _feed_forward_bwd(dy, x, weight_in, weight_out, u, h, activation, want_bias):
-    dx, dweight_in, dbias_in, dweight_out = _feed_forward_bwd_fake(dy, x, weight_in, weight_out, u, h, activation, want_bias)
-    if h is not None:
+def _feed_forward_bwd(dy, x, weight_in, weight_out, u, h, activation, want_bias, want_weight_out):
+    dx, dweight_in, dbias_in, dweight_out = _feed_forward_bwd_fake(
+        dy, x, weight_in, weight_out, u, h, activation, want_bias, want_weight_out
+    )
+    lacks_h = want_weight_out and h is None
+    if weight_out is not None:
+        du, dbias_in, made = _dgrad_activation(dy, weight_out, u, activation, want_bias, lacks_h)
+        h = made if lacks_h else h
+    elif lacks_h:
+        h = reference.activate(u, activation)
+    if want_weight_out:
         dweight_out, _ = _wgrad(dy, h, False)
-    if u is not None:
-        du, dbias_in = _dgrad_activation(dy, weight_out, u, activation, want_bias)
+    made = h = None  # the next products have its room
+    if weight_out is not None:
         if x is not None:
             dweight_in, _ = _wgrad(du, x, False)
         if weight_in is not None:
@@ -320,19 +335,20 @@ def _feed_forward_bwd(dy, x, weight_in, weight_out, u, h, activation, want_bias)
     return dx, dweight_in, dbias_in, dweight_out
 
 
-def _feed_forward_bwd_fake(dy, x, weight_in, weight_out, u, h, activation, want_bias):
+def _feed_forward_bwd_fake(dy, x, weight_in, weight_out, u, h, activation, want_bias, want_weight_out):
     M, N = dy.shape
+    F = (h if u is None else u).shape[1]
     return (
         dy.new_empty((0, 0) if weight_in is None else (M, weight_in.shape[1])),
-        dy.new_empty((0, 0) if x is None else (u.shape[1], x.shape[1])),
-        dy.new_empty(u.shape[1] if want_bias else 0),
-        dy.new_empty((0, 0) if h is None else (N, h.shape[1])),
+        dy.new_empty((0, 0) if x is None else (F, x.shape[1])),
+        dy.new_empty(F if want_bias else 0),
+        dy.new_empty((N, F) if want_weight_out else (0, 0)),
     )
 
 
 feed_forward_bwd = register(
     "feed_forward_bwd(Tensor dy, Tensor? x, Tensor? weight_in, Tensor? weight_out, Tensor? u, Tensor? h, str activation, "
-    "bool want_bias) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool want_bias, bool want_weight_out) -> (Tensor, Tensor, Tensor, Tensor)",
     _feed_forward_bwd,
     fake=_feed_forward_bwd_fake,
 )
@@ -341,16 +357,16 @@ feed_forward_bwd = register(
 def _feed_forward_setup_context(ctx, inputs, output):
     x, weight_in, _, weight_out, ctx.activation, save_u, save_h = inputs
     _, u, h = output
-    want_x, want_weight_in, ctx.want_bias, want_weight_out = ctx.needs_input_grad[:4]
-    want_u = want_x or want_weight_in or ctx.want_bias
-    if (want_u and not save_u) or (want_weight_out and not save_h):
+    want_x, want_weight_in, ctx.want_bias, ctx.want_weight_out = ctx.needs_input_grad[:4]
+    want_du = want_x or want_weight_in or ctx.want_bias
+    if (want_du and not save_u) or (ctx.want_weight_out and not (save_u or save_h)):
         raise RuntimeError("feed_forward_fwd was asked for a gradient but called without saving for it")
     ctx.save_for_backward(
         x if want_weight_in else None,
         weight_in if want_x else None,
-        weight_out if want_u else None,
-        u if want_u else None,
-        h if want_weight_out else None,
+        weight_out if want_du else None,
+        u if save_u else None,
+        h if save_h else None,
     )
     ctx.set_materialize_grads(False)
 
@@ -360,13 +376,13 @@ def _feed_forward_backward(ctx, dy, *_):
         return (None,) * 7
     x, weight_in, weight_out, u, h = ctx.saved_tensors
     dx, dweight_in, dbias_in, dweight_out = feed_forward_bwd(
-        _last_contiguous(dy), x, weight_in, weight_out, u, h, ctx.activation, ctx.want_bias
+        _last_contiguous(dy), x, weight_in, weight_out, u, h, ctx.activation, ctx.want_bias, ctx.want_weight_out
     )
     return (
         None if weight_in is None else dx,
         None if x is None else dweight_in,
         dbias_in if ctx.want_bias else None,
-        None if h is None else dweight_out,
+        dweight_out if ctx.want_weight_out else None,
         *(None,) * 3,
     )
 
@@ -381,9 +397,12 @@ feed_forward_fwd = register(
 )
 
 
-def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, activation: str) -> Tensor:
+def feed_forward(
+    x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, activation: str, keep_inner: bool
+) -> Tensor:
     """The kernel behind `functional.feed_forward`, which documents and checks the arguments."""
-    save_u, save_h = wants_grad(x, weight_in, bias_in), wants_grad(weight_out)
+    want_du, want_weight_out = wants_grad(x, weight_in, bias_in), wants_grad(weight_out)
+    save_u, save_h = want_du or (want_weight_out and not keep_inner), want_weight_out and keep_inner
     y = feed_forward_fwd(
         _rows(x), _last_contiguous(weight_in), _bias(bias_in), _last_contiguous(weight_out), activation, save_u, save_h
     )[0]
@@ -582,9 +601,10 @@ def _linear_variants() -> list[KernelVariant]:
             variants.append(
                 KernelVariant(
                     f"{activation or 'column sum'} backward {dtype}", _activation_bwd_kernel,
-                    dict(dy_ptr=p, u_ptr=p, du_ptr=p, partial_ptr="*fp32", M="i32", N="i32", stride_dy_row="i32",
+                    dict(dy_ptr=p, u_ptr=p, du_ptr=p, h_ptr=p, partial_ptr="*fp32", M="i32", N="i32", stride_dy_row="i32",
                          rows_per_program="i32"),
-                    dict(ACTIVATION=activation, WRITE_PARTIAL=True, FULL=dtype == "fp32", **ACTIVATION_TILE),
+                    dict(ACTIVATION=activation, WRITE_H=activation is not None, WRITE_PARTIAL=True, FULL=dtype == "fp32",
+                         **ACTIVATION_TILE),
                     num_warps=ACTIVATION_WARPS, divisible=("N", "stride_dy_row"),
                 )
             )  # fmt: skip

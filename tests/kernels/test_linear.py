@@ -1,5 +1,6 @@
 """The linear layers: sides, layouts, splits, limits. The float64 comparisons of every sample are in test_specs.py."""
 
+import functools
 import mmap
 
 import pytest
@@ -12,7 +13,7 @@ import fastbert.kernels.linear
 from fastbert.kernels import dispatch, gemm
 from fastbert.kernels.dispatch import OPERATIONS, RULES, choose, use_gemm
 from fastbert.kernels.functional import ACTIVATIONS, feed_forward, linear, qkv_linear
-from fastbert.kernels.gemm import LARGE, SMALL, WIDE, GemmConfig, configs, gemm_wgrad, offsets, wgrad_splits
+from fastbert.kernels.gemm import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, gemm_wgrad, offsets, wgrad_splits
 from fastbert.kernels.linear import (
     SPECS,
     feed_forward_bwd,
@@ -142,7 +143,10 @@ def test_tiles_follow_the_shape(device, monkeypatch):
         return GemmConfig.for_shape(product, rows, columns, dtype, device)
 
     assert config("fwd", 65536, 3072) == WIDE
-    assert config("dgrad_activation", 65536, 3072) == LARGE  # its epilogue wants two programs per multiprocessor
+    assert config("dgrad_activation", 65536, 3072) == LARGE_ACTIVATION  # its epilogue wants two programs per multiprocessor
+    (on_amd, _) = configs("dgrad_activation", torch.bfloat16, "ieee", "gfx942")
+    assert "maxnreg" in LARGE_ACTIVATION.launch
+    assert "maxnreg" not in on_amd.launch  # an option of NVIDIA's compiler alone
     assert config("fwd", 8192, 768) == LARGE
     assert config("fwd", 128, 3072) == SMALL
     for arch in ("sm_80", "sm_86", "gfx942"):
@@ -266,10 +270,44 @@ def test_saves_only_what_the_backward_needs(device):
     assert [t.shape[0] for t in feed_forward_fwd(x, w, b, w_out, "relu", False, False)] == [4, 0, 0]
     y, _, _ = feed_forward_fwd(x.requires_grad_(), w, b, w_out, "relu", True, False)
     assert [t is None for t in y.grad_fn.saved_tensors] == [True, False, False, False, True]  # neither x nor h
+    w_out.requires_grad_()
+    kept = {keep: feed_forward(x, w, b, w_out, keep_inner=keep).grad_fn for keep in (False, True)}
+    saved = {
+        keep: [None if t is None else tuple(t.shape) for t in _operator(node).saved_tensors] for keep, node in kept.items()
+    }
+    assert saved[False] == [None, (24, 16), (16, 24), (4, 24), None]
+    assert saved[True] == [None, (24, 16), (16, 24), (4, 24), (4, 24)]
+    only_last = _operator(feed_forward(x.detach(), w, b, w_out, keep_inner=True).grad_fn).saved_tensors
+    assert [t is None for t in only_last] == [True, True, True, True, False]
     with pytest.raises(RuntimeError, match="save=False"):
         linear_fwd(x, w, b, "relu", False)
     with pytest.raises(RuntimeError, match="without saving"):
-        feed_forward_fwd(x, w, b, w_out, "relu", False, True)
+        feed_forward_fwd(x, w, b, w_out.detach(), "relu", False, True)
+
+
+def _operator(node):
+    """The operator's own node below the views of its result."""
+    while not hasattr(node, "saved_tensors"):
+        node = node.next_functions[0][0]
+    return node
+
+
+@pytest.mark.parametrize("side", ["triton", "library"])
+@pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh", "relu"])
+def test_the_inner_state_made_again_gives_the_gradients_of_the_one_kept(side, activation, device):
+    """To the bit where one side makes both; also where only the last weight is trained."""
+    inputs = dict(zip(("x", "weight_in", "bias_in", "weight_out"), make((37, 16), (72, 16), (72,), (24, 72), device=device)))
+    found = {}
+    for keep in (False, True):
+        with use_gemm(side):
+            for names in (tuple(inputs), ("weight_out",)):
+                found[keep, names] = run(
+                    functools.partial(feed_forward, keep_inner=keep), inputs | {"activation": activation}, names, None, noise
+                )
+    for names in (tuple(inputs), ("weight_out",)):
+        for name, gradient in found[True, names].items():
+            exact = side == "triton" and len(names) > 1
+            torch.testing.assert_close(found[False, names][name], gradient, **(dict(rtol=0, atol=0) if exact else {}))
 
 
 def test_autocast_computes_in_the_lower_precision(device):
@@ -309,8 +347,11 @@ def test_opcheck(device):
     check(linear_bwd, (dy, None, w, u, "relu", False))
     check(qkv_linear_bwd, (dy_qkv, x, w, w, w, True))
     check(qkv_linear_bwd, (dy_qkv, None, None, None, None, True))
-    check(feed_forward_bwd, (dy_out, x, w, w_out, u, u, "gelu_erf", True))
-    check(feed_forward_bwd, (dy_out, None, None, None, None, u, "gelu_erf", False))
+    check(feed_forward_bwd, (dy_out, x, w, w_out, u, u, "gelu_erf", True, True))
+    check(feed_forward_bwd, (dy_out, x, w, w_out, u, None, "gelu_erf", True, True))
+    check(feed_forward_bwd, (dy_out, None, None, w_out, u, None, "gelu_erf", True, False))
+    check(feed_forward_bwd, (dy_out, None, None, None, None, u, "gelu_erf", False, True))
+    check(feed_forward_bwd, (dy_out, None, None, None, u, None, "gelu_erf", False, True))
 
 
 def test_compiles_without_a_graph_break(device):
