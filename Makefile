@@ -19,7 +19,7 @@ demo: .venv/.installed-demo
 test: .venv/.installed-test
 	$(PY) -m pytest -n $(JOBS) -q tests
 	$(PY) -m pytest -q --quick --benchmark-disable benchmarks
-	$(PY) -m benchmarks.codegen --summary --jobs $(JOBS)
+	$(PY) -m benchmarks.codegen --summary --jobs $(JOBS) --check benchmarks/codegen.tsv
 
 lint: .venv/.installed-test
 	$(PY) -m ruff check .
@@ -27,7 +27,7 @@ lint: .venv/.installed-test
 	$(PY) -m mypy
 
 codegen: .venv/.installed-test
-	$(PY) -m benchmarks.codegen --jobs $(JOBS)
+	$(PY) -m benchmarks.codegen --jobs $(JOBS) --record benchmarks/codegen.tsv
 
 # Small sizes without a GPU, the headline rows with one; BENCH=--full for every row of the records.
 bench: .venv/.installed-test

@@ -2,7 +2,8 @@
 
 Compiles each variant of each operation's spec for each target and prints one row: registers, spilled bytes, shared memory,
 thread blocks per multiprocessor, matrix instructions and bulk copies. Exit status 1 on a spill, on shared memory that does
-not fit, on serialised wgmma (ptxas C7515), or on a row that misses the matrix instructions it is meant to use.
+not fit, on serialised wgmma (ptxas C7515), or on a row that misses the matrix instructions it is meant to use; with --check
+also on a row that differs from the recorded table, so that a change of the machine code is seen in review.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -227,6 +228,29 @@ def _remarks(row: Row) -> str:
     return f"[red]{'; '.join(row.problems)}[/red]" if row.problems else row.note
 
 
+def as_text(results: list[Row], version: str) -> str:
+    """The rows as tab-separated text under a line that names Triton's version."""
+    columns = [one.name for one in fields(Row) if one.name != "problems"]
+    lines = [f"# triton {version}", "\t".join(columns)]
+    for row in results:
+        values = asdict(row)
+        lines.append("\t".join("" if values[column] is None else str(values[column]) for column in columns))
+    return "\n".join(lines) + "\n"
+
+
+def differences(results: list[Row], version: str, recorded: str) -> list[str]:
+    """Lines that only one of the two has, marked - (recorded) or + (compiled now), operations and targets not compiled now
+    left out. Raises ValueError where the recorded ones are of another version of Triton."""
+    head, columns, *before = recorded.splitlines()
+    now_head, now_columns, *now = as_text(results, version).splitlines()
+    if head != now_head:
+        raise ValueError(f"recorded with {head.removeprefix('# ')}")
+    asked = {(row.operation, row.target) for row in results}
+    before = [line for line in before if tuple(line.split("\t")[place] for place in (0, 2)) in asked]
+    changes = [f"-{line}" for line in before if line not in set(now)] + [f"+{line}" for line in now if line not in set(before)]
+    return ([] if columns == now_columns else [f"-{columns}", f"+{now_columns}"]) + sorted(changes, key=lambda line: line[1:])
+
+
 def summary_table(results: list[Row]) -> Table:
     """One line per operation and target, and one for each row with a problem or a note."""
     out = Table(title="Kernels as compiled")
@@ -247,6 +271,8 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
     summary: Annotated[bool, typer.Option("--summary", help="One line per operation and target, and every problem.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file as well.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the rows to this file as tab-separated text.")] = None,
+    check: Annotated[Path | None, typer.Option(exists=True, help="Compare with a file that --record wrote.")] = None,
 ) -> None:
     """Compile every shipped kernel ahead of time and print what came out."""
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
@@ -266,7 +292,21 @@ def main(
         write_whole(json_file, json.dumps(content, indent=1) + "\n")
     if not results:
         raise typer.BadParameter(f"no kernel matches --op {op}")
-    raise typer.Exit(1 if wrong else 0)
+    if record is not None:
+        write_whole(record, as_text(results, triton.__version__))
+    changes = [] if check is None else _compared(results, triton.__version__, check)
+    raise typer.Exit(1 if wrong or changes else 0)
+
+
+def _compared(results: list[Row], version: str, file: Path) -> list[str]:
+    try:
+        changes = differences(results, version, file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        print(f"{file}: {error}, not compared with triton {version}")
+        return []
+    print(f"{file}: {'as recorded' if not changes else 'differs; --record writes it anew'}")
+    print("\n".join(changes))
+    return changes
 
 
 if __name__ == "__main__":

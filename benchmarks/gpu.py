@@ -22,7 +22,7 @@ from .conditions import conditions
 
 # name, command after `python -m`, seconds at most, exit statuses that pass
 STEPS = (
-    ("codegen", ["benchmarks.codegen", "--target", "sm_90", "--json", "{out}/codegen.json"], 60),
+    ("codegen", ["benchmarks.codegen", "--target", "sm_90", "--json", "{out}/codegen.json"], 40),
     ("kernels", ["pytest", "-q", "-n", "6", "tests/kernels", "-p", "no:cacheprovider"], 150),
     ("model", ["pytest", "-q", "-n", "4", "tests/model", "-p", "no:cacheprovider"], 110),
     # The headline first: a row is on disk once it has run, whatever the time limit cuts off.
@@ -40,6 +40,7 @@ STEPS = (
         ],
         250,
     ),
+    ("memory", ["benchmarks.memory"], 30),
     ("report", ["benchmarks.report", "{out}"], 15),
 )
 

@@ -19,6 +19,7 @@ _HOMES = {
     "accelerate": "fastbert.swap",
     "answer": "fastbert.inference.answering",
     "classify": "fastbert.inference.classification",
+    "compile": "fastbert.graphs",
     "embed": "fastbert.inference.embedding",
     "embed_stream": "fastbert.inference.embedding",
     "explain": "fastbert.routing",

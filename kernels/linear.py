@@ -318,15 +318,16 @@ def _feed_forward_bwd(dy, x, weight_in, weight_out, u, h, activation, want_bias,
     dx, dweight_in, dbias_in, dweight_out = _feed_forward_bwd_fake(
         dy, x, weight_in, weight_out, u, h, activation, want_bias, want_weight_out
     )
-    lacks_h = want_weight_out and h is None
+    makes_h = want_weight_out and h is None
     if weight_out is not None:
-        du, dbias_in, made = _dgrad_activation(dy, weight_out, u, activation, want_bias, lacks_h)
-        h = made if lacks_h else h
-    elif lacks_h:
-        h = reference.activate(u, activation)
-    if want_weight_out:
+        du, dbias_in, made = _dgrad_activation(dy, weight_out, u, activation, want_bias, makes_h)
+    elif makes_h:
+        made = reference.activate(u, activation)
+    if makes_h:
+        dweight_out, _ = _wgrad(dy, made, False)
+        del made  # the next products have its room
+    elif want_weight_out:
         dweight_out, _ = _wgrad(dy, h, False)
-    made = h = None  # the next products have its room
     if weight_out is not None:
         if x is not None:
             dweight_in, _ = _wgrad(du, x, False)

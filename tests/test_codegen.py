@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing to compile")
 
+from benchmarks import codegen
+
 ROOT = Path(__file__).resolve().parents[1]
 
 PLANTED = """
@@ -76,3 +78,49 @@ def test_the_command_refuses_the_interpreter():
     )
     assert done.returncode == 2
     assert "TRITON_INTERPRET" in done.stderr
+
+
+def rows_of(*registers: int) -> list[codegen.Row]:
+    return [
+        codegen.Row("linear", f"tile {place}", target, 4, 2, registers=count)
+        for place, (count, target) in enumerate(zip(registers, ("sm_90", "sm_80", "gfx942")))
+    ]
+
+
+def test_a_changed_register_count_is_seen_against_the_record():
+    recorded = codegen.as_text(rows_of(100, 90, 80), "3.7.1")
+    assert codegen.differences(rows_of(100, 90, 80), "3.7.1", recorded) == []
+    changes = codegen.differences(rows_of(100, 91, 80), "3.7.1", recorded)
+    assert [line[0] for line in changes] == ["-", "+"]
+    assert all("tile 1\tsm_80" in line for line in changes)
+
+
+def test_only_what_was_compiled_is_compared_and_a_new_row_is_a_change():
+    recorded = codegen.as_text(rows_of(100, 90, 80), "3.7.1")
+    assert codegen.differences(rows_of(100), "3.7.1", recorded) == []
+    missing = codegen.as_text(rows_of(100, 90), "3.7.1")
+    assert [line[0] for line in codegen.differences(rows_of(100, 90, 80), "3.7.1", missing)] == ["+"]
+    gone = [row for row in rows_of(100, 90, 80) if row.target != "sm_80"]
+    assert codegen.differences(gone, "3.7.1", recorded) == []
+
+
+def test_a_record_of_another_version_is_not_compared():
+    recorded = codegen.as_text(rows_of(100), "3.6.0")
+    with pytest.raises(ValueError, match=r"recorded with triton 3\.6\.0"):
+        codegen.differences(rows_of(120), "3.7.1", recorded)
+
+
+def test_the_record_holds_every_shipped_variant():
+    """So that an operation that is added is recorded too; what the rows say is compared when they are compiled."""
+    from fastbert.kernels.specs import ALL_SPECS
+
+    lines = (ROOT / "benchmarks" / "codegen.tsv").read_text(encoding="utf-8").splitlines()[2:]
+    recorded = {tuple(line.split("\t")[:3]) for line in lines}
+    shipped = {
+        (spec.name, variant.name, target)
+        for spec in ALL_SPECS
+        for variant in spec.variants()
+        for target in variant.targets or codegen.TARGETS
+    }
+    assert recorded == shipped
+    assert {line.split("\t")[6] for line in lines} == {"0"}  # no spill
