@@ -18,6 +18,7 @@ _HOMES = {
     "BertModel": "fastbert.modeling",
     "accelerate": "fastbert.swap",
     "answer": "fastbert.inference.answering",
+    "batch_invariant": "fastbert.invariance",
     "classify": "fastbert.inference.classification",
     "compile": "fastbert.graphs",
     "embed": "fastbert.inference.embedding",

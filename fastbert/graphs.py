@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from fastbert.kernels.invariance import is_batch_invariant
 from fastbert.modeling import berts
 
 WARM_UPS = 2  # forwards before a capture, in which kernels are compiled and libraries make their workspaces
@@ -165,7 +166,7 @@ class CompiledModel:
         config: Any = model.config
         self._positions: int = config.max_position_embeddings
         self._words = next(berts(model)).embeddings.word_embeddings
-        self._captured_from = self._state()
+        self._captured_from, self._invariant = self._state(), is_batch_invariant()
         # The largest first: the smaller ones then find room in its memory.
         self._runners = {} if make_runner is None else {bucket: make_runner(bucket) for bucket in reversed(self.buckets)}
 
@@ -243,6 +244,8 @@ class CompiledModel:
         device = self._words.weight.device
         if torch.is_autocast_enabled(device.type):
             return "autocast is on, and was not when the graphs were captured"
+        if is_batch_invariant() != self._invariant:
+            return "batch-invariant mode is not as it was when the graphs were captured"
         if self._state() != self._captured_from:
             return "the model was moved or its weights were replaced since the graphs were captured: compile it again"
         given = sorted(name for name, value in kwargs.items() if value is not None and value is not False)

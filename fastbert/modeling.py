@@ -20,9 +20,11 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils import output_capturing
 
 from fastbert import routing
+from fastbert.invariance import one_sequence, refuse_where_invariant
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
 from fastbert.kernels.dropout import new_seed
+from fastbert.kernels.invariance import is_batch_invariant
 from fastbert.padding import (
     LOSS_READS_PADDING,
     TRACING,
@@ -31,6 +33,7 @@ from fastbert.padding import (
     first_rows,
     packed_layout,
     plan_layout,
+    sequences_alone,
 )
 
 # Dropout streams of one layer: which of its operations a random number belongs to.
@@ -263,6 +266,7 @@ class BertModel(hf.BertModel):
         obstacle: str,
         rest: dict[str, Any],
     ) -> Any:
+        refuse_where_invariant(obstacle)
         routing.record(self, f"transformers: {obstacle}")
         outputs = hf.BertModel.forward(self, attention_mask=attention_mask, **inputs, **rest)
         if output_positions is not None:
@@ -285,11 +289,17 @@ class BertModel(hf.BertModel):
             state, x = show(x)
             states.append(state)
         mask: Callable[[Tensor], Any] | None = None
+        alone = sequences_alone(layout, x) if is_batch_invariant() and resolve_backend(x) == "torch" else None
         for layer in self.encoder.layer:
             plan = routing.plan_layer(layer, self.config.is_decoder)
-            if plan.obstacle is None:
+            if plan.obstacle is None and alone is None:
                 x = layer(x, packed=layout, plan=plan)
+            elif plan.obstacle is None:
+                with one_sequence():
+                    parts = [layer(x[first:last], packed=one, plan=plan) for first, last, one in alone or ()]
+                x = torch.cat(parts) if parts else x
             else:
+                refuse_where_invariant(plan.obstacle)
                 mask = mask or _MaskOnce(self, layout, attention_mask)
                 x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
             if wanted:

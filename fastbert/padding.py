@@ -196,6 +196,22 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int, like: Tensor) -> tuple[La
     return dataclasses.replace(layout, indices=sequence * max_seqlen + place), place
 
 
+def sequences_alone(layout: Layout, x: Tensor) -> list[tuple[int, int, Layout]]:
+    """(first row, row behind the last, layout) of each sequence that has rows, as if it were a batch of its own."""
+    bounds = layout.cu_seqlens.tolist()
+    keys = [None] * (len(bounds) - 1) if layout.seqused_k is None else layout.seqused_k.tolist()
+    found = []
+    for first, last, used in zip(bounds, bounds[1:], keys):
+        rows = last - first
+        if rows == 0:
+            continue
+        cu_seqlens = layout.cu_seqlens.new_tensor([0, rows])
+        seqused_k = None if used is None or used == rows else layout.cu_seqlens.new_tensor([used])
+        alone = Layout(1, rows, rows, None, None, cu_seqlens, seqused_k, uniform=True)
+        found.append((first, last, alone.scheduled(x[first:last])))
+    return found
+
+
 def first_rows(x: Tensor, layout: Layout) -> Tensor:
     """The first row of each sequence of a packed batch, (B, ...); zeros for a sequence without rows."""
     if x.shape[0] == 0:

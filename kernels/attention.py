@@ -30,6 +30,7 @@ from .attention_tiles import (
     variant,
 )
 from .dropout import scale, threshold
+from .invariance import LONGEST, is_batch_invariant
 from .registration import register, wants_grad
 from .schedule import TILE_ROWS
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
@@ -155,7 +156,7 @@ def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
     out, lse = _attention_fwd_fake(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)
     if T == 0:
         return out, lse
-    problem = Problem.of(qkv, max_seqlen, dropout_p)
+    problem = Problem.of(qkv, LONGEST if is_batch_invariant() else max_seqlen, dropout_p)
     config = ForwardConfig.choose(problem)
     tile, pieces = config.tile, TILE_ROWS[0] // config.tile.BLOCK_M
     _attention_fwd_kernel[grid(tiles[0], H, pieces)](

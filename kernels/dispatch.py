@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from .invariance import is_batch_invariant
+
 Gemm = Literal["auto", "triton", "library"]
 
 OPERATIONS = {
@@ -96,12 +98,16 @@ def choose(
     """The side that computes a product of a linear layer with weight (N, K) on M rows, and why, as one clause.
 
     operation: a key of OPERATIONS. device: need not exist on this machine.
-    Raises ValueError for another operation.
+    Raises ValueError for another operation, RuntimeError where the library is forced in batch-invariant mode.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"expected an operation among {', '.join(OPERATIONS)}, got {operation!r}")
     if M * N * K == 0:
         return "library", "the product is empty"
+    if is_batch_invariant():
+        if _choice == "library":
+            raise RuntimeError("matrix products are forced to the library, which chooses by rows: not in batch-invariant mode")
+        return "triton", "batch-invariant mode: the library chooses its algorithm by the number of rows"
     if _choice != "auto":
         return _choice, "forced"
     if device.type == "cpu":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .dispatch import architecture, dot_precision
 from .gelu import activate, activation_derivative
+from .invariance import is_batch_invariant
 from .layer_norm import sum_partials
 from .registration import num_programs
 from .spec import KernelVariant
@@ -275,9 +276,11 @@ class GemmConfig:
 
     @classmethod
     def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
-        """The largest tile that still gives every multiprocessor work."""
+        """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest."""
         arch = architecture(device)
         *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
+        if is_batch_invariant():
+            return larger[-1] if larger else smallest
         multiprocessors = num_programs(device, 1)
         for config in larger:
             if config.num_tiles(rows, columns) >= config.min_per_multiprocessor * multiprocessors:

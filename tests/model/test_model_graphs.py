@@ -41,7 +41,7 @@ class EagerRunner(BucketInputs):
 
 def make_model(name="BertModel", **values):
     torch.manual_seed(0)
-    sizes = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    sizes = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     labels = 2 if name == "BertForQuestionAnswering" else 3
     config = transformers.BertConfig(**sizes, max_position_embeddings=32, num_labels=labels, **values)
     return getattr(fastbert, name)(config).eval().to(DEVICE)
@@ -205,6 +205,8 @@ def test_gradients_training_and_autocast_go_to_the_model():
         assert compiled(**batch).last_hidden_state.requires_grad
     with torch.no_grad():
         with torch.autocast(DEVICE.type, torch.bfloat16), pytest.warns(UserWarning, match="autocast is on"):
+            compiled(**batch)
+        with fastbert.batch_invariant(), pytest.warns(UserWarning, match="batch-invariant mode is not as it was"):
             compiled(**batch)
         model.train()
         with pytest.warns(UserWarning, match="training mode"):
