@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastbert
-from fastbert.graphs import DEFAULT_BUCKETS, ON_CPU, Bucket, BucketInputs, CompiledModel
+from fastbert.buckets import DEFAULT_BUCKETS, Bucket
+from fastbert.graphs import ON_CPU, BucketInputs, CompiledModel
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
