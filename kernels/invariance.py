@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 LONGEST = 1 << 30  # stands for the longest sequence where tiles may not follow it
 _active: ContextVar[bool] = ContextVar("fastbert_batch_invariant", default=False)
 
 
 def is_batch_invariant() -> bool:
-    """Whether this thread is inside `batch_invariant_kernels`."""
-    return _active.get()
+    """Whether this thread is inside `batch_invariant_kernels`. While tracing it is False: a graph serves other calls too."""
+    return not torch.compiler.is_compiling() and _active.get()
 
 
 @contextmanager

@@ -77,6 +77,17 @@ def test_packed_calls_have_the_bits_of_padded_ones(side, dtype):
 
 
 @torch.no_grad()
+def test_a_compiled_model_runs_uncompiled():
+    model = make_model("BertModel", torch.float32)
+    ids, mask = make_batch((9, 30, 4))
+    compiled = torch.compile(model, backend="eager")
+    compiled(ids, attention_mask=mask)
+    with fastbert.batch_invariant():
+        found = compiled(ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(found[1:2], compiled(ids[1:2]).last_hidden_state)
+
+
+@torch.no_grad()
 def test_the_answer_is_the_usual_one_but_for_rounding():
     model = make_model("BertForSequenceClassification", torch.float32)
     ids, mask = make_batch(LENGTHS)
