@@ -29,7 +29,8 @@ class Method:
         return self.task.train
 
     def collate(self, rows: Any) -> dict[str, Any]:
-        return collate(rows)
+        """The rows by length: attention on a CPU takes neighbours of equal length as one batch."""
+        return collate(sorted(rows, key=len))
 
     def predict(self, model: Any, autocast: torch.dtype | None) -> list[Any]:
         """The outputs of the model for the evaluation data, see `features.predict`."""
