@@ -38,7 +38,7 @@ def test_without_dropout_both_end_with_the_same_scores(kind, tmp_path, checkpoin
         assert set(run) == set(CONTENDERS)
         assert run[OURS]["padding"] == 0.0
         assert run[THEIRS]["metrics"] == pytest.approx(run[OURS]["metrics"], abs=1e-6)
-        assert 0.0 < run[THEIRS]["padding"] < 0.9
+        assert (run[THEIRS]["padding"] > 0.0) == (kind in ("classify", "pair"))  # the others' rows are of one length
     assert json.loads((tmp_path / "record.json").read_text()) == record
 
 
