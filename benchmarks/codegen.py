@@ -305,7 +305,8 @@ def _compared(results: list[Row], version: str, file: Path) -> list[str]:
         print(f"{file}: {error}, not compared with triton {version}")
         return []
     print(f"{file}: {'as recorded' if not changes else 'differs; --record writes it anew'}")
-    print("\n".join(changes))
+    for line in changes:
+        print(line)
     return changes
 
 

@@ -423,10 +423,10 @@ def fwd_variants(*, parts=1, bias=True, activation=None, save_u=False, even=True
     return _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
 
 
-def dgrad_variants(*, parts=1, activation=None, even=True, main_target_only=False):
-    want_sum = want_h = activation is not None
+def dgrad_variants(*, parts=1, activation=None, want_h=False, even=True, main_target_only=False):
+    want_sum = activation is not None
     constexprs = dict(PARTS=parts, ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, EVEN_N=even)
-    name = f"dgrad{' qkv' * (parts == 3)} {activation or ''}{'+sum' * want_sum}{'' if even else ' odd N'}"
+    name = f"dgrad{' qkv' * (parts == 3)} {activation or ''}{'+sum' * want_sum}{'+h' * want_h}{'' if even else ' odd N'}"
     product = "dgrad" if activation is None else "dgrad_activation"
     return _variants(name, product, _gemm_dgrad_kernel, ("BLOCK_M", "BLOCK_K", "BLOCK_N"), constexprs, main_target_only)
 

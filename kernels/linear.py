@@ -597,15 +597,14 @@ def _linear_variants() -> list[KernelVariant]:
         *wgrad_variants(want_sum=False, main_target_only=True),
     ]
     for dtype in ("bf16", "fp16", "fp32"):
-        for activation in (None, "gelu_erf", "gelu_tanh", "relu"):
+        for activation, want_h in ((None, False), ("gelu_erf", False), *((name, True) for name in functional.ACTIVATIONS)):
             p = f"*{dtype}"
             variants.append(
                 KernelVariant(
-                    f"{activation or 'column sum'} backward {dtype}", _activation_bwd_kernel,
+                    f"{activation or 'column sum'}{'+h' * want_h} backward {dtype}", _activation_bwd_kernel,
                     dict(dy_ptr=p, u_ptr=p, du_ptr=p, h_ptr=p, partial_ptr="*fp32", M="i32", N="i32", stride_dy_row="i32",
                          rows_per_program="i32"),
-                    dict(ACTIVATION=activation, WRITE_H=activation is not None, WRITE_PARTIAL=True, FULL=dtype == "fp32",
-                         **ACTIVATION_TILE),
+                    dict(ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=True, FULL=dtype == "fp32", **ACTIVATION_TILE),
                     num_warps=ACTIVATION_WARPS, divisible=("N", "stride_dy_row"),
                 )
             )  # fmt: skip
@@ -621,9 +620,10 @@ def _feed_forward_variants() -> list[KernelVariant]:
         *fwd_variants(activation="gelu_erf", save_u=True),
         *fwd_variants(activation="gelu_tanh", save_u=True, main_target_only=True),
         *fwd_variants(activation="relu", save_u=True, main_target_only=True),
-        *dgrad_variants(activation="gelu_erf"),
-        *dgrad_variants(activation="gelu_tanh", main_target_only=True),
-        *dgrad_variants(activation="relu", main_target_only=True),
+        *dgrad_variants(activation="gelu_erf", want_h=True),
+        *dgrad_variants(activation="gelu_erf", main_target_only=True),
+        *dgrad_variants(activation="gelu_tanh", want_h=True, main_target_only=True),
+        *dgrad_variants(activation="relu", want_h=True, main_target_only=True),
     ]
 
 
