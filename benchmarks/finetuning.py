@@ -112,6 +112,7 @@ def compare(comparison: Comparison, tasks: list[Task], seeds: int, out: Path, co
         for option, value in options.items():
             if record["options"].get(option) != value:
                 raise InputError(f"expected {option} {record['options'].get(option)!r} as {out} has, got {value!r}")
+        record.setdefault("resumed_under", []).append(conditions())
     for one in tasks:
         data = load_task(one.kind, DataOptions(one.train, one.evaluation), checkpoint)
         data = subset(data, comparison.examples, comparison.eval_examples)
