@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastbert.kernels import fp8
 from fastbert.kernels.spec import Inputs, OperationSpec
 
 from .arena import Absent
@@ -28,6 +29,9 @@ def peers(
     """(name, how to get the function) of every peer, the baseline first. Getting it raises Absent where there is none."""
     if spec.name == "attention":
         yield from _attention_peers(inputs, device, modes)
+        return
+    if spec.name == "fp8_linear":
+        yield from _fp8_peers(inputs, device, modes)
         return
     reference = labelled_rows(spec.reference) if spec.name == "cross_entropy" else spec.reference
     yield "PyTorch", lambda: reference
@@ -50,6 +54,32 @@ def labelled_rows(function: Function) -> Function:
         return function(hidden[rows], weight, bias, labels[rows], ignore_index=ignore_index, **options)
 
     return of_labelled
+
+
+# fp8: the same numbers in the states' own dtype, which is what quantising saves over, and PyTorch's own fp8 product.
+
+
+def _fp8_peers(inputs: Inputs, device: torch.device, modes: Sequence[str]) -> Iterator[tuple[str, Callable[[], Function]]]:
+    dtype = inputs["out_dtype"]
+    x = fp8.dequantize(inputs["q"], inputs["scale"]).to(dtype)
+    weight = fp8.dequantize(inputs["weight_q"], inputs["weight_scale"][:, None]).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    yield f"PyTorch, {name}", lambda: lambda **_: F.linear(x, weight, inputs["bias"])
+    yield "torch._scaled_mm", lambda: _scaled_mm(device)
+
+
+def _scaled_mm(device: torch.device) -> Function:
+    if device.type != "cuda":
+        raise Absent("scales by row exist on GPUs only")
+
+    def function(q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor, out_dtype: Any) -> Tensor:
+        if out_dtype != torch.bfloat16:
+            raise Absent("with scales by row it gives bfloat16 only")
+        return torch._scaled_mm(
+            q, weight_q.t(), scale_a=scale, scale_b=weight_scale[None], bias=bias, out_dtype=out_dtype, use_fast_accum=False
+        )
+
+    return function
 
 
 # Attention: q, k and v in the padded layout that these kernels take; padding is part of what they cost.

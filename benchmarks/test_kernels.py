@@ -102,6 +102,10 @@ class Operation:
 def test_operation(spec, kernel_case, race, device):
     if spec.name == "cross_entropy" and kernel_case.direction == "backward":
         pytest.skip("its gradients are made in the forward of a training step: only both together can be timed")
+    if not spec.differentiable and kernel_case.direction != "forward":
+        pytest.skip("the operation has no gradient")
+    if reason := spec.obstacle(device):
+        pytest.skip(reason)
     operation = Operation(spec, kernel_case, device)
     named = peers(spec, operation.inputs, device, kernel_case.modes)
     candidates = [Candidate(name, lambda get=get: operation.peer(get)) for name, get in named]

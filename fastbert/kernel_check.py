@@ -21,6 +21,8 @@ def main(device_type: str, num_samples: int) -> None:
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if device_type == "cuda" else (torch.float32, torch.float16)
     with use_backend("triton"):
         for spec in ALL_SPECS:
+            if spec.obstacle(device) is not None:
+                continue  # no model runs it on this machine either
             for dtype in dtypes:
                 samples = spec.samples[: num_samples or None]
                 found = [a for sample in samples for a in check_operation(spec, sample.make(dtype, device), dtype)]

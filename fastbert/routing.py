@@ -663,11 +663,19 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
     norm = weights_of(parts.attention_norm)[0]
     dtype = None if norm is None else norm.dtype
 
-    def line(part: str, reason: str | None, modules: list[nn.Module], does: str, product: str = "") -> tuple[str, str, str]:
+    kept = getattr(layer, "fp8_kept", None)  # of a layer in fp8: why a product is not
+
+    def line(
+        part: str, reason: str | None, modules: list[nn.Module], does: str, product: str = "", fp8: str = ""
+    ) -> tuple[str, str, str]:
         if reason is None:
             reason = tensors_obstacle(*[p for module in modules for p in module.parameters(recurse=False)], dtype=dtype)
         if reason is not None:
             return part, "modules on packed rows", reason
+        if kept is not None and fp8:
+            if fp8 not in kept:
+                return part, f"{fused}, fp8", does
+            does = f"{does}; not in fp8: {kept[fp8]}"
         if not product or fused != KERNELS:
             return part, fused, does
         side, why = _gemm_choice(product, weights_of(modules[0])[0])
@@ -680,9 +688,10 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
             [parts.query, parts.key, parts.value],
             "query, key and value together",
             "qkv_linear",
+            "qkv",
         ),
         (".attention.self: attention", fused, "variable length, no padding"),
-        line(".attention.output.dense", plan.attention_dense, [parts.attention_dense], "packed rows", "linear"),
+        line(".attention.output.dense", plan.attention_dense, [parts.attention_dense], "packed rows", "linear", "attention"),
         line(".attention.output.LayerNorm", plan.attention_norm, [parts.attention_norm], "add & norm in one"),
         line(
             ".intermediate",
@@ -690,8 +699,9 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
             [parts.intermediate_dense],
             f"{plan.activation} in the epilogue",
             "linear_activation",
+            "intermediate",
         ),
-        line(".output.dense", plan.output_dense, [parts.output_dense], "packed rows", "linear"),
+        line(".output.dense", plan.output_dense, [parts.output_dense], "packed rows", "linear", "output"),
         line(".output.LayerNorm", plan.output_norm, [parts.output_norm], "add & norm in one"),
     ]
 

@@ -9,6 +9,7 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert import heads as _heads  # noqa: F401  (its classes join OURS)
 from fastbert import routing
+from fastbert.fp8 import dequantize
 from fastbert.modeling import OURS, adopt, register_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,11 +38,12 @@ def accelerate(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """The reverse of `accelerate`: transformers' classes again, also for a model built with fastbert's.
+    """The reverse of `accelerate`, and of `quantize`: transformers' classes again, also for a model built with fastbert's.
 
     Raises TypeError for something that is not a module or holds no BertModel.
     """
     _check("restore", model)
+    dequantize(model)
     for part in model.modules():
         theirs = THEIRS.get(type(part)) or type(part).__dict__.get("_class_before")
         if theirs is not None:

@@ -71,7 +71,8 @@ class OperationSpec:
     samples: ordinary and hostile, small enough for the interpreter. fuzz: a random sample from a random.Random.
     workload: inputs of benchmark size. flops, bytes_moved: of one call on these inputs, forward or backward; bytes count
     each input once and each output once.
-    variants: the kernels as shipped, for the codegen table.
+    variants: the kernels as shipped, for the codegen table. obstacle: why the kernels cannot run on a device where the others
+    can, or None.
     """
 
     name: str
@@ -86,6 +87,7 @@ class OperationSpec:
     variants: Callable[[], list[KernelVariant]]
     reference_inputs: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
     grad_factor: float = 2.0
+    obstacle: Callable[[torch.device], str | None] = field(default=lambda device: None)
 
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator, *,

@@ -1,6 +1,6 @@
 """Every operation's spec. Importing this module imports Triton."""
 
-from . import attention, cross_entropy, embedding, layer_norm, linear
+from . import attention, cross_entropy, embedding, fp8_kernels, layer_norm, linear
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (
@@ -9,4 +9,5 @@ ALL_SPECS: tuple[OperationSpec, ...] = (
     *linear.SPECS,
     *embedding.SPECS,
     *cross_entropy.SPECS,
+    *fp8_kernels.SPECS,
 )

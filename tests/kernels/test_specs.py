@@ -10,6 +10,12 @@ CASES = [pytest.param(spec, sample, id=f"{spec.name}-{sample.name}") for spec in
 BY_SPEC = [pytest.param(spec, id=spec.name) for spec in ALL_SPECS]
 
 
+@pytest.fixture(autouse=True)
+def _runs_here(spec, device):
+    if reason := spec.obstacle(device):
+        pytest.skip(reason)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize(("spec", "sample"), CASES)
 def test_matches_float64(spec, sample, dtype, device):

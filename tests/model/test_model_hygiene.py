@@ -143,8 +143,9 @@ def test_the_public_names():
     assert sorted(fastbert.__all__) == sorted([
         "BertConfig", "BertForMaskedLM", "BertForMultipleChoice", "BertForNextSentencePrediction", "BertForPreTraining",
         "BertForQuestionAnswering", "BertForSequenceClassification", "BertForTokenClassification", "BertLMHeadModel",
-        "BertModel", "__version__", "accelerate", "answer", "batch_invariant", "classify", "compile", "embed",
-        "embed_stream", "explain", "fill_mask", "next_sentence", "restore", "tag", "use_backend", "verify",
+        "BertModel", "__version__", "accelerate", "answer", "batch_invariant", "classify", "compile",
+        "dequantize", "embed", "embed_stream", "explain", "fill_mask", "next_sentence", "quantize", "restore", "tag",
+        "use_backend", "verify",
     ])  # fmt: skip
     for name in fastbert.__all__:
         assert getattr(fastbert, name) is not None

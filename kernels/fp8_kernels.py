@@ -1,0 +1,380 @@
+"""The kernels of fp8.py: rows quantised, with the layer norm before them or not, and products of quantised tensors.
+
+x, residual, y: (M, N); q: (M, K) float8_e4m3fn with scale (M, 1) or one per GROUP columns; weight_q: (N, K) with one scale per
+row; all float32 scales. A product's tile is GROUP columns wide where its result is quantised, so that one program sees every
+value that a scale covers. Hopper's matrix unit keeps about 14 bits of an fp8 sum: the sum over GROUP columns goes into a
+float32 accumulator, by the scale of these columns where there is one. Rows past M are read as copies of the last one.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import fp8
+from .gelu import activate
+from .gemm import GROUP_ROWS, _tile, offsets
+from .invariance import is_batch_invariant
+from .registration import num_programs, register
+from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
+
+assert (fp8.LARGEST, fp8.SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
+
+
+# The interpreter's conversion loses the carry of a rounding (125 becomes 64) and cuts subnormals off; numbers that e4m3 has it
+# converts right.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _nearest_e4m3(x):
+    """float32 x, at most 448 in magnitude, rounded to the nearest number of e4m3, ties to even."""
+    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # of two, at most |x|
+    shift = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps: the sum drops what is less than one
+    nan = tl.full([], 0x7FF00000, tl.int32).to(tl.float32, bitcast=True)  # whose first bits are e4m3's only NaN
+    return tl.where(x == x, (x + shift) - shift, nan)
+
+
+@triton.jit
+def _row_scales(x):
+    """(x as fp8, scale per row) of float32 x [R, C]; a NaN stays a NaN."""
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)
+    q = x * (448.0 / largest)[:, None]
+    q = tl.clamp(q, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    if INTERPRETED:
+        q = _nearest_e4m3(q)
+    return q.to(tl.float8e4nv), largest / 448.0
+
+
+@triton.jit
+def _quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    q, scale = _row_scales(tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32))
+    tl.store(q_ptr + offsets(offs_m, offs_n, N), q, mask=mask)
+    tl.store(scale_ptr + offs_m, scale, mask=offs_m < M)
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, q_ptr, scale_ptr,
+    M, N, stride_x_row, stride_residual_row, eps,
+    HAS_X_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
+    z = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)
+    if HAS_X_BIAS:
+        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    z += tl.load(residual_ptr + offsets(offs_m, offs_n, stride_residual_row), mask=mask, other=0.0).to(tl.float32)
+
+    mean = tl.sum(z, axis=1) / N
+    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    y = (centred * rstd[:, None] * weight[None, :] + bias[None, :]).to(y_ptr.dtype.element_ty)
+    q, scale = _row_scales(y.to(tl.float32))
+    out = offsets(offs_m, offs_n, N)
+    tl.store(y_ptr + out, y, mask=mask)
+    tl.store(q_ptr + out, q, mask=mask)
+    tl.store(scale_ptr + offs_m, scale, mask=offs_m < M)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _fp8_gemm_kernel(
+    x_ptr, scale_ptr, w_ptr, w_scale_ptr, b_ptr, y_ptr, y_scale_ptr,
+    M, N, K,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GROUPED: tl.constexpr, QUANTIZE: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_ROWS: tl.constexpr,
+):  # fmt: skip
+    """GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per BLOCK_N columns."""
+    tl.assume(K > 0)
+    pid_m, pid_n = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    rows = tl.minimum(offs_m, M - 1)
+    x_ptrs = x_ptr + offsets(rows, offs_k, K)
+    w_ptrs = w_ptr + offsets(tl.minimum(offs_n, N - 1), offs_k, K)
+    groups = tl.cdiv(K, BLOCK_K) if GROUPED else 1
+    scale_ptrs = scale_ptr + rows.to(tl.int64) * groups
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+            w = tl.load(w_ptrs)
+        else:
+            mask_k = (offs_k < K - k)[None, :]
+            x = tl.load(x_ptrs, mask=mask_k, other=0.0)
+            w = tl.load(w_ptrs, mask=mask_k, other=0.0)
+        if GROUPED:
+            acc += tl.dot(x, tl.trans(w)) * tl.load(scale_ptrs)[:, None]
+            scale_ptrs += 1
+        else:
+            acc = tl.dot(x, tl.trans(w), acc, max_num_imprecise_acc=BLOCK_K)
+        x_ptrs += BLOCK_K
+        w_ptrs += BLOCK_K
+
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
+    if not GROUPED:
+        acc *= tl.load(scale_ptrs)[:, None]
+    acc *= tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)[None, :]
+    if HAS_BIAS:
+        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION is not None:
+        acc = activate(acc, ACTIVATION, False)
+    out = offsets(offs_m, offs_n, N)
+    if QUANTIZE:
+        q, scale = _row_scales(tl.where(mask_n[None, :], acc, 0.0))
+        tl.store(y_ptr + out, q, mask=mask)
+        tl.store(y_scale_ptr + offs_m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + pid_n, scale, mask=offs_m < M)
+    else:
+        tl.store(y_ptr + out, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True)
+class Fp8Config:
+    """A tile of rows x GROUP columns, summed GROUP at a time."""
+
+    rows: int
+    num_warps: int
+    num_stages: int
+
+    @classmethod
+    def for_shape(cls, M: int, N: int, device: torch.device) -> "Fp8Config":
+        """The larger tile where it gives every multiprocessor work; in batch-invariant mode always the smaller."""
+        if is_batch_invariant():
+            return SMALL
+        tiles = triton.cdiv(M, LARGE.rows) * triton.cdiv(N, fp8.GROUP)
+        return LARGE if tiles >= num_programs(device, 1) else SMALL
+
+
+LARGE = Fp8Config(128, num_warps=8, num_stages=3)
+SMALL = Fp8Config(64, num_warps=4, num_stages=4)
+ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4  # of a program that sees whole rows; four rows of the norm spill on sm_90
+
+
+def _quantize(x):
+    q, scale = _quantize_fake(x)
+    M, N = x.shape
+    if M * N:
+        _quantize_kernel[(triton.cdiv(M, ROWS),)](
+            x, q, scale, M, N, x.stride(0), BLOCK_M=ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS
+        )
+    return q, scale
+
+
+def _quantize_fake(x):
+    return torch.empty_like(x, dtype=fp8.E4M3, memory_format=torch.contiguous_format), _scales(x, x.shape[0], 1)
+
+
+def _scales(like, M, groups):
+    return torch.empty((M, groups), dtype=torch.float32, device=like.device)
+
+
+def _layer_norm(x, weight, bias, residual, x_bias, eps):
+    y, q, scale = _layer_norm_fake(x, weight, bias, residual, x_bias, eps)
+    M, N = x.shape
+    if M:
+        _layer_norm_kernel[(triton.cdiv(M, NORM_ROWS),)](
+            x, x_bias, residual, weight, bias, y, q, scale, M, N, x.stride(0), residual.stride(0), eps,
+            HAS_X_BIAS=x_bias is not None, BLOCK_M=NORM_ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS,
+        )  # fmt: skip
+    return y, q, scale
+
+
+def _layer_norm_fake(x, weight, bias, residual, x_bias, eps):
+    return torch.empty_like(x, memory_format=torch.contiguous_format), *_quantize_fake(x)
+
+
+def _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale):
+    (M, K), N = q.shape, weight_q.shape[0]
+    if M * N == 0:
+        return
+    config = Fp8Config.for_shape(M, N, q.device)
+    _fp8_gemm_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, fp8.GROUP),)](
+        q, scale, weight_q, weight_scale, bias, y, y_scale, M, N, K,
+        HAS_BIAS=bias is not None, ACTIVATION=activation, GROUPED=scale.shape[1] > 1, QUANTIZE=y_scale is not None,
+        EVEN_K=K % fp8.GROUP == 0, BLOCK_M=config.rows, BLOCK_N=fp8.GROUP, BLOCK_K=fp8.GROUP, GROUP_ROWS=GROUP_ROWS,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+
+
+def _linear(q, scale, weight_q, weight_scale, bias, out_dtype):
+    y = _linear_fake(q, scale, weight_q, weight_scale, bias, out_dtype)
+    _gemm(q, scale, weight_q, weight_scale, bias, None, y, None)
+    return y
+
+
+def _linear_fake(q, scale, weight_q, weight_scale, bias, out_dtype):
+    return torch.empty((q.shape[0], weight_q.shape[0]), dtype=out_dtype, device=q.device)
+
+
+def _linear_activation(q, scale, weight_q, weight_scale, bias, activation):
+    y, y_scale = _linear_activation_fake(q, scale, weight_q, weight_scale, bias, activation)
+    _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale)
+    return y, y_scale
+
+
+def _linear_activation_fake(q, scale, weight_q, weight_scale, bias, activation):
+    M, N = q.shape[0], weight_q.shape[0]
+    return torch.empty((M, N), dtype=fp8.E4M3, device=q.device), _scales(q, M, fp8.num_groups(N))
+
+
+quantize_op = register("fp8_quantize(Tensor x) -> (Tensor, Tensor)", _quantize, fake=_quantize_fake)
+layer_norm_op = register(
+    "fp8_layer_norm(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor? x_bias, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    _layer_norm,
+    fake=_layer_norm_fake,
+)
+linear_op = register(
+    "fp8_linear(Tensor q, Tensor scale, Tensor weight_q, Tensor weight_scale, Tensor? bias, ScalarType out_dtype) -> Tensor",
+    _linear,
+    fake=_linear_fake,
+)
+linear_activation_op = register(
+    "fp8_linear_activation(Tensor q, Tensor scale, Tensor weight_q, Tensor weight_scale, Tensor bias, str activation) "
+    "-> (Tensor, Tensor)",
+    _linear_activation,
+    fake=_linear_activation_fake,
+)
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel behind `fp8.quantize`, which documents and checks the arguments; so below."""
+    return quantize_op(_rows(x))
+
+
+def layer_norm(x, weight, bias, residual, x_bias, eps) -> tuple[Tensor, Tensor, Tensor]:
+    return layer_norm_op(_rows(x), weight, bias, _rows(residual), x_bias, eps)
+
+
+def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
+    return linear_op(q.contiguous(), scale.contiguous(), weight_q.contiguous(), weight_scale, bias, out_dtype)
+
+
+def linear_activation(q, scale, weight_q, weight_scale, bias, activation) -> tuple[Tensor, Tensor]:
+    return linear_activation_op(q.contiguous(), scale.contiguous(), weight_q.contiguous(), weight_scale, bias, activation)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _sample(name: str, M: int, K: int, N: int, *, bias: bool = True, grouped: bool = False, seed: int = 0) -> Sample:
+    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
+        g = generator(seed)
+        q, scale = fp8.quantize_ref(normal((M, K), torch.float32, device, g), fp8.GROUP if grouped else None)
+        weight_q, weight_scale = fp8.quantize_ref(normal((N, K), torch.float32, device, g, std=K**-0.5 if K else 1.0))
+        inputs = {"q": q, "scale": scale, "weight_q": weight_q, "weight_scale": weight_scale[:, 0].contiguous()}
+        return inputs | {"bias": normal((N,), dtype, device, g) if bias else None, "out_dtype": dtype}
+
+    return Sample(name, make)
+
+
+_SAMPLES = (
+    _sample("ragged-everywhere", 70, 200, 130),
+    _sample("scale-per-group", 70, 300, 40, grouped=True),
+    _sample("one-row", 1, 256, 128, bias=False),
+    _sample("smaller-than-a-tile", 3, 16, 7),
+    _sample("no-rows", 0, 128, 128),
+)
+
+
+def _fuzz(rng: random.Random) -> Sample:
+    M, K, N, grouped = rng.randint(1, 140), rng.randint(1, 300), rng.randint(1, 200), rng.random() < 0.5
+    name = f"fuzz-{M}x{K}x{N}{'-grouped' * grouped}"
+    return _sample(name, M, K, N, bias=rng.random() < 0.5, grouped=grouped, seed=rng.randint(0, 1 << 30))
+
+
+def _reference(q, scale, weight_q, weight_scale, bias, out_dtype):
+    return fp8.linear_ref(q, scale, weight_q, weight_scale, bias)
+
+
+def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
+    return _sample("", work.tokens, work.hidden_size, work.intermediate_size).make(dtype, device)
+
+
+def _flops(inputs: Inputs, backward: bool) -> int:
+    return 2 * inputs["q"].numel() * inputs["weight_q"].shape[0]
+
+
+def _bytes_moved(inputs: Inputs, backward: bool) -> int:
+    out = inputs["q"].shape[0] * inputs["weight_q"].shape[0] * inputs["out_dtype"].itemsize
+    return out + nbytes(*(value for value in inputs.values() if isinstance(value, Tensor)))
+
+
+_TARGETS = ("sm_90", "sm_100")
+
+
+def _variants() -> list[KernelVariant]:
+    rows = dict(BLOCK_M=ROWS, BLOCK_N=1024)
+    scalars = {"M": "i32", "N": "i32", "stride_x_row": "i32"}
+    variants = [
+        KernelVariant(
+            "fp8 quantize bf16", _quantize_kernel, {"x_ptr": "*bf16", "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", **scalars},
+            rows, num_warps=ROW_WARPS, divisible=("N", "stride_x_row"), targets=_TARGETS,
+        ),
+        KernelVariant(
+            "fp8 layer norm bf16", _layer_norm_kernel,
+            {
+                **{name: "*bf16" for name in ("x_ptr", "x_bias_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "y_ptr")},
+                "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", **scalars, "stride_residual_row": "i32", "eps": "fp32",
+            },
+            {"HAS_X_BIAS": True, **rows, "BLOCK_M": NORM_ROWS}, num_warps=ROW_WARPS,
+            divisible=("N", "stride_x_row", "stride_residual_row"), targets=_TARGETS,
+        ),
+    ]  # fmt: skip
+    cases = (
+        ("", None, False, "*bf16"),
+        (" gelu_erf+quantize", "gelu_erf", False, "*fp8e4nv"),
+        (" grouped", None, True, "*bf16"),
+    )
+    for label, activation, grouped, out in cases:
+        for config in (LARGE, SMALL):
+            pointers = {"x_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "w_ptr": "*fp8e4nv", "w_scale_ptr": "*fp32"}
+            pointers |= {"b_ptr": "*bf16", "y_ptr": out}
+            flags = dict(
+                HAS_BIAS=True, ACTIVATION=activation, GROUPED=grouped, QUANTIZE=activation is not None, EVEN_K=True,
+                BLOCK_M=config.rows, BLOCK_N=fp8.GROUP, BLOCK_K=fp8.GROUP, GROUP_ROWS=GROUP_ROWS,
+            )  # fmt: skip
+            if activation is None:
+                flags["y_scale_ptr"] = None
+            else:
+                pointers["y_scale_ptr"] = "*fp32"
+            variants.append(
+                KernelVariant(
+                    f"fp8 linear{label} {config.rows}x{fp8.GROUP}x{fp8.GROUP}", _fp8_gemm_kernel,
+                    {**pointers, "M": "i32", "N": "i32", "K": "i32"}, flags,
+                    num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor", divisible=("N", "K"),
+                    targets=_TARGETS,
+                )
+            )  # fmt: skip
+    return variants
+
+
+SPECS = (
+    OperationSpec(
+        name="fp8_linear",
+        function=fp8.linear,
+        reference=_reference,
+        differentiable=(),
+        samples=_SAMPLES,
+        fuzz=_fuzz,
+        workload=_workload,
+        flops=_flops,
+        bytes_moved=_bytes_moved,
+        variants=_variants,
+        obstacle=fp8.obstacle,
+    ),
+)
