@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ class DType(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    fp8 = "fp8"
 
 
 CheckpointArgument = Annotated[str, typer.Argument(help="A folder or a hub name of a BERT checkpoint.")]
@@ -67,13 +68,25 @@ def verify(
     checkpoint: CheckpointArgument,
     text: TextOption = None,
     dtype: Annotated[DType | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.")] = None,
-    max_texts: Annotated[int, typer.Option(min=1, help="Texts to run, from the first.")] = 16,
+    max_texts: Annotated[
+        int | None, typer.Option(min=1, help="Texts to run, from the first; 16 by default, with fp8 1000.", show_default=False)
+    ] = None,
     heads: Annotated[bool, typer.Option(help="Every other head on this encoder as well.")] = True,
     kernels: Annotated[bool, typer.Option(help="Each Triton kernel against float64 on this machine as well.")] = True,
     full: Annotated[bool, typer.Option("--full", help="All samples of each kernel instead of the first three.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="With fp8: text to calibrate with; else every other of the texts."),
+    ] = None,
+    cosine: Annotated[
+        float, typer.Option(help="With fp8: keep products out of it until this is expected; 0 puts every product into fp8.")
+    ] = 0.999,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file as well.")] = None,
 ) -> None:
-    """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not."""
+    """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not.
+
+    With `--dtype fp8`: what fastbert.quantize does to this checkpoint's answers on this text.
+    """
     import torch
 
     from . import verification
@@ -81,11 +94,15 @@ def verify(
     from .report import Report
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is DType.fp8:
+        _verify_fp8(checkpoint, text, calibrate, max_texts or 1000, cosine, device, json_file)
+    if calibrate is not None:
+        raise typer.BadParameter("expected it with --dtype fp8 only", param_hint="--calibrate")
     torch_dtype = getattr(torch, dtype.value) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
     report = Report(console())
     with plain_errors():
         source = open_checkpoint(checkpoint)
-        texts = read_texts(text)[:max_texts]
+        texts = read_texts(text)[: max_texts or 16]
         report.begin(source, texts, torch_dtype, device, kernels)
         rows = verification.verify(
             checkpoint, texts=texts, dtype=torch_dtype, device=device, heads=heads, kernels=kernels,
@@ -96,6 +113,43 @@ def verify(
     if json_file is not None:
         write_whole(json_file, strict_json(report.as_dict()))
     raise typer.Exit(0 if passed else 1)
+
+
+def _verify_fp8(
+    checkpoint: str, text: Path | None, calibrate: Path | None, max_texts: int, cosine: float, device, json_file: Path | None
+) -> NoReturn:
+    import torch
+
+    from . import fp8_check
+    from .checkpoints import InputError, open_checkpoint, read_texts
+
+    if not 0.0 <= cosine < 1.0:
+        raise typer.BadParameter(f"expected 0, or a cosine in (0, 1), got {cosine}", param_hint="--cosine")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    screen = console()
+    with plain_errors():
+        source = open_checkpoint(checkpoint)
+        texts = read_texts(text)[:max_texts]
+        if calibrate is None:
+            calibration, texts = fp8_check.halves(texts)
+        else:
+            calibration = read_texts(calibrate)[:max_texts]
+        about = {
+            "checkpoint": source.path, "class": source.class_name, "texts": len(texts), "calibration texts": len(calibration),
+            "dtype": str(dtype).removeprefix("torch."), "cosine": cosine,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, emulated",
+        }  # fmt: skip
+        try:
+            with screen.status("quantizing and comparing …"):
+                damage = fp8_check.measure(
+                    source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None
+                )  # fmt: skip
+        except RuntimeError as error:
+            raise InputError(str(error)) from error
+        fp8_check.show(damage, about, screen)
+    if json_file is not None:
+        write_whole(json_file, strict_json(fp8_check.as_dict(damage, about)))
+    raise typer.Exit(0 if damage.passed else 1)
 
 
 app.command()(data.tokenizer)
