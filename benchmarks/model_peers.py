@@ -11,11 +11,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastbert
+from fastbert.kernels import fp8
 
 from .arena import Absent, Candidate, Prepared
 from .compiled import Compilation, kernels_of
@@ -23,6 +25,7 @@ from .work import Batch
 
 CHECKED_ROWS = 8  # of the first, the middle and the last rows of the batch
 FACTOR = 3.0  # how many times the error of transformers' SDPA in the same dtype
+FP8_COSINE = 0.98
 FLOOR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -79,6 +82,8 @@ class Inference:
         yield Candidate("fastbert.accelerate", lambda: self._plain(fastbert.accelerate(encoders.theirs("sdpa"))))
         yield Candidate("fastbert", lambda: self._plain(encoders.ours()))
         yield Candidate("fastbert, packed by the caller", self._packed)
+        if encoders.device.type != "cpu" and fp8.obstacle(encoders.device) is None:  # a CPU emulates it, which tells nothing
+            yield Candidate("fastbert, fp8", self._fp8)
 
     def _plain(self, model: nn.Module, context: Callable[[], Any] = nullcontext, **details: Any) -> Prepared:
         inputs = self.batch.inputs
@@ -98,6 +103,18 @@ class Inference:
         details = {"error": error, "allowed": self.allowed, **details}
         resident = sum(p.numel() * p.element_size() for p in model.parameters())
         return Prepared(step, wrong, details=details, resident_bytes=resident)
+
+    def _fp8(self) -> Prepared:
+        """Every product in fp8: no rounding of the dtype, so the limit is a cosine of its own."""
+        model = fastbert.quantize(self.encoders.ours())
+        prepared = self._plain(model)
+        with torch.inference_mode():
+            states = self._states(model(**self.checked))[self.keep].float()
+        worst = F.cosine_similarity(states, self.exact, dim=-1).min().item()
+        prepared.wrong = None if worst >= FP8_COSINE else f"a token's state is at cosine {worst:.4f}, {FP8_COSINE} allowed"
+        prepared.details["worst cosine"] = worst
+        prepared.resident_bytes += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+        return prepared
 
     def _compiled(self, mode: str) -> Prepared:
         compilation = Compilation(mode, self.modes)
