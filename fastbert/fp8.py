@@ -52,9 +52,6 @@ class Fp8Weight(nn.Module):
     def scale(self) -> Tensor:
         return self.scale_bits.view(torch.float32)
 
-    def dequantized(self) -> Tensor:
-        return fp8.dequantize(self.q, self.scale[:, None])
-
 
 class Fp8BertLayer(BertLayer):
     """A layer with the products in its module `fp8` in that format; transformers' path warns and takes the original weights."""
@@ -137,9 +134,12 @@ class Fp8BertLayer(BertLayer):
         reason = _plan_reason(plan)
         if reason is not None:
             raise RuntimeError(f"a quantised layer runs whole or not at all, but {reason}: see fastbert.dequantize")
-        if not torch.compiler.is_compiling() and any(
-            (parameter := ref()) is None or _version(parameter) != version for ref, version in _versions.get(self, ())
-        ):
+        if torch.compiler.is_compiling():
+            return
+        if (reason := fp8.obstacle(x.device)) is not None:
+            raise RuntimeError(reason)
+        watched = _versions.get(self, ())
+        if any((parameter := ref()) is None or _version(parameter) != version for ref, version in watched):
             raise RuntimeError("a weight has changed since fastbert.quantize: quantize the model again")
 
 

@@ -6,6 +6,8 @@ float32. On a GPU with fp8 matrix units (NVIDIA, compute capability 8.9 and newe
 emulated in float32, with the same numbers up to the order of sums. No operation here has a gradient.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,7 @@ GROUP = 128  # columns that share a scale where a row's maximum is not known in 
 MIN_COMPUTE_CAPABILITY = (8, 9)
 
 
+@cache
 def obstacle(device: torch.device) -> str | None:
     """Why fp8 products cannot run on this device, or None. A CPU emulates them."""
     if device.type == "cpu":
