@@ -1,4 +1,4 @@
-"""The three matrix products of a linear layer: kernels, tile configurations, launchers.
+"""The three matrix products of a linear layer: kernels that run everywhere, and launchers. gemm_config.py has the tiles.
 
 x: (M, K), weight: (N, K), y, dy: (M, N).  Forward y = x @ weight.T, dgrad dx = dy @ weight, wgrad dweight = dy.T @ x.
 Forward and dgrad take one weight or three of one shape that stand side by side (query, key, value): N is then the rows
@@ -8,7 +8,6 @@ shapes, the dtype and the device. Rows past M are read as copies of the last one
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from .dispatch import architecture, dot_precision
 from .gelu import activate, activation_derivative
-from .invariance import is_batch_invariant
+from .gemm_config import GROUP_ROWS, GemmConfig, candidates, wgrad_splits
 from .layer_norm import sum_partials
-from .registration import num_programs
 from .spec import KernelVariant
 
 
@@ -256,96 +254,18 @@ def _gemm_wgrad_kernel(
     tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
 
-@dataclass(frozen=True)
-class GemmConfig:
-    """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
-    max_registers: of a thread, asked of the compiler where that costs no spill (NVIDIA only).
-
-    Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers, 128x128 at most 128 (two programs share a
-    multiprocessor and overlap one's epilogue with the other's products), no spill; not yet timed. A 128x256 tile reads a
-    quarter less of L2 per product than a 128x128 one.
-    """
-
-    rows: int
-    columns: int
-    inner: int
-    num_warps: int
-    num_stages: int
-    min_per_multiprocessor: int = 1
-    max_registers: int | None = None
-
-    @classmethod
-    def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
-        """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest."""
-        arch = architecture(device)
-        *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
-        if is_batch_invariant():
-            return larger[-1] if larger else smallest
-        multiprocessors = num_programs(device, 1)
-        for config in larger:
-            if config.num_tiles(rows, columns) >= config.min_per_multiprocessor * multiprocessors:
-                return config
-        return smallest
-
-    def num_tiles(self, rows: int, columns: int) -> int:
-        return triton.cdiv(rows, self.rows) * triton.cdiv(columns, self.columns)
-
-    @property
-    def launch(self) -> dict[str, int]:
-        """Options of a launch."""
-        options = dict(num_warps=self.num_warps, num_stages=self.num_stages)
-        return options if self.max_registers is None else options | dict(maxnreg=self.max_registers)
-
-
-WIDE = GemmConfig(128, 256, 64, num_warps=8, num_stages=3, min_per_multiprocessor=2)
-LARGE = GemmConfig(128, 128, 64, num_warps=8, num_stages=3)
-LARGE_ACTIVATION = replace(LARGE, max_registers=128)  # its epilogue would take 143, and one program a multiprocessor
-SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
-TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
-TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
-IEEE = GemmConfig(64, 64, 16, num_warps=8, num_stages=3)
-IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
-WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
-GROUP_ROWS = 8
-MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
-
-
-def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
-    """The tiles that ship for a product ('fwd', 'dgrad', 'dgrad_activation', 'wgrad'), largest first."""
-    if dtype != torch.float32:
-        wide = (WIDE,) if arch in WIDE_ARCHITECTURES else ()
-        tiles = (LARGE_ACTIVATION, SMALL) if product == "dgrad_activation" else (*wide, LARGE, SMALL)
-    elif precision == "tf32":
-        tiles = (TF32_LARGE, TF32_SMALL)
-    else:
-        tiles = (IEEE_WGRAD if product == "wgrad" else IEEE,)
-    if arch.startswith("gfx"):  # 64 KiB of shared memory, and registers hold the stage in flight
-        tiles = tuple(replace(tile, num_stages=2, max_registers=None) for tile in tiles)
-    return tiles
-
-
-def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:
-    """Into how many parts a wgrad's sum over M is split: the fewest that keep the last wave of programs 94% full."""
-    multiprocessors = num_programs(device, 1)
-    tiles = config.num_tiles(N, K)
-    best, best_fill = 1, 0.0
-    for splits in range(1, max(1, min(MAX_SPLITS, M // MIN_ROWS_PER_SPLIT)) + 1):
-        fill = tiles * splits / (triton.cdiv(tiles * splits, multiprocessors) * multiprocessors)
-        if fill > best_fill:
-            best, best_fill = splits, fill
-        if fill >= 0.94:
-            break
-    return best
+# config: of `candidates`, where the caller knows better than `GemmConfig.for_shape`.
 
 
 def gemm_fwd(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool,
+    config: GemmConfig | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor)."""
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
-    config = GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
+    config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
     w0, w1, w2 = _three(weights)
     b0, b1, b2 = _three(biases)
     _gemm_fwd_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, config.columns) * parts,)](
@@ -361,7 +281,7 @@ def gemm_fwd(
 
 def gemm_dgrad(
     dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False,
-    want_h: bool = False, out_dtype: torch.dtype | None = None,
+    want_h: bool = False, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows; activation(u)).
 
@@ -369,7 +289,8 @@ def gemm_dgrad(
     """
     M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
-    config = GemmConfig.for_shape("dgrad" if activation is None else "dgrad_activation", M, K, dy.dtype, dy.device)
+    product = "dgrad" if activation is None else "dgrad_activation"
+    config = config or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device)
     row_tiles = triton.cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
     h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
@@ -385,10 +306,12 @@ def gemm_dgrad(
     return dx, sum_partials(partial, out_dtype) if want_sum else dx.new_empty(0), h
 
 
-def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def gemm_wgrad(
+    dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None
+) -> tuple[Tensor, Tensor]:
     """(dy.T @ x, the sum of dy over the rows or an empty tensor). out_dtype: dy's where None."""
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
-    config = GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
+    config = config or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
     splits = wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = triton.cdiv(triton.cdiv(M, splits), config.inner) * config.inner
     splits = triton.cdiv(M, rows_per_split)
@@ -442,7 +365,7 @@ def _variants(name, product, kernel, blocks, constexprs, main_target_only) -> li
     for label, dtype, precision in _NUMBERS:
         targets: dict[GemmConfig, list[str]] = {}
         for arch in ("sm_90",) if main_target_only or label == "fp16" else ("sm_90", "sm_80", "sm_100", "gfx942"):
-            for config in configs(product, dtype, precision, arch):
+            for config in candidates(product, dtype, precision, arch):
                 targets.setdefault(config, []).append(arch)
         pointer = "*fp32" if dtype == torch.float32 else f"*{label}"
         for config, archs in targets.items():
