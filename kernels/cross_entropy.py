@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
-from .dispatch import choose
 from .gemm import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .layer_norm import sum_partials
 from .registration import register, wants_grad
+from .sides import side
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 # One chunk of logits. Smaller ones would leave the product that makes dhidden too few tiles to fill a GPU.
@@ -133,14 +133,10 @@ def chunk_rows(M: int, V: int, dtype: torch.dtype, device: torch.device) -> tupl
     return rows, pitch
 
 
-def _takes_triton(operation: str, M: int, weight: Tensor) -> bool:
-    V, N = weight.shape
-    return choose(operation, M, V, N, weight.dtype, weight.device)[0] == "triton"
-
-
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _takes_triton("linear", hidden.shape[0], weight):
-        return gemm_fwd(hidden, [weight], [bias], None, False)[0]
+    on_triton, config = side("linear", hidden.shape[0], weight.shape, hidden, (weight,))
+    if on_triton:
+        return gemm_fwd(hidden, [weight], [bias], None, False, config=config)[0]
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
 
@@ -156,15 +152,17 @@ def _dhidden(dlogits: Tensor, weight: Tensor, want: bool) -> Tensor:
     """dlogits @ weight in float32; empty where not wanted."""
     if not want:
         return dlogits.new_empty((0, weight.shape[1]), dtype=torch.float32)
-    if _takes_triton("dgrad", dlogits.shape[0], weight):
-        return gemm_dgrad(dlogits, [weight], out_dtype=torch.float32)[0]
+    on_triton, config = side("dgrad", dlogits.shape[0], weight.shape, weight)
+    if on_triton:
+        return gemm_dgrad(dlogits, [weight], out_dtype=torch.float32, config=config)[0]
     return _float32_mm(dlogits, weight)
 
 
 def _ddecoder(dlogits: Tensor, hidden: Tensor, weight: Tensor, want_weight: bool, want_bias: bool) -> tuple[Tensor, Tensor]:
     """dlogits.T @ hidden and the sum of dlogits over the rows, in float32; empty where not wanted."""
-    if want_weight and _takes_triton("wgrad", dlogits.shape[0], weight):
-        return gemm_wgrad(dlogits, hidden, want_bias, out_dtype=torch.float32)
+    on_triton, config = side("wgrad", dlogits.shape[0], weight.shape, weight)
+    if want_weight and on_triton:
+        return gemm_wgrad(dlogits, hidden, want_bias, out_dtype=torch.float32, config=config)
     empty = dlogits.new_empty((0, hidden.shape[1]), dtype=torch.float32)
     dweight = _float32_mm(dlogits.t(), hidden) if want_weight else empty
     return dweight, _column_sum(dlogits) if want_bias else empty.view(-1)

@@ -79,9 +79,9 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
 
     def spy(name, note):
         original = getattr(fastbert.kernels.linear, name)
-        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args: (note(name, args), original(*args))[1])
+        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
 
-    spy("choose", lambda name, args: asked.add(args[0]))
+    spy("side", lambda name, args: asked.add(args[0]))
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
         spy(launcher, lambda name, args: launched.append(name))
     x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
