@@ -21,7 +21,7 @@ from torch import Tensor
 from . import functional, reference
 from .gemm import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .layer_norm import sum_partials
-from .registration import register, wants_grad
+from .registration import cdiv, register, wants_grad
 from .sides import side
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
@@ -125,11 +125,11 @@ def _scaled_kernel(x_ptr, grad_ptr, scale_ptr, out_ptr, numel, BLOCK: tl.constex
 def chunk_rows(M: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
     """How many rows of logits exist at a time, chunks being of even size, and the elements from one row to the next."""
     limit = MAX_LOGITS_BYTES if device.type == "cuda" else MAX_LOGITS_BYTES_INTERPRETED
-    pitch = triton.cdiv(V, PITCH_MULTIPLE) * PITCH_MULTIPLE
+    pitch = cdiv(V, PITCH_MULTIPLE) * PITCH_MULTIPLE
     most = max(limit // (pitch * dtype.itemsize), 1)
-    rows = triton.cdiv(M, max(triton.cdiv(M, most), 1))
+    rows = cdiv(M, max(cdiv(M, most), 1))
     if rows < M:  # whole tiles for the products
-        rows = min(triton.cdiv(rows, 128) * 128, most)
+        rows = min(cdiv(rows, 128) * 128, most)
     return rows, pitch
 
 
@@ -171,10 +171,10 @@ def _ddecoder(dlogits: Tensor, hidden: Tensor, weight: Tensor, want_weight: bool
 def _column_sum(dlogits: Tensor) -> Tensor:
     """The sum over the rows, in float32."""
     M, pitch = dlogits.shape
-    rows_per_group = triton.cdiv(triton.cdiv(M, COLUMN_SUM_GROUPS), 16) * 16
-    groups = triton.cdiv(M, rows_per_group)
+    rows_per_group = cdiv(cdiv(M, COLUMN_SUM_GROUPS), 16) * 16
+    groups = cdiv(M, rows_per_group)
     partial = torch.empty((groups, pitch), dtype=torch.float32, device=dlogits.device)
-    _column_sums_kernel[(triton.cdiv(pitch, 256), groups)](
+    _column_sums_kernel[(cdiv(pitch, 256), groups)](
         dlogits, partial, M, pitch, rows_per_group, BLOCK_M=16, BLOCK_V=256, num_warps=4
     )
     return sum_partials(partial, torch.float32)
@@ -235,7 +235,7 @@ def _cross_entropy_bwd(grad, scale, dhidden, dweight, dbias, dtype):
     gradients = _cross_entropy_bwd_fake(grad, scale, dhidden, dweight, dbias, dtype)
     for x, out in zip((dhidden, dweight, dbias), gradients):
         if x.numel():
-            _scaled_kernel[(triton.cdiv(x.numel(), 4096),)](x, grad, scale, out, x.numel(), BLOCK=4096, num_warps=8)
+            _scaled_kernel[(cdiv(x.numel(), 4096),)](x, grad, scale, out, x.numel(), BLOCK=4096, num_warps=8)
     return gradients
 
 

@@ -19,7 +19,7 @@ from . import functional, reference
 from .gelu import activate, activation_derivative
 from .gemm import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
 from .layer_norm import sum_partials
-from .registration import num_programs, register, wants_grad
+from .registration import cdiv, num_programs, register, wants_grad
 from .sides import side
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
@@ -70,10 +70,10 @@ def _activation_bwd(
         return du, dy.new_empty(0), h
     if M * N == 0:
         return du, dy.new_zeros(N if want_sum else 0), h
-    columns = triton.cdiv(N, ACTIVATION_TILE["BLOCK_N"])
-    programs = triton.cdiv(num_programs(dy.device, 8), columns)
-    rows_per_program = triton.cdiv(triton.cdiv(M, programs), ACTIVATION_TILE["BLOCK_M"]) * ACTIVATION_TILE["BLOCK_M"]
-    programs = triton.cdiv(M, rows_per_program)
+    columns = cdiv(N, ACTIVATION_TILE["BLOCK_N"])
+    programs = cdiv(num_programs(dy.device, 8), columns)
+    rows_per_program = cdiv(cdiv(M, programs), ACTIVATION_TILE["BLOCK_M"]) * ACTIVATION_TILE["BLOCK_M"]
+    programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs if want_sum else 0, N), dtype=torch.float32, device=dy.device)
     _activation_bwd_kernel[(programs, columns)](
         dy, u, None if activation is None else du, h, partial,
@@ -86,7 +86,10 @@ def _activation_bwd(
 
 def _library(product, *operands: Tensor, out: Tensor | None = None) -> Tensor:
     """A product of PyTorch's own; the operands have their dtype already."""
-    with torch.autocast(operands[0].device.type, enabled=False):
+    device_type = operands[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return product(*operands) if out is None else product(*operands, out=out)
+    with torch.autocast(device_type, enabled=False):
         return product(*operands) if out is None else product(*operands, out=out)
 
 

@@ -2,11 +2,12 @@
 
 The same Python launcher serves CUDA (and ROCm) and, under Triton's interpreter, CPU tensors. The fake kernel gives shapes
 and dtypes to torch.compile and torch.export. Autograd is registered once, on the operator.
+
+A GPU at a small batch waits for the host, so what is asked of PyTorch at every call is asked once where it cannot change.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ def register(
     """Defines `fastbert::<schema>` and returns the callable operator.
 
     launch: allocates and launches on the device of its first tensor argument. fake: the same signature on fake tensors.
-    setup_context, backward: as in torch.library.register_autograd.
+    setup_context, backward: as in torch.library.register_autograd, but a list of tensors has no gradient: its place in
+    what backward returns is ignored.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=_TAGS)
@@ -34,15 +36,51 @@ def register(
     @wraps(launch)
     def guarded(*args, **kwargs):
         device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launch(*args, **kwargs)
+        with torch.cuda.device(device):
             return launch(*args, **kwargs)
 
     for key in ("CUDA", "CPU"):
         LIBRARY.impl(name, guarded, key)
     torch.library.register_fake(f"fastbert::{name}", fake, lib=LIBRARY)
+    operator = getattr(torch.ops.fastbert, name)
     if backward is not None:
-        torch.library.register_autograd(f"fastbert::{name}", backward, setup_context=setup_context, lib=LIBRARY)
-    return getattr(torch.ops.fastbert, name)
+        assert setup_context is not None
+        LIBRARY.impl(name, _autograd(operator.default, setup_context, backward), "Autograd", with_keyset=True)
+    return operator
+
+
+def _autograd(operator: Any, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.library.register_autograd makes, without looking up the schema's defaults at every call.
+
+    Our schemas have none, and that look-up costs more than the rest of an operator's way through PyTorch.
+    """
+
+    def below(keyset, args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            *inputs, keyset = args
+            output = below(keyset, inputs)
+            setup_context(ctx=ctx, inputs=tuple(inputs), output=output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            found = backward(ctx, *grads)
+            return *(None if isinstance(grad, list) else grad for grad in found), None
+
+    def autograd(keyset, *args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Function.apply(*args, keyset)
+        return below(keyset, args)
+
+    Function.__name__ = Function.__qualname__ = f"{operator._opname}_backward"
+    return autograd
 
 
 def wants_grad(*tensors: torch.Tensor | None) -> bool:
@@ -54,4 +92,14 @@ def num_programs(device: torch.device, per_multiprocessor: int) -> int:
     """How many programs fill the device; a few under the interpreter, so that partial sums are exercised there too."""
     if device.type != "cuda":
         return 3
-    return torch.cuda.get_device_properties(device).multi_processor_count * per_multiprocessor
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index) * per_multiprocessor
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y rounded up. triton.cdiv serves kernels too, for which it unwraps its arguments: ten times the cost."""
+    return -(-x // y)
