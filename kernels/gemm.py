@@ -17,24 +17,15 @@ from torch import Tensor
 
 from .dispatch import architecture, dot_precision
 from .gelu import activate, activation_derivative
-from .gemm_config import GROUP_ROWS, GemmConfig, candidates, wgrad_splits
+from .gemm_config import GROUP_ROWS, GemmConfig, candidates, configs, obstacle, wgrad_splits
+from .gemm_split import fwd_split_variants, gemm_fwd_split
+from .gemm_tiles import halves, offsets, place
+from .gemm_tma import fwd_tma_variants, gemm_fwd_tma
 from .layer_norm import sum_partials
 from .spec import KernelVariant
 
-
-@triton.jit
-def offsets(rows, columns, stride_row):
-    """Element offsets [R, C] in int64: a tensor may pass 2^31 elements."""
-    return rows.to(tl.int64)[:, None] * stride_row + columns[None, :]
-
-
-@triton.jit
-def _tile(program, num_rows, num_columns, GROUP_ROWS: tl.constexpr):
-    """(row, column) of a program's tile: GROUP_ROWS rows of tiles are walked column by column and so share L2."""
-    group = program // (GROUP_ROWS * num_columns)
-    rows_here = tl.minimum(num_rows - group * GROUP_ROWS, GROUP_ROWS)
-    place = program % (GROUP_ROWS * num_columns)
-    return group * GROUP_ROWS + place % rows_here, place // rows_here
+__all__ = ["GemmConfig", "candidates", "dgrad_variants", "fwd_variants", "gemm_dgrad", "gemm_fwd", "gemm_wgrad", "obstacle",
+           "offsets", "wgrad_variants"]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -47,7 +38,7 @@ def _gemm_fwd_kernel(
 ):  # fmt: skip
     tl.assume(K > 0)  # a loop that may run zero times makes Triton 3.6 emit wgmma that ptxas serialises
     num_n = tl.cdiv(N, BLOCK_N)
-    pid_m, pid_n = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
     w_ptr, b_ptr, part = w0_ptr, b0_ptr, 0
     if PARTS == 3:
         part = pid_n // num_n
@@ -111,12 +102,6 @@ def _store_dx(
 
 
 @triton.jit
-def _halves(acc):
-    """The left and the right half of the columns."""
-    return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
-
-
-@triton.jit
 def _store_half_dx(
     acc, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
     ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
@@ -125,7 +110,7 @@ def _store_half_dx(
     """`_store_dx` for columns from `first` on; in two steps where h is written too."""
     columns: tl.constexpr = acc.shape[1]
     if WRITE_H:
-        left, right = _halves(acc)
+        left, right = halves(acc)
         offs_k = first + tl.arange(0, columns // 2)
         _store_dx(
             left, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
@@ -151,7 +136,7 @@ def _gemm_dgrad_kernel(
     GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     tl.assume(N > 0)
-    pid_m, pid_k = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    pid_m, pid_k = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_n = tl.arange(0, BLOCK_N)
@@ -187,7 +172,7 @@ def _gemm_dgrad_kernel(
         )  # fmt: skip
     else:
         # A part of a wide tile at a time leaves registers for two programs on a multiprocessor.
-        left, right = _halves(acc)
+        left, right = halves(acc)
         first = pid_k * BLOCK_K
         _store_half_dx(
             left, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
@@ -227,7 +212,7 @@ def _gemm_wgrad_kernel(
     BLOCK_M: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
-    pid_n, pid_k = _tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    pid_n, pid_k = place(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_m = tl.arange(0, BLOCK_M)
@@ -254,18 +239,29 @@ def _gemm_wgrad_kernel(
     tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
 
-# config: of `candidates`, where the caller knows better than `GemmConfig.for_shape`.
+# config: one of `candidates`, where the caller knows better than `GemmConfig.for_shape`.
 
 
 def gemm_fwd(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool,
     config: GemmConfig | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor)."""
+    """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor).
+
+    Raises ValueError where `obstacle` names one for a config that the caller chose.
+    """
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
     config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
+    if (reason := obstacle(config, x, weights)) is not None:
+        raise ValueError(f"a forward cannot take {config.name}: {reason}")
+    if config.structure != "pointers":
+        gemm_fwd_tma(x, weights, biases, y, u, activation, config)
+        return y, u
+    if config.splits is not None:
+        gemm_fwd_split(x, weights, biases, y, u, activation, config)
+        return y, u
     w0, w1, w2 = _three(weights)
     b0, b1, b2 = _three(biases)
     _gemm_fwd_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, config.columns) * parts,)](
@@ -290,7 +286,7 @@ def gemm_dgrad(
     M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
     product = "dgrad" if activation is None else "dgrad_activation"
-    config = config or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device)
+    config = _for_pointers(product, config) or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device)
     row_tiles = triton.cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
     h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
@@ -311,8 +307,8 @@ def gemm_wgrad(
 ) -> tuple[Tensor, Tensor]:
     """(dy.T @ x, the sum of dy over the rows or an empty tensor). out_dtype: dy's where None."""
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
-    config = config or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
-    splits = wgrad_splits(config, M, N, K, dy.device)
+    config = _for_pointers("wgrad", config) or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
+    splits = config.splits or wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = triton.cdiv(triton.cdiv(M, splits), config.inner) * config.inner
     splits = triton.cdiv(M, rows_per_split)
     dweight = torch.empty((splits, N, K), dtype=out_dtype if splits == 1 else torch.float32, device=dy.device)
@@ -330,6 +326,12 @@ def gemm_wgrad(
     )
 
 
+def _for_pointers(product: str, config: GemmConfig | None) -> GemmConfig | None:
+    if config is not None and (config.structure != "pointers" or (config.splits is not None and product != "wgrad")):
+        raise ValueError(f"expected a tile for {product}, which has one structure, pointers, unsplit; got {config.name}")
+    return config
+
+
 _T = TypeVar("_T", Tensor, Tensor | None)
 
 
@@ -343,7 +345,11 @@ def _three(tensors: Sequence[_T]) -> Sequence[_T]:
 def fwd_variants(*, parts=1, bias=True, activation=None, save_u=False, even=True, main_target_only=False):
     constexprs = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u, EVEN_K=even)
     name = f"fwd{' qkv' * (parts == 3)}{' bias' * bias} {activation or ''}{'+u' * save_u}{'' if even else ' odd K'}"
-    return _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
+    variants = _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
+    epilogue = dict(parts=parts, bias=bias, activation=activation, save_u=save_u)
+    if even:  # the hardware zeroes what is past an odd K
+        variants += fwd_tma_variants(**epilogue, main_only=main_target_only)
+    return variants + fwd_split_variants(**epilogue, even=even)
 
 
 def dgrad_variants(*, parts=1, activation=None, want_h=False, even=True, main_target_only=False):
@@ -365,7 +371,7 @@ def _variants(name, product, kernel, blocks, constexprs, main_target_only) -> li
     for label, dtype, precision in _NUMBERS:
         targets: dict[GemmConfig, list[str]] = {}
         for arch in ("sm_90",) if main_target_only or label == "fp16" else ("sm_90", "sm_80", "sm_100", "gfx942"):
-            for config in candidates(product, dtype, precision, arch):
+            for config in configs(product, dtype, precision, arch):
                 targets.setdefault(config, []).append(arch)
         pointer = "*fp32" if dtype == torch.float32 else f"*{label}"
         for config, archs in targets.items():

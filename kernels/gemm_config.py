@@ -1,8 +1,8 @@
 """The tiles of the three matrix products, and which one a shape takes. Imports no Triton.
 
-A product is computed by one of three structures: `pointers` serves everything on every target; `tma` and `tma_persistent`
-(gemm_tma.py) are the forward for 16-bit tensors on Hopper and later, where a tensor memory accelerator copies whole tiles.
-Nothing was timed, so `GemmConfig.for_shape` takes pointers; the others are `candidates` for whoever can time them.
+A product has one of several structures. `pointers` serves everything on every target, and its forward may be split along K
+(gemm_split.py). `tma`, `tma_persistent` and `tma_flattened` (gemm_tma.py) are the forward for 16-bit tensors on Hopper and
+later. Nothing was timed, so `GemmConfig.for_shape` takes pointers, unsplit; the rest are `candidates` for who can time them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .dispatch import architecture, dot_precision
 from .invariance import is_batch_invariant
 from .registration import num_programs
 
-Structure = Literal["pointers", "tma", "tma_persistent"]
+Structure = Literal["pointers", "tma", "tma_persistent", "tma_flattened"]
 PRODUCTS = ("fwd", "dgrad", "dgrad_activation", "wgrad")
 
 
@@ -24,9 +24,10 @@ PRODUCTS = ("fwd", "dgrad", "dgrad_activation", "wgrad")
 class GemmConfig:
     """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
     max_registers: of a thread, asked of the compiler where that costs no spill (NVIDIA only). splits: parts of the sum of a
-    forward, each in its own float32 slot; None: not split, and of a wgrad what `wgrad_splits` says.
+    product, each in its own float32 slot; None: a forward is not split, a wgrad as `wgrad_splits` says.
+    programs: that share a multiprocessor, of the structures that have no program for each tile.
 
-    Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers, 128x128 at most 128 (two programs share a
+    Compiled for sm_90 with bf16: 128x256 has 154 to 218 registers, 128x128 at most 128 (two programs share a
     multiprocessor and overlap one's epilogue with the other's products), no spill; not yet timed. A 128x256 tile reads a
     quarter less of L2 per product than a 128x128 one.
     """
@@ -40,6 +41,7 @@ class GemmConfig:
     max_registers: int | None = None
     structure: Structure = "pointers"
     splits: int | None = None
+    programs: int = 1
 
     @classmethod
     def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
@@ -102,7 +104,20 @@ TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
 TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
 IEEE = GemmConfig(64, 64, 16, num_warps=8, num_stages=3)
 IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
+TMA_WIDE = replace(WIDE, structure="tma_persistent", min_per_multiprocessor=1)  # 176 KiB of shared memory, 160 registers
+TMA_LARGE = replace(LARGE, structure="tma_persistent", programs=2)  # 112 KiB, at most 128 registers
+TMA = (
+    TMA_WIDE,
+    replace(TMA_WIDE, structure="tma_flattened"),
+    TMA_LARGE,
+    replace(TMA_LARGE, structure="tma_flattened"),
+    replace(LARGE, structure="tma"),
+)
+# For few rows: so few tiles that the reading of the weights is shared out along K.
+SPLIT = tuple(GemmConfig(64, 64, 128, num_warps=4, num_stages=4, splits=splits) for splits in (2, 4, 8))
 WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
+TMA_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")
+SPLIT_ARCHITECTURES = ("sm_80", *TMA_ARCHITECTURES)
 GROUP_ROWS = 8  # rows of tiles that are walked column by column and so share L2
 MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
 
@@ -128,7 +143,11 @@ def candidates(product: str, dtype: torch.dtype, precision: str, arch: str) -> t
     """
     if product not in PRODUCTS:
         raise ValueError(f"expected a product among {', '.join(PRODUCTS)}, got {product!r}")
-    return configs(product, dtype, precision, arch)
+    tiles = configs(product, dtype, precision, arch)
+    if product == "fwd" and dtype != torch.float32:
+        tiles += TMA if arch in TMA_ARCHITECTURES else ()
+        tiles += SPLIT if arch in SPLIT_ARCHITECTURES else ()
+    return tiles
 
 
 def _by_name(product: str) -> dict[str, GemmConfig]:
@@ -139,7 +158,23 @@ def _by_name(product: str) -> dict[str, GemmConfig]:
 
 def obstacle(config: GemmConfig, x: Tensor, weights: Sequence[Tensor]) -> str | None:
     """Why this forward of `gemm_fwd` cannot take this config, as one clause; None where it can."""
-    return None if config.structure == "pointers" else f"no kernel of structure {config.structure} yet"
+    if config.structure == "pointers":
+        return None
+    if config.splits is not None:
+        return "only pointers have a sum over K that is split"
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return f"tiles copied by the hardware are for bfloat16 and float16, not {x.dtype}"
+    if (arch := architecture(x.device)) not in TMA_ARCHITECTURES:
+        return f"{arch} has no hardware that copies tiles"
+    N = weights[0].shape[0]
+    if N % 8:
+        return f"rows of the result must be a multiple of 16 bytes, and N = {N} is no multiple of 8"
+    if len(weights) == 3 and N % config.columns:
+        return f"each of three weights must end with a tile, and N = {N} is no multiple of {config.columns}"
+    for name, tensor in (("x", x), *(("a weight", weight) for weight in weights)):
+        if tensor.stride(1) != 1 or tensor.stride(0) % 8 or tensor.data_ptr() % 16:
+            return f"{name} must start at a multiple of 16 bytes and have contiguous rows a multiple of 16 bytes apart"
+    return None
 
 
 def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:
