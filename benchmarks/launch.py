@@ -33,7 +33,6 @@ from .conditions import cpu_name
 
 ARCHITECTURE = "sm_90"
 HIDDEN, INNER, TOKENS = 64, 128, 8
-CALLS = 50  # in one block; a block's time over its calls is one value
 
 
 class _Kernel:
@@ -132,15 +131,15 @@ def operations(dtype: torch.dtype, training: bool) -> dict[str, Callable[[], Ten
     }
 
 
-def microseconds(call: Callable[[], object], rounds: int) -> float:
-    """The median over the rounds of a block's processor time for one call, after two blocks that do not count."""
+def microseconds(call: Callable[[], object], rounds: int, calls: int) -> float:
+    """The processor time of one call in a block of so many: the median over the rounds, after two blocks that do not count."""
     seconds = []
     for turn in range(rounds + 2):
         begin = time.process_time()
-        for _ in range(CALLS):
+        for _ in range(calls):
             call()
         if turn >= 2:
-            seconds.append((time.process_time() - begin) / CALLS)
+            seconds.append((time.process_time() - begin) / calls)
     return statistics.median(seconds) * 1e6
 
 
@@ -165,7 +164,7 @@ def encoder(layers: int, dtype: torch.dtype, training: bool) -> Callable[[], Ten
     return lambda: model(ids, cu_seqlens=cu_seqlens, max_seqlen=TOKENS).last_hidden_state
 
 
-def per_layer(dtype: torch.dtype, training: bool, rounds: int, started: list[str]) -> tuple[float, float]:
+def per_layer(dtype: torch.dtype, training: bool, rounds: int, calls: int, started: list[str]) -> tuple[float, float]:
     """(microseconds, kernels started) of one layer more: twelve layers less two, over ten."""
     found = []
     for layers in (2, 12):
@@ -175,13 +174,14 @@ def per_layer(dtype: torch.dtype, training: bool, rounds: int, started: list[str
         started.clear()
         call()
         kernels = len(started)
-        found.append((microseconds(call, rounds), kernels))
+        found.append((microseconds(call, rounds, calls), kernels))
     (few, few_kernels), (many, many_kernels) = found
     return (many - few) / 10, (many_kernels - few_kernels) / 10
 
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls, whose median counts.")] = 15,
+    calls: Annotated[int, typer.Option(min=1, help="Calls in a block.")] = 50,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time of a layer goes.")] = False,
 ) -> None:
     """Print the microseconds of every operation and of a layer of bert-base, in inference and in training."""
@@ -202,25 +202,25 @@ def main(
                     started.clear()
                     run()
                     kernels = len(started)
-                    cells.setdefault(name, []).append(f"{microseconds(run, rounds):.0f} ({kernels})")
-                time_of_layer, kernels_of_layer = per_layer(dtype, training, rounds, started)
+                    cells.setdefault(name, []).append(f"{microseconds(run, rounds, calls):.0f} ({kernels})")
+                time_of_layer, kernels_of_layer = per_layer(dtype, training, rounds, calls, started)
                 cells.setdefault("a layer", []).append(f"{time_of_layer:.0f} ({kernels_of_layer:.0f})")
-        cells["choosing a product's side"] = [f"{_choice(rounds):.2f}", ""]
+        cells["choosing a product's side"] = [f"{_choice(rounds, calls):.2f}", ""]
         for name, row in cells.items():
             table.add_row(name, *row)
         if profile:
-            _profile(dtype)
+            _profile(dtype, calls)
     console = Console(width=120, highlight=False)
     console.print(f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, triton {_triton()}, bf16")
     console.print(table)
 
 
-def _choice(rounds: int) -> float:
+def _choice(rounds: int, calls: int) -> float:
     device = torch.device("cuda", 0)
-    return microseconds(lambda: dispatch.decide("linear", 512, 768, 768, torch.bfloat16, device), rounds)
+    return microseconds(lambda: dispatch.decide("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
 
 
-def _profile(dtype: torch.dtype) -> None:
+def _profile(dtype: torch.dtype, calls: int) -> None:
     for training in (False, True):
         with nullcontext() if training else torch.inference_mode():
             forward = encoder(12, dtype, training)
@@ -228,7 +228,7 @@ def _profile(dtype: torch.dtype) -> None:
             call()
             profiler = cProfile.Profile()
             with profiler:
-                for _ in range(CALLS):
+                for _ in range(calls):
                     call()
         pstats.Stats(profiler, stream=sys.stdout).sort_stats("tottime").print_stats(45)
 
