@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .records import ABSENT, FAILED, TIMED, WRONG, Contender
+from fastbert.timing import Timer
 
-FLUSH_BYTES = 1 << 28  # larger than any L2
+from .records import ABSENT, FAILED, TIMED, WRONG, Contender
 
 
 class Absent(Exception):
@@ -68,34 +68,6 @@ class DeviceClock:
 
 
 CLOCK = DeviceClock()
-
-
-class Timer:
-    """Seconds of one call. kernel: time between device events with a cold L2, which is what a kernel costs inside a model;
-    else wall clock between synchronisations, which is what a user waits for."""
-
-    def __init__(self, device: torch.device, kernel: bool) -> None:
-        self.device, self.on_events = device, kernel and device.type == "cuda"
-        self.flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device) if self.on_events else None
-
-    def __call__(self, step: Callable[[], Any]) -> float:
-        if self.flush is not None:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.flush.zero_()  # while it runs, the host gets ahead: no launch gap is measured
-            start.record()
-            step()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end) / 1e3
-        self.synchronize()
-        begin = time.perf_counter()
-        step()
-        self.synchronize()
-        return time.perf_counter() - begin
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def compete(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .arena import Timer
+from fastbert.timing import Timer
 
 WARM_UP = 3
 

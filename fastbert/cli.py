@@ -27,6 +27,13 @@ class DType(str, Enum):
     fp8 = "fp8"
 
 
+class TunedDType(str, Enum):
+    bf16 = "bf16"
+    fp16 = "fp16"
+    float32 = "float32"
+    tf32 = "tf32"
+
+
 CheckpointArgument = Annotated[str, typer.Argument(help="A folder or a hub name of a BERT checkpoint.")]
 TextOption = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="UTF-8 text, one per line, instead of the built-in sentences.")
@@ -60,7 +67,7 @@ def explain(checkpoint: CheckpointArgument) -> None:
 
     with plain_errors():
         model = open_checkpoint(checkpoint).load(fastbert).to("cuda" if torch.cuda.is_available() else "cpu")
-    console().print(fastbert.explain(model))
+        console().print(fastbert.explain(model))
 
 
 @app.command()
@@ -150,6 +157,37 @@ def _verify_fp8(
     if json_file is not None:
         write_whole(json_file, strict_json(fp8_check.as_dict(damage, about)))
     raise typer.Exit(0 if damage.passed else 1)
+
+
+@app.command()
+def tune(
+    checkpoint: Annotated[str | None, typer.Argument(help="A BERT checkpoint whose layer to measure.")] = None,
+    config: Annotated[str | None, typer.Option(help="bert-base (the default) or bert-large, instead of one.")] = None,
+    dtype: Annotated[TunedDType, typer.Option(help="Of the products.")] = TunedDType.bf16,
+    rows: Annotated[
+        str | None, typer.Option(help="Tokens of a batch: powers of two, with commas. Default: 64 to 32768.")
+    ] = None,
+    training: Annotated[bool, typer.Option("--training", help="The products of the backward as well.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The table. Default: $FASTBERT_TUNED, else one in ~/.cache.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 25,
+    again: Annotated[bool, typer.Option("--again", help="Measure what the table already has too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only print what the table says.")] = False,
+) -> None:
+    """Measure on this GPU which side and which tile is fastest for every matrix product, and keep it for later runs.
+
+    Exit status 0 if every contender ran and was right, 1 if one was left out, 2 without a GPU.
+    """
+    from . import tuning
+
+    with plain_errors():
+        if check:
+            tuning.print_table(out, console())
+            return
+        complete = tuning.run_tune(
+            checkpoint, config, dtype=dtype.value, rows=tuning.ROWS if rows is None else tuning.parse_rows(rows),
+            training=training, file=out, rounds=rounds, again=again, console=console(),
+        )  # fmt: skip
+    raise typer.Exit(0 if complete else 1)
 
 
 app.command()(data.tokenizer)

@@ -34,11 +34,13 @@ def console() -> Any:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What a user named wrongly is one line and exit status 2; anything else keeps its traceback."""
+    from fastbert.kernels.tuned_table import TableError
+
     from .checkpoints import InputError
     from .data.shards import DataError
 
     try:
         yield
-    except (InputError, DataError, OSError) as error:
+    except (InputError, DataError, TableError, OSError) as error:
         typer.echo(f"fastbert: {error}", err=True)
         raise typer.Exit(2) from error

@@ -55,8 +55,8 @@ def measure(
         raise ValueError(f"{name}: expected shape {tuple(exact.shape)}, got {tuple(ours.shape)}")
     if exact.numel() == 0:
         return Accuracy(name, 0.0, 0.0, 0.0)
-    exact = exact.double().cpu()
-    error, torch_error = ((run.double().cpu() - exact).abs().max().item() for run in (ours, same_dtype))
+    exact = exact.double()
+    error, torch_error = ((run.to(exact.device).double() - exact).abs().max().item() for run in (ours, same_dtype))
     largest = max(exact.abs().max().item(), scale)
     floor = (0.5 * torch.finfo(ours.dtype).eps + summed_rows**0.5 * torch.finfo(torch.float32).eps) * largest
     return Accuracy(name, error, torch_error, factor * torch_error + floor)

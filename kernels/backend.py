@@ -8,7 +8,8 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -80,14 +81,25 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return None if _interpreting else "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
     if device.type != "cuda":
         return f"Triton does not support device type {device.type!r}"
-    if torch.version.hip is None:
-        properties = torch.cuda.get_device_properties(device)
-        if properties.major < MIN_COMPUTE_CAPABILITY:
-            return (
-                f"{properties.name} has compute capability {properties.major}.{properties.minor}, the kernels need "
-                f"{MIN_COMPUTE_CAPABILITY}.0"
-            )
-    return None
+    if torch.version.hip is not None:
+        return None
+    if device.index is None or torch.compiler.is_compiling():  # a trace has no use for a cache
+        return _too_old(torch.cuda.get_device_properties(device))
+    return _gpu_obstacle(device.index)
+
+
+@cache
+def _gpu_obstacle(index: int) -> str | None:
+    return _too_old(torch.cuda.get_device_properties(index))
+
+
+def _too_old(properties: Any) -> str | None:
+    if properties.major >= MIN_COMPUTE_CAPABILITY:
+        return None
+    return (
+        f"{properties.name} has compute capability {properties.major}.{properties.minor}, the kernels need "
+        f"{MIN_COMPUTE_CAPABILITY}.0"
+    )
 
 
 def checks_values(tensor: torch.Tensor) -> bool:

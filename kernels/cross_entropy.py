@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
-from .dispatch import choose
 from .gemm import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .layer_norm import sum_partials
-from .registration import register, wants_grad
+from .registration import cdiv, register, wants_grad
+from .sides import side
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 # One chunk of logits. Smaller ones would leave the product that makes dhidden too few tiles to fill a GPU.
@@ -125,22 +125,18 @@ def _scaled_kernel(x_ptr, grad_ptr, scale_ptr, out_ptr, numel, BLOCK: tl.constex
 def chunk_rows(M: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
     """How many rows of logits exist at a time, chunks being of even size, and the elements from one row to the next."""
     limit = MAX_LOGITS_BYTES if device.type == "cuda" else MAX_LOGITS_BYTES_INTERPRETED
-    pitch = triton.cdiv(V, PITCH_MULTIPLE) * PITCH_MULTIPLE
+    pitch = cdiv(V, PITCH_MULTIPLE) * PITCH_MULTIPLE
     most = max(limit // (pitch * dtype.itemsize), 1)
-    rows = triton.cdiv(M, max(triton.cdiv(M, most), 1))
+    rows = cdiv(M, max(cdiv(M, most), 1))
     if rows < M:  # whole tiles for the products
-        rows = min(triton.cdiv(rows, 128) * 128, most)
+        rows = min(cdiv(rows, 128) * 128, most)
     return rows, pitch
 
 
-def _takes_triton(operation: str, M: int, weight: Tensor) -> bool:
-    V, N = weight.shape
-    return choose(operation, M, V, N, weight.dtype, weight.device)[0] == "triton"
-
-
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _takes_triton("linear", hidden.shape[0], weight):
-        return gemm_fwd(hidden, [weight], [bias], None, False)[0]
+    on_triton, config = side("linear", hidden.shape[0], weight.shape, hidden, (weight,))
+    if on_triton:
+        return gemm_fwd(hidden, [weight], [bias], None, False, config=config)[0]
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
 
@@ -156,15 +152,17 @@ def _dhidden(dlogits: Tensor, weight: Tensor, want: bool) -> Tensor:
     """dlogits @ weight in float32; empty where not wanted."""
     if not want:
         return dlogits.new_empty((0, weight.shape[1]), dtype=torch.float32)
-    if _takes_triton("dgrad", dlogits.shape[0], weight):
-        return gemm_dgrad(dlogits, [weight], out_dtype=torch.float32)[0]
+    on_triton, config = side("dgrad", dlogits.shape[0], weight.shape, weight)
+    if on_triton:
+        return gemm_dgrad(dlogits, [weight], out_dtype=torch.float32, config=config)[0]
     return _float32_mm(dlogits, weight)
 
 
 def _ddecoder(dlogits: Tensor, hidden: Tensor, weight: Tensor, want_weight: bool, want_bias: bool) -> tuple[Tensor, Tensor]:
     """dlogits.T @ hidden and the sum of dlogits over the rows, in float32; empty where not wanted."""
-    if want_weight and _takes_triton("wgrad", dlogits.shape[0], weight):
-        return gemm_wgrad(dlogits, hidden, want_bias, out_dtype=torch.float32)
+    on_triton, config = side("wgrad", dlogits.shape[0], weight.shape, weight)
+    if want_weight and on_triton:
+        return gemm_wgrad(dlogits, hidden, want_bias, out_dtype=torch.float32, config=config)
     empty = dlogits.new_empty((0, hidden.shape[1]), dtype=torch.float32)
     dweight = _float32_mm(dlogits.t(), hidden) if want_weight else empty
     return dweight, _column_sum(dlogits) if want_bias else empty.view(-1)
@@ -173,10 +171,10 @@ def _ddecoder(dlogits: Tensor, hidden: Tensor, weight: Tensor, want_weight: bool
 def _column_sum(dlogits: Tensor) -> Tensor:
     """The sum over the rows, in float32."""
     M, pitch = dlogits.shape
-    rows_per_group = triton.cdiv(triton.cdiv(M, COLUMN_SUM_GROUPS), 16) * 16
-    groups = triton.cdiv(M, rows_per_group)
+    rows_per_group = cdiv(cdiv(M, COLUMN_SUM_GROUPS), 16) * 16
+    groups = cdiv(M, rows_per_group)
     partial = torch.empty((groups, pitch), dtype=torch.float32, device=dlogits.device)
-    _column_sums_kernel[(triton.cdiv(pitch, 256), groups)](
+    _column_sums_kernel[(cdiv(pitch, 256), groups)](
         dlogits, partial, M, pitch, rows_per_group, BLOCK_M=16, BLOCK_V=256, num_warps=4
     )
     return sum_partials(partial, torch.float32)
@@ -237,7 +235,7 @@ def _cross_entropy_bwd(grad, scale, dhidden, dweight, dbias, dtype):
     gradients = _cross_entropy_bwd_fake(grad, scale, dhidden, dweight, dbias, dtype)
     for x, out in zip((dhidden, dweight, dbias), gradients):
         if x.numel():
-            _scaled_kernel[(triton.cdiv(x.numel(), 4096),)](x, grad, scale, out, x.numel(), BLOCK=4096, num_warps=8)
+            _scaled_kernel[(cdiv(x.numel(), 4096),)](x, grad, scale, out, x.numel(), BLOCK=4096, num_warps=8)
     return gradients
 
 

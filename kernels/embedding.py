@@ -17,7 +17,7 @@ from . import functional, reference
 from .dropout import scale, threshold
 from .layer_norm import LayerNormConfig, dropout_mask, sum_partials
 from .philox import keep_adjacent
-from .registration import num_programs, register, wants_grad
+from .registration import cdiv, num_programs, register, wants_grad
 from .segment_sum import CHUNK, _segment_joins_kernel, _segment_pieces_kernel, segment_sum
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
@@ -135,7 +135,7 @@ def _embedding_fwd(
     if M == 0:
         return y, mean, rstd
     config = LayerNormConfig.for_size(N)
-    _embedding_fwd_kernel[(triton.cdiv(M, config.BLOCK_M),)](
+    _embedding_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
         input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
         seed, y, mean, rstd,
         M, N, word_weight.stride(0), token_type_weight.stride(0), position_weight.stride(0),
@@ -179,8 +179,8 @@ def _embedding_bwd(
     ]
     config = LayerNormConfig.for_size(N)
     programs = min(M, num_programs(dy.device, config.programs_per_multiprocessor))
-    rows_per_program = triton.cdiv(M, programs)
-    programs = triton.cdiv(M, rows_per_program)
+    rows_per_program = cdiv(M, programs)
+    programs = cdiv(M, rows_per_program)
     norm_partial, token_type_partial = (
         torch.empty((programs if want else 0, 2, N), dtype=torch.float32, device=dy.device)
         for want in (want_norm, in_registers)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from . import fp8
 from .gelu import activate
-from .gemm import GROUP_ROWS, _tile, offsets
+from .gemm_config import GROUP_ROWS
+from .gemm_tiles import offsets, place
 from .invariance import is_batch_invariant
-from .registration import num_programs, register
+from .registration import cdiv, num_programs, register
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 assert (fp8.LARGEST, fp8.SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
@@ -96,7 +97,7 @@ def _fp8_gemm_kernel(
 ):  # fmt: skip
     """GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per BLOCK_N columns."""
     tl.assume(K > 0)
-    pid_m, pid_n = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
@@ -154,7 +155,7 @@ class Fp8Config:
         """The larger tile where it gives every multiprocessor work; in batch-invariant mode always the smaller."""
         if is_batch_invariant():
             return SMALL
-        tiles = triton.cdiv(M, LARGE.rows) * triton.cdiv(N, fp8.GROUP)
+        tiles = cdiv(M, LARGE.rows) * cdiv(N, fp8.GROUP)
         return LARGE if tiles >= num_programs(device, 1) else SMALL
 
 
@@ -167,7 +168,7 @@ def _quantize(x):
     q, scale = _quantize_fake(x)
     M, N = x.shape
     if M * N:
-        _quantize_kernel[(triton.cdiv(M, ROWS),)](
+        _quantize_kernel[(cdiv(M, ROWS),)](
             x, q, scale, M, N, x.stride(0), BLOCK_M=ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS
         )
     return q, scale
@@ -185,7 +186,7 @@ def _layer_norm(x, weight, bias, residual, x_bias, eps):
     y, q, scale = _layer_norm_fake(x, weight, bias, residual, x_bias, eps)
     M, N = x.shape
     if M:
-        _layer_norm_kernel[(triton.cdiv(M, NORM_ROWS),)](
+        _layer_norm_kernel[(cdiv(M, NORM_ROWS),)](
             x, x_bias, residual, weight, bias, y, q, scale, M, N, x.stride(0), residual.stride(0), eps,
             HAS_X_BIAS=x_bias is not None, BLOCK_M=NORM_ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS,
         )  # fmt: skip
@@ -201,7 +202,7 @@ def _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale):
     if M * N == 0:
         return
     config = Fp8Config.for_shape(M, N, q.device)
-    _fp8_gemm_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, fp8.GROUP),)](
+    _fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, fp8.GROUP),)](
         q, scale, weight_q, weight_scale, bias, y, y_scale, M, N, K,
         HAS_BIAS=bias is not None, ACTIVATION=activation, GROUPED=scale.shape[1] > 1, QUANTIZE=y_scale is not None,
         EVEN_K=K % fp8.GROUP == 0, BLOCK_M=config.rows, BLOCK_N=fp8.GROUP, BLOCK_K=fp8.GROUP, GROUP_ROWS=GROUP_ROWS,

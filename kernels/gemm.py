@@ -1,4 +1,4 @@
-"""The three matrix products of a linear layer: kernels, tile configurations, launchers.
+"""The three matrix products of a linear layer: kernels that run everywhere, and launchers. gemm_config.py has the tiles.
 
 x: (M, K), weight: (N, K), y, dy: (M, N).  Forward y = x @ weight.T, dgrad dx = dy @ weight, wgrad dweight = dy.T @ x.
 Forward and dgrad take one weight or three of one shape that stand side by side (query, key, value): N is then the rows
@@ -8,7 +8,6 @@ shapes, the dtype and the device. Rows past M are read as copies of the last one
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -18,25 +17,15 @@ from torch import Tensor
 
 from .dispatch import architecture, dot_precision
 from .gelu import activate, activation_derivative
-from .invariance import is_batch_invariant
+from .gemm_config import GROUP_ROWS, GemmConfig, candidates, configs, obstacle, wgrad_splits
+from .gemm_split import fwd_split_variants, gemm_fwd_split
+from .gemm_tiles import halves, offsets, place
+from .gemm_tma import fwd_tma_variants, gemm_fwd_tma
 from .layer_norm import sum_partials
-from .registration import num_programs
 from .spec import KernelVariant
 
-
-@triton.jit
-def offsets(rows, columns, stride_row):
-    """Element offsets [R, C] in int64: a tensor may pass 2^31 elements."""
-    return rows.to(tl.int64)[:, None] * stride_row + columns[None, :]
-
-
-@triton.jit
-def _tile(program, num_rows, num_columns, GROUP_ROWS: tl.constexpr):
-    """(row, column) of a program's tile: GROUP_ROWS rows of tiles are walked column by column and so share L2."""
-    group = program // (GROUP_ROWS * num_columns)
-    rows_here = tl.minimum(num_rows - group * GROUP_ROWS, GROUP_ROWS)
-    place = program % (GROUP_ROWS * num_columns)
-    return group * GROUP_ROWS + place % rows_here, place // rows_here
+__all__ = ["GemmConfig", "candidates", "dgrad_variants", "fwd_variants", "gemm_dgrad", "gemm_fwd", "gemm_wgrad", "obstacle",
+           "offsets", "wgrad_variants"]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -49,7 +38,7 @@ def _gemm_fwd_kernel(
 ):  # fmt: skip
     tl.assume(K > 0)  # a loop that may run zero times makes Triton 3.6 emit wgmma that ptxas serialises
     num_n = tl.cdiv(N, BLOCK_N)
-    pid_m, pid_n = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
     w_ptr, b_ptr, part = w0_ptr, b0_ptr, 0
     if PARTS == 3:
         part = pid_n // num_n
@@ -113,12 +102,6 @@ def _store_dx(
 
 
 @triton.jit
-def _halves(acc):
-    """The left and the right half of the columns."""
-    return tl.split(tl.permute(tl.reshape(acc, (acc.shape[0], 2, acc.shape[1] // 2)), (0, 2, 1)))
-
-
-@triton.jit
 def _store_half_dx(
     acc, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
     ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
@@ -127,7 +110,7 @@ def _store_half_dx(
     """`_store_dx` for columns from `first` on; in two steps where h is written too."""
     columns: tl.constexpr = acc.shape[1]
     if WRITE_H:
-        left, right = _halves(acc)
+        left, right = halves(acc)
         offs_k = first + tl.arange(0, columns // 2)
         _store_dx(
             left, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
@@ -153,7 +136,7 @@ def _gemm_dgrad_kernel(
     GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     tl.assume(N > 0)
-    pid_m, pid_k = _tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    pid_m, pid_k = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_n = tl.arange(0, BLOCK_N)
@@ -189,7 +172,7 @@ def _gemm_dgrad_kernel(
         )  # fmt: skip
     else:
         # A part of a wide tile at a time leaves registers for two programs on a multiprocessor.
-        left, right = _halves(acc)
+        left, right = halves(acc)
         first = pid_k * BLOCK_K
         _store_half_dx(
             left, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
@@ -229,7 +212,7 @@ def _gemm_wgrad_kernel(
     BLOCK_M: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
-    pid_n, pid_k = _tile(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    pid_n, pid_k = place(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_m = tl.arange(0, BLOCK_M)
@@ -256,96 +239,29 @@ def _gemm_wgrad_kernel(
     tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
 
-@dataclass(frozen=True)
-class GemmConfig:
-    """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
-    max_registers: of a thread, asked of the compiler where that costs no spill (NVIDIA only).
-
-    Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers, 128x128 at most 128 (two programs share a
-    multiprocessor and overlap one's epilogue with the other's products), no spill; not yet timed. A 128x256 tile reads a
-    quarter less of L2 per product than a 128x128 one.
-    """
-
-    rows: int
-    columns: int
-    inner: int
-    num_warps: int
-    num_stages: int
-    min_per_multiprocessor: int = 1
-    max_registers: int | None = None
-
-    @classmethod
-    def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
-        """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest."""
-        arch = architecture(device)
-        *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
-        if is_batch_invariant():
-            return larger[-1] if larger else smallest
-        multiprocessors = num_programs(device, 1)
-        for config in larger:
-            if config.num_tiles(rows, columns) >= config.min_per_multiprocessor * multiprocessors:
-                return config
-        return smallest
-
-    def num_tiles(self, rows: int, columns: int) -> int:
-        return triton.cdiv(rows, self.rows) * triton.cdiv(columns, self.columns)
-
-    @property
-    def launch(self) -> dict[str, int]:
-        """Options of a launch."""
-        options = dict(num_warps=self.num_warps, num_stages=self.num_stages)
-        return options if self.max_registers is None else options | dict(maxnreg=self.max_registers)
-
-
-WIDE = GemmConfig(128, 256, 64, num_warps=8, num_stages=3, min_per_multiprocessor=2)
-LARGE = GemmConfig(128, 128, 64, num_warps=8, num_stages=3)
-LARGE_ACTIVATION = replace(LARGE, max_registers=128)  # its epilogue would take 143, and one program a multiprocessor
-SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
-TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
-TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
-IEEE = GemmConfig(64, 64, 16, num_warps=8, num_stages=3)
-IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
-WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
-GROUP_ROWS = 8
-MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
-
-
-def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
-    """The tiles that ship for a product ('fwd', 'dgrad', 'dgrad_activation', 'wgrad'), largest first."""
-    if dtype != torch.float32:
-        wide = (WIDE,) if arch in WIDE_ARCHITECTURES else ()
-        tiles = (LARGE_ACTIVATION, SMALL) if product == "dgrad_activation" else (*wide, LARGE, SMALL)
-    elif precision == "tf32":
-        tiles = (TF32_LARGE, TF32_SMALL)
-    else:
-        tiles = (IEEE_WGRAD if product == "wgrad" else IEEE,)
-    if arch.startswith("gfx"):  # 64 KiB of shared memory, and registers hold the stage in flight
-        tiles = tuple(replace(tile, num_stages=2, max_registers=None) for tile in tiles)
-    return tiles
-
-
-def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:
-    """Into how many parts a wgrad's sum over M is split: the fewest that keep the last wave of programs 94% full."""
-    multiprocessors = num_programs(device, 1)
-    tiles = config.num_tiles(N, K)
-    best, best_fill = 1, 0.0
-    for splits in range(1, max(1, min(MAX_SPLITS, M // MIN_ROWS_PER_SPLIT)) + 1):
-        fill = tiles * splits / (triton.cdiv(tiles * splits, multiprocessors) * multiprocessors)
-        if fill > best_fill:
-            best, best_fill = splits, fill
-        if fill >= 0.94:
-            break
-    return best
+# config: one of `candidates`, where the caller knows better than `GemmConfig.for_shape`.
 
 
 def gemm_fwd(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool
-) -> tuple[Tensor, Tensor]:
-    """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor)."""
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool,
+    config: GemmConfig | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor).
+
+    Raises ValueError where `obstacle` names one for a config that the caller chose.
+    """
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
-    config = GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
+    config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
+    if (reason := obstacle(config, x, weights)) is not None:
+        raise ValueError(f"a forward cannot take {config.name}: {reason}")
+    if config.structure != "pointers":
+        gemm_fwd_tma(x, weights, biases, y, u, activation, config)
+        return y, u
+    if config.splits is not None:
+        gemm_fwd_split(x, weights, biases, y, u, activation, config)
+        return y, u
     w0, w1, w2 = _three(weights)
     b0, b1, b2 = _three(biases)
     _gemm_fwd_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, config.columns) * parts,)](
@@ -361,7 +277,7 @@ def gemm_fwd(
 
 def gemm_dgrad(
     dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False,
-    want_h: bool = False, out_dtype: torch.dtype | None = None,
+    want_h: bool = False, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows; activation(u)).
 
@@ -369,7 +285,8 @@ def gemm_dgrad(
     """
     M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
-    config = GemmConfig.for_shape("dgrad" if activation is None else "dgrad_activation", M, K, dy.dtype, dy.device)
+    product = "dgrad" if activation is None else "dgrad_activation"
+    config = _for_pointers(product, config) or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device)
     row_tiles = triton.cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
     h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
@@ -385,11 +302,13 @@ def gemm_dgrad(
     return dx, sum_partials(partial, out_dtype) if want_sum else dx.new_empty(0), h
 
 
-def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def gemm_wgrad(
+    dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None
+) -> tuple[Tensor, Tensor]:
     """(dy.T @ x, the sum of dy over the rows or an empty tensor). out_dtype: dy's where None."""
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
-    config = GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
-    splits = wgrad_splits(config, M, N, K, dy.device)
+    config = _for_pointers("wgrad", config) or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
+    splits = config.splits or wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = triton.cdiv(triton.cdiv(M, splits), config.inner) * config.inner
     splits = triton.cdiv(M, rows_per_split)
     dweight = torch.empty((splits, N, K), dtype=out_dtype if splits == 1 else torch.float32, device=dy.device)
@@ -407,6 +326,12 @@ def gemm_wgrad(dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.d
     )
 
 
+def _for_pointers(product: str, config: GemmConfig | None) -> GemmConfig | None:
+    if config is not None and (config.structure != "pointers" or (config.splits is not None and product != "wgrad")):
+        raise ValueError(f"expected a tile for {product}, which has one structure, pointers, unsplit; got {config.name}")
+    return config
+
+
 _T = TypeVar("_T", Tensor, Tensor | None)
 
 
@@ -420,7 +345,11 @@ def _three(tensors: Sequence[_T]) -> Sequence[_T]:
 def fwd_variants(*, parts=1, bias=True, activation=None, save_u=False, even=True, main_target_only=False):
     constexprs = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u, EVEN_K=even)
     name = f"fwd{' qkv' * (parts == 3)}{' bias' * bias} {activation or ''}{'+u' * save_u}{'' if even else ' odd K'}"
-    return _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
+    variants = _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
+    epilogue = dict(parts=parts, bias=bias, activation=activation, save_u=save_u)
+    if even:  # the hardware zeroes what is past an odd K
+        variants += fwd_tma_variants(**epilogue, main_only=main_target_only)
+    return variants + fwd_split_variants(**epilogue, even=even)
 
 
 def dgrad_variants(*, parts=1, activation=None, want_h=False, even=True, main_target_only=False):

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import functional, reference
 from .dropout import scale, threshold
 from .philox import keep_adjacent
-from .registration import num_programs, register, wants_grad
+from .registration import cdiv, num_programs, register, wants_grad
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
@@ -145,7 +145,7 @@ def sum_partials(partial: Tensor, out_dtype: torch.dtype) -> Tensor:
     """partial: float32 (P, ...), contiguous. Returns its sum over the first axis in a fixed order, in out_dtype."""
     P, N = partial.shape[0], partial[0].numel()
     out = torch.empty(partial.shape[1:], dtype=out_dtype, device=partial.device)
-    _sum_partials_kernel[(triton.cdiv(N, 64),)](partial, out, P, N, BLOCK_P=32, BLOCK_N=64, num_warps=4)
+    _sum_partials_kernel[(cdiv(N, 64),)](partial, out, P, N, BLOCK_P=32, BLOCK_N=64, num_warps=4)
     return out
 
 
@@ -155,7 +155,7 @@ def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, str
     if M == 0:
         return y, xhat, mean, rstd
     config = LayerNormConfig.for_size(N)
-    _layer_norm_fwd_kernel[(triton.cdiv(M, config.BLOCK_M),)](
+    _layer_norm_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
         x, x_bias, residual, weight, bias, seed, y, xhat, mean, rstd,
         M, N, x.stride(0), 0 if residual is None else residual.stride(0),
         eps, threshold(dropout_p), scale(dropout_p), stream,
@@ -188,8 +188,8 @@ def _layer_norm_bwd(
         return dx, dresidual, parameters.zero_()
     config = LayerNormConfig.for_size(N)
     programs = min(M, num_programs(dy.device, config.programs_per_multiprocessor))
-    rows_per_program = triton.cdiv(M, programs)
-    programs = triton.cdiv(M, rows_per_program)
+    rows_per_program = cdiv(M, programs)
+    programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs, 3, N) if want_parameters else (0,), dtype=torch.float32, device=dy.device)
     _layer_norm_bwd_kernel[(programs,)](
         dy, saved, weight, mean, rstd, seed, dx, dresidual, partial,
@@ -293,7 +293,7 @@ def dropout_mask(shape: tuple[int, int], dropout_p: float, seed: Tensor, stream:
     mask = torch.empty(shape, dtype=torch.float32, device=seed.device)
     BLOCK_N = max(triton.next_power_of_2(N), 64)
     if M:
-        _dropout_mask_kernel[(triton.cdiv(M, 2),)](
+        _dropout_mask_kernel[(cdiv(M, 2),)](
             seed, mask, M, N, threshold(dropout_p), scale(dropout_p), stream, BLOCK_M=2, BLOCK_N=BLOCK_N
         )
     return mask

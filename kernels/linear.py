@@ -16,11 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
-from .dispatch import choose
 from .gelu import activate, activation_derivative
 from .gemm import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
 from .layer_norm import sum_partials
-from .registration import num_programs, register, wants_grad
+from .registration import cdiv, num_programs, register, wants_grad
+from .sides import side
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 
@@ -70,10 +70,10 @@ def _activation_bwd(
         return du, dy.new_empty(0), h
     if M * N == 0:
         return du, dy.new_zeros(N if want_sum else 0), h
-    columns = triton.cdiv(N, ACTIVATION_TILE["BLOCK_N"])
-    programs = triton.cdiv(num_programs(dy.device, 8), columns)
-    rows_per_program = triton.cdiv(triton.cdiv(M, programs), ACTIVATION_TILE["BLOCK_M"]) * ACTIVATION_TILE["BLOCK_M"]
-    programs = triton.cdiv(M, rows_per_program)
+    columns = cdiv(N, ACTIVATION_TILE["BLOCK_N"])
+    programs = cdiv(num_programs(dy.device, 8), columns)
+    rows_per_program = cdiv(cdiv(M, programs), ACTIVATION_TILE["BLOCK_M"]) * ACTIVATION_TILE["BLOCK_M"]
+    programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs if want_sum else 0, N), dtype=torch.float32, device=dy.device)
     _activation_bwd_kernel[(programs, columns)](
         dy, u, None if activation is None else du, h, partial,
@@ -84,30 +84,30 @@ def _activation_bwd(
     return du, sum_partials(partial, dy.dtype) if want_sum else dy.new_empty(0), h
 
 
-def _takes_triton(operation: str, M: int, weight_shape: Sequence[int], like: Tensor) -> bool:
-    N, K = weight_shape
-    return choose(operation, M, N, K, like.dtype, like.device)[0] == "triton"
-
-
 def _library(product, *operands: Tensor, out: Tensor | None = None) -> Tensor:
     """A product of PyTorch's own; the operands have their dtype already."""
-    with torch.autocast(operands[0].device.type, enabled=False):
+    device_type = operands[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return product(*operands) if out is None else product(*operands, out=out)
+    with torch.autocast(device_type, enabled=False):
         return product(*operands) if out is None else product(*operands, out=out)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save_u: bool) -> tuple[Tensor, Tensor]:
     """(y, u or an empty tensor) of one weight."""
     operation = "linear" if activation is None else "linear_activation"
-    if _takes_triton(operation, x.shape[0], weight.shape, x):
-        return gemm_fwd(x, [weight], [bias], activation, save_u)
+    on_triton, config = side(operation, x.shape[0], weight.shape, x, (weight,))
+    if on_triton:
+        return gemm_fwd(x, [weight], [bias], activation, save_u, config=config)
     u = _library(torch.mm, x, weight.t()) if bias is None else _library(torch.addmm, bias, x, weight.t())
     empty = u.new_empty(0, weight.shape[0])
     return (u, empty) if activation is None else (reference.activate(u, activation), u if save_u else empty)
 
 
 def _dgrad(dy: Tensor, weight: Tensor) -> Tensor:
-    if _takes_triton("dgrad", dy.shape[0], weight.shape, dy):
-        return gemm_dgrad(dy, [weight])[0]
+    on_triton, config = side("dgrad", dy.shape[0], weight.shape, dy)
+    if on_triton:
+        return gemm_dgrad(dy, [weight], config=config)[0]
     return _library(torch.mm, dy, weight)
 
 
@@ -115,15 +115,17 @@ def _dgrad_activation(
     dy: Tensor, weight: Tensor, u: Tensor, activation: str, want_sum: bool, want_h: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(du = (dy @ weight) * activation'(u), its sum over the rows, activation(u)); unwanted ones empty."""
-    if _takes_triton("dgrad_activation", dy.shape[0], weight.shape, dy):
-        return gemm_dgrad(dy, [weight], u, activation, want_sum, want_h)
+    on_triton, config = side("dgrad_activation", dy.shape[0], weight.shape, dy)
+    if on_triton:
+        return gemm_dgrad(dy, [weight], u, activation, want_sum, want_h, config=config)
     return _activation_bwd(_library(torch.mm, dy, weight), u, activation, want_sum, want_h)
 
 
 def _wgrad(dy: Tensor, x: Tensor, want_sum: bool) -> tuple[Tensor, Tensor]:
     """(dy.T @ x, the sum of dy over the rows or an empty tensor)."""
-    if _takes_triton("wgrad", dy.shape[0], (dy.shape[1], x.shape[1]), dy):
-        return gemm_wgrad(dy, x, want_sum)
+    on_triton, config = side("wgrad", dy.shape[0], (dy.shape[1], x.shape[1]), dy)
+    if on_triton:
+        return gemm_wgrad(dy, x, want_sum, config=config)
     return _library(torch.mm, dy.t(), x), _activation_bwd(dy, None, None, want_sum)[1]
 
 
@@ -219,8 +221,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
 def _qkv_fwd(x, w0, w1, w2, b0, b1, b2):
     weights, biases = (w0, w1, w2), (b0, b1, b2)
     M, (N, K) = x.shape[0], w0.shape
-    if _takes_triton("qkv_linear", M, (3 * N, K), x):
-        return gemm_fwd(x, _same_strides(weights), biases, None, False)[0]
+    on_triton, config = side("qkv_linear", M, (3 * N, K), x, weights)
+    if on_triton:
+        return gemm_fwd(x, _same_strides(weights), biases, None, False, config=config)[0]
     y = x.new_empty(M, 3 * N)
     for out, weight, bias in zip(y.split(N, dim=1), weights, biases):
         if bias is None:
@@ -242,11 +245,15 @@ def _qkv_bwd(dy, x, w0, w1, w2, want_bias):
     elif want_bias:
         dbiases = _column_sum(dy).view(dbiases.shape)
     if w0 is not None:
-        if _takes_triton("qkv_dgrad", dy.shape[0], (dy.shape[1], w0.shape[1]), dy):
-            dx = gemm_dgrad(dy, _same_strides((w0, w1, w2)))[0]
-        else:  # one product rounds once; three that add to each other would round three times
-            dx = _library(torch.mm, dy, torch.cat([w0, w1, w2]))
+        dx = _qkv_dgrad(dy, (w0, w1, w2))
     return dx, dweights, dbiases
+
+
+def _qkv_dgrad(dy, weights):
+    on_triton, config = side("qkv_dgrad", dy.shape[0], (dy.shape[1], weights[0].shape[1]), dy)
+    if on_triton:
+        return gemm_dgrad(dy, _same_strides(weights), config=config)[0]
+    return _library(torch.mm, dy, torch.cat(weights))  # one product rounds once; three that add to each other thrice
 
 
 def _qkv_bwd_fake(dy, x, w0, w1, w2, want_bias):

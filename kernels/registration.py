@@ -2,11 +2,12 @@
 
 The same Python launcher serves CUDA (and ROCm) and, under Triton's interpreter, CPU tensors. The fake kernel gives shapes
 and dtypes to torch.compile and torch.export. Autograd is registered once, on the operator.
+
+A GPU at a small batch waits for the host, so what is asked of PyTorch at every call is asked once where it cannot change.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ def register(
     @wraps(launch)
     def guarded(*args, **kwargs):
         device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launch(*args, **kwargs)
+        with torch.cuda.device(device):
             return launch(*args, **kwargs)
 
     for key in ("CUDA", "CPU"):
@@ -54,4 +57,14 @@ def num_programs(device: torch.device, per_multiprocessor: int) -> int:
     """How many programs fill the device; a few under the interpreter, so that partial sums are exercised there too."""
     if device.type != "cuda":
         return 3
-    return torch.cuda.get_device_properties(device).multi_processor_count * per_multiprocessor
+    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index) * per_multiprocessor
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y rounded up. triton.cdiv serves kernels too, for which it unwraps its arguments: ten times the cost."""
+    return -(-x // y)

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .registration import cdiv
+
 CHUNK = 64  # sorted places; a piece is at most that long
 
 
@@ -98,16 +100,16 @@ def segment_sum(rows: Tensor, ids: Tensor, num_segments: int, skip: int | None, 
         return out
     sorted_ids, order = torch.sort(ids.to(torch.int32), stable=True)
     skip = -1 if skip is None else skip
-    num_chunks = triton.cdiv(M, CHUNK)
+    num_chunks = cdiv(M, CHUNK)
     partial = torch.empty((num_chunks, 2, N), dtype=torch.float32, device=rows.device)
     BLOCK_N = min(triton.next_power_of_2(N), 1024)
-    _segment_pieces_kernel[(M, triton.cdiv(N, BLOCK_N))](
+    _segment_pieces_kernel[(M, cdiv(N, BLOCK_N))](
         rows, sorted_ids, order, out, partial, M, N, rows.stride(0), num_segments, skip,
         CHUNK=CHUNK, BLOCK_M=4, BLOCK_N=BLOCK_N, num_warps=4,
     )  # fmt: skip
     if num_chunks > 1:
         BLOCK_N = min(BLOCK_N, 64)
-        _segment_joins_kernel[(num_chunks - 1, triton.cdiv(N, BLOCK_N))](
+        _segment_joins_kernel[(num_chunks - 1, cdiv(N, BLOCK_N))](
             sorted_ids, partial, out, N, num_chunks, num_segments, skip,
             CHUNK=CHUNK, BLOCK_C=256, BLOCK_M=32, BLOCK_N=BLOCK_N, num_warps=4,
         )  # fmt: skip

@@ -34,8 +34,12 @@ PLANTED = """
 
 
 def compile_planted(tmp_path, body, *, size=64, warps=4, unit="memory", target="sm_90") -> str:
+    return run_script(tmp_path, textwrap.dedent(PLANTED).format(body=body, size=size, warps=warps, unit=unit, target=target))
+
+
+def run_script(tmp_path, text: str) -> str:
     script = tmp_path / "planted.py"
-    script.write_text(textwrap.dedent(PLANTED).format(body=body, size=size, warps=warps, unit=unit, target=target))
+    script.write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
@@ -69,6 +73,68 @@ def test_mma_sync_where_wgmma_is_meant_is_found(tmp_path):
 def test_a_matrix_instruction_where_products_must_be_exact_is_found(tmp_path):
     body = "tl.store(y_ptr + rows[:, None] * N + rows[None, :], tl.dot(x, x).to(tl.float16))"
     assert "meant to be exact" in compile_planted(tmp_path, body, unit="scalar")
+
+
+# The accumulator is touched inside the loop while a product may still be in flight.
+WGMMA_LOOP = """
+    .version 8.0
+    .target sm_90a
+    .address_size 64
+    .visible .entry kernel(.param .u64 out, .param .u32 n)
+    {{
+        .reg .f32 %f<5>;
+        .reg .b64 %rd<3>;
+        .reg .b32 %r<3>;
+        .reg .pred %p<2>;
+        ld.param.u64 %rd1, [out];
+        ld.param.u32 %r1, [n];
+        mov.f32 %f1, 0f00000000; mov.f32 %f2, %f1; mov.f32 %f3, %f1; mov.f32 %f4, %f1;
+        mov.u64 %rd2, 0;
+    LOOP:
+        wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f1,%f2,%f3,%f4}}, %rd2, %rd2, 1, 1, 1, 0, 0;
+        wgmma.commit_group.sync.aligned;
+        wgmma.wait_group.sync.aligned {in_flight};
+        add.f32 %f1, %f1, 0f3f800000;
+        sub.u32 %r1, %r1, 1;
+        setp.ne.u32 %p1, %r1, 0;
+        @%p1 bra LOOP;
+        wgmma.wait_group.sync.aligned 0;
+        st.global.f32 [%rd1], %f1;
+        ret;
+    }}
+"""
+
+
+def test_serialised_wgmma_is_found_in_the_words_of_the_assembler():
+    for in_flight, code in ((1, "C7514"), (0, None)):
+        ptx = textwrap.dedent(WGMMA_LOOP).format(in_flight=in_flight)
+        assert codegen.serialised(codegen._ptxas_log(ptx, 90)) == code
+
+
+DESCRIPTOR = """
+    import triton
+    import triton.language as tl
+    from benchmarks import codegen
+    from fastbert.kernels.spec import KernelVariant
+
+    @triton.jit
+    def kernel(x_desc, y_desc):
+        y_desc.store([0, 0], x_desc.load([0, 0]) + 1.0)
+
+    block = "tensordesc<fp16[16, 64]>"
+    variant = KernelVariant("planted", kernel, dict(x_desc=block, y_desc=block), {}, num_warps=4)
+    for target in ("sm_90", "sm_80"):
+        row = codegen._compile("planted", variant, target)
+        print(target, row.bulk_copies, row.problems)
+"""
+
+
+def test_descriptors_that_become_plain_loads_are_found(tmp_path):
+    assert run_script(tmp_path, textwrap.dedent(DESCRIPTOR)).splitlines() == [
+        "sm_90 2 ()",
+        "sm_80 0 ('tensor descriptors, and no bulk copy',)",
+    ]
 
 
 def test_the_command_refuses_the_interpreter():

@@ -20,6 +20,8 @@ def wheel(tmp_path_factory) -> Path:
     source = folder / "source"
     for name in ("fastbert", "kernels"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "kernels" / "tuned").mkdir(exist_ok=True)
+    (source / "kernels" / "tuned" / "some-gpu.json").write_text("{}")  # as a table measured on a GPU would lie there
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
@@ -33,6 +35,7 @@ def test_wheel_contents(wheel):
     for module in ("functional", "layer_norm", "attention", "linear", "embedding", "cross_entropy"):
         assert f"fastbert/_kernels/{module}.py" in names
     assert "fastbert/py.typed" in names
+    assert "fastbert/_kernels/tuned/some-gpu.json" in names
     for file in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
         assert f"fastbert/small/{file}" in names
     packages = {path.parent.name for path in (ROOT / "fastbert").glob("*/__init__.py")}

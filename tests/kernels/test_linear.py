@@ -10,10 +10,11 @@ import triton.language as tl
 from harness import DTYPES, GPU, compare, noise, run
 
 import fastbert.kernels.linear
-from fastbert.kernels import dispatch, gemm
+from fastbert.kernels import dispatch, gemm, gemm_config
 from fastbert.kernels.dispatch import OPERATIONS, RULES, choose, use_gemm
 from fastbert.kernels.functional import ACTIVATIONS, feed_forward, linear, qkv_linear
-from fastbert.kernels.gemm import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, gemm_wgrad, offsets, wgrad_splits
+from fastbert.kernels.gemm import gemm_wgrad, offsets
+from fastbert.kernels.gemm_config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
 from fastbert.kernels.linear import (
     SPECS,
     feed_forward_bwd,
@@ -78,9 +79,9 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
 
     def spy(name, note):
         original = getattr(fastbert.kernels.linear, name)
-        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args: (note(name, args), original(*args))[1])
+        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
 
-    spy("choose", lambda name, args: asked.add(args[0]))
+    spy("side", lambda name, args: asked.add(args[0]))
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
         spy(launcher, lambda name, args: launched.append(name))
     x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
@@ -136,8 +137,8 @@ def test_rejects_unknown_choices():
 
 
 def test_tiles_follow_the_shape(device, monkeypatch):
-    monkeypatch.setattr(gemm, "num_programs", lambda device, per: 132 * per)
-    monkeypatch.setattr(gemm, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(gemm_config, "num_programs", lambda device, per: 132 * per)
+    monkeypatch.setattr(gemm_config, "architecture", lambda device: "sm_90")
 
     def config(product, rows, columns, dtype=torch.bfloat16):
         return GemmConfig.for_shape(product, rows, columns, dtype, device)
@@ -156,7 +157,7 @@ def test_tiles_follow_the_shape(device, monkeypatch):
 
 
 def test_splits_fill_the_last_wave(device, monkeypatch):
-    monkeypatch.setattr(gemm, "num_programs", lambda device, per: 132 * per)
+    monkeypatch.setattr(gemm_config, "num_programs", lambda device, per: 132 * per)
     for N, K in ((2304, 768), (768, 768), (3072, 768), (768, 3072), (3072, 1024), (1024, 1024), (4096, 1024)):
         splits = wgrad_splits(LARGE, 65536, N, K, device)
         programs = LARGE.num_tiles(N, K) * splits
