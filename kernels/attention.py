@@ -1,7 +1,8 @@
 """Softmax attention within each sequence of a packed batch: out = dropout(softmax(scale * q @ k.T)) @ v.
 
-qkv: (T, 3, H, D), D a multiple of 8 from 16 to 128; out: (T, H, D). Where all keys of a sequence fit one block, the
-softmax is taken at once; longer sequences take it online, block by block (Milakov and Gimelshein 2018; Dao et al. 2022).
+qkv: (T, 3, H, D), D a multiple of 8 from 16 to 128; out: (T, H, D). Sequences of at most 64 rows share tiles
+(`attention_short`). Where all keys of a longer one fit one block, the softmax is taken at once; others take it online, block
+by block (Milakov and Gimelshein 2018; Dao et al. 2022).
 Saved for the backward: out and lse, the log-sum-exp of the scaled scores in base 2, float32 (H, T); infinite for a
 sequence without keys. The dropout mask is drawn again from its seed.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from . import functional, reference
 from .attention_backward import LOG2_E, attention_bwd, backward_variants
+from .attention_packing import packing_variants
+from .attention_short import attention_fwd_short_kernel, short_variants
 from .attention_tiles import (
     EXACT_TILE,
     Problem,
@@ -26,13 +29,15 @@ from .attention_tiles import (
     keep_scores,
     load_rows,
     locate,
+    shares_tiles,
     store_rows,
     variant,
+    weights,
 )
 from .dropout import scale, threshold
 from .invariance import LONGEST, is_batch_invariant
 from .registration import register, wants_grad
-from .schedule import TILE_ROWS
+from .schedule import PACK_ROWS, TILE_ROWS
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
 
 MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
@@ -41,13 +46,14 @@ MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the
 @triton.jit
 def _attention_fwd_kernel(
     qkv_ptr, tiles_ptr, seed_ptr, out_ptr, lse_ptr,
-    T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream,
+    T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream, more_than,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECES: tl.constexpr,
     ONE_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, SAVE_LSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """out, and lse if asked for, of BLOCK_M rows of one head of a sequence of more than more_than rows."""
     head, start, rows, keys, first_row = locate(tiles_ptr, H, BLOCK_M, PIECES)
-    if first_row >= rows:
+    if (rows <= more_than) | (first_row >= rows):
         return
     token = start + first_row
     token_64 = token.to(tl.int64)
@@ -76,7 +82,7 @@ def _attention_fwd_kernel(
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s = tl.where(attends(row, last + tl.arange(0, BLOCK_N)[None, :], keys, CAUSAL), s, float("-inf"))
         m_i = tl.max(s, axis=1) * to_m
-        p = _weights(s, m_i, scale_log2, RAW_MAX)
+        p = weights(s, m_i, scale_log2, RAW_MAX)
         l_i = tl.sum(p, axis=1)
         if HAS_DROPOUT:
             p = tl.where(keep_scores(seed, stream, head, token, last, keep_threshold, BLOCK_M, BLOCK_N), p, 0.0)
@@ -89,7 +95,7 @@ def _attention_fwd_kernel(
                 k = load_rows(k_ptr + block, stride_token, BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D, False)
                 s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
                 m_new = tl.maximum(m_i, tl.max(s, axis=1) * to_m)
-                p = _weights(s, m_new, scale_log2, RAW_MAX)
+                p = weights(s, m_new, scale_log2, RAW_MAX)
                 alpha = tl.exp2((m_i - m_new) * from_m)
                 l_i = l_i * alpha + tl.sum(p, axis=1)
                 acc *= alpha[:, None]
@@ -111,36 +117,28 @@ def _attention_fwd_kernel(
         tl.store(lse_ptr + head.to(tl.int64) * T + token + offs_m, lse, mask=offs_m < rows_left)
 
 
-@triton.jit
-def _weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
-    """exp2 of the scaled scores less their maximum m_i: one multiply-add, or more exactly by subtracting before scaling."""
-    if RAW_MAX:
-        p = tl.exp2((s - m_i[:, None]) * scale_log2)
-    else:
-        p = tl.exp2(s * scale_log2 - m_i[:, None])
-    return p
+SHORT_TILE = Tile(PACK_ROWS, PACK_ROWS)
 
 
 @dataclass(frozen=True)
 class ForwardConfig:
-    """ONE_BLOCK: every sequence's keys fit one block, so that the kernel has no loop.
+    """ONE_BLOCK: every sequence's keys fit one block, so that the kernel has no loop. short: the tile that sequences share.
 
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: one block 64x64 77 registers (six
-    blocks of threads per multiprocessor), 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three), 64x128 167
-    (three, a fifth fewer instructions per score than 64x64). Not yet timed.
+    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: short 74 registers (six
+    blocks of threads per multiprocessor), one block 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three),
+    64x128 167 (three, a fifth fewer instructions per score than 64x64). Not yet timed.
     """
 
     tile: Tile
     ONE_BLOCK: bool
+    short: Tile | None = SHORT_TILE
 
     @classmethod
     def choose(cls, problem: Problem) -> "ForwardConfig":
         if problem.is_exact:
-            return cls(EXACT_TILE, ONE_BLOCK=False)
+            return cls(EXACT_TILE, ONE_BLOCK=False, short=None)
         if problem.is_float32 and problem.is_wide:
-            return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False)
-        if problem.max_seqlen <= 64:
-            return cls(Tile(64, 64), ONE_BLOCK=True)
+            return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False, short=None)
         if problem.is_float32 and not problem.multiplies_from_shared and not problem.target.startswith("gfx"):
             return cls(Tile(32, 64), ONE_BLOCK=False)
         if problem.max_seqlen <= 128:
@@ -156,16 +154,30 @@ def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
     out, lse = _attention_fwd_fake(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)
     if T == 0:
         return out, lse
-    problem = Problem.of(qkv, LONGEST if is_batch_invariant() else max_seqlen, dropout_p)
+    is_invariant = is_batch_invariant()
+    problem = Problem.of(qkv, LONGEST if is_invariant else max_seqlen, dropout_p)
     config = ForwardConfig.choose(problem)
-    tile, pieces = config.tile, TILE_ROWS[0] // config.tile.BLOCK_M
-    _attention_fwd_kernel[grid(tiles[0], H, pieces)](
-        qkv, tiles[0], seed, out, lse,
+    scalars = (
         T, H, qkv.stride(0), qkv.stride(1), qkv.stride(2),
         softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream,
-        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces,
-        ONE_BLOCK=config.ONE_BLOCK, CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, SAVE_LSE=save,
-        PRECISION=problem.precision, **tile.options,
+    )  # fmt: skip
+    flags = dict(
+        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, SAVE_LSE=save,
+        PRECISION=problem.precision,
+    )  # fmt: skip
+    more_than = 0  # sequences of at most this many rows have their output
+    if config.short is not None and not is_invariant and shares_tiles(tiles, T, max_seqlen):
+        _, _, packs, spans = tiles
+        attention_fwd_short_kernel[grid(packs, H, 1)](
+            qkv, packs, spans, seed, out, lse, *scalars, **flags, BLOCK=config.short.BLOCK_M, **config.short.options
+        )
+        more_than = config.short.BLOCK_M
+    if problem.max_seqlen <= more_than:
+        return out, lse
+    tile, pieces = config.tile, TILE_ROWS[0] // config.tile.BLOCK_M
+    _attention_fwd_kernel[grid(tiles[0], H, pieces)](
+        qkv, tiles[0], seed, out, lse, *scalars, more_than, **flags,
+        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, ONE_BLOCK=config.ONE_BLOCK, **tile.options,
     )  # fmt: skip
     return out, lse
 
@@ -325,13 +337,16 @@ def _bytes_moved(inputs: Inputs, backward: bool) -> int:
 
 def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     config = ForwardConfig.choose(problem)
+    variants = short_variants(attention_fwd_short_kernel, problem, causal, config.short, SAVE_LSE=True)
+    if config.short is not None and problem.max_seqlen <= PACK_ROWS:
+        return variants
     tile = config.tile
     flags = dict(
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // tile.BLOCK_M, ONE_BLOCK=config.ONE_BLOCK,
         CAUSAL=causal, SAVE_LSE=True,
     )  # fmt: skip
     part = "fwd one block" if config.ONE_BLOCK else "fwd"
-    return [variant(_attention_fwd_kernel, part, problem, tile, flags)]
+    return [*variants, variant(_attention_fwd_kernel, part, problem, tile, flags)]
 
 
 def _variants() -> list[KernelVariant]:
@@ -352,7 +367,8 @@ def _variants() -> list[KernelVariant]:
             for one in _forward_variants(problem, causal) + backward_variants(problem, causal):
                 identity = repr((one.name, one.constexprs, one.num_warps, one.num_stages, one.unit))
                 merged.setdefault(identity, []).append(one)
-    return [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
+    variants = [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
+    return packing_variants() + variants
 
 
 SPECS = (

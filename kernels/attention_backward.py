@@ -1,7 +1,8 @@
 """The gradients of attention, deterministic and without atomics: each row of dqkv has one writer.
 
-Where whole sequences fit a tile, one program makes dq, dk and dv of a sequence and head. Longer ones take two kernels:
-the first makes dq and, on the way, delta = rowsum(out * dout); the second makes dk and dv.
+Where whole sequences fit a tile, one program makes dq, dk and dv of a sequence and head, or of the short sequences that share
+the tile (`attention_short`). Longer ones take two kernels: the first makes dq and, on the way, delta = rowsum(out * dout); the
+second makes dk and dv.
 dk and dv are formed from the transposed scores, so that both products take their left operand from registers.
 """
 
@@ -11,10 +12,23 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_tiles import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, store_rows, variant
+from .attention_short import attention_bwd_short_kernel, short_variants
+from .attention_tiles import (
+    EXACT_TILE,
+    Problem,
+    Tile,
+    attends,
+    grid,
+    keep_scores,
+    load_rows,
+    locate,
+    shares_tiles,
+    store_rows,
+    variant,
+)
 from .dropout import scale, threshold
 from .registration import register
-from .schedule import TILE_ROWS
+from .schedule import PACK_ROWS, TILE_ROWS
 from .spec import KernelVariant
 
 LOG2_E = 1.4426950408889634
@@ -238,9 +252,9 @@ def _add_dkdv(
 class BackwardConfig:
     """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those.
 
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, whole 128 177
-    and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv move 12), dq 122 and 154,
-    dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
+    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, shared by
+    short sequences 152 and 168, whole 128 177 and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv
+    move 12), dq 122 and 154, dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
     """
 
     whole: tuple[Tile, ...]
@@ -275,6 +289,11 @@ class BackwardConfig:
             return cls(tuple(whole), Tile(64, 64), Tile(64, 64))
         return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or is_amd else 1))
 
+    @property
+    def short(self) -> Tile | None:
+        """The tile that short sequences share, where there is one."""
+        return self.whole[0] if self.whole and self.whole[0].BLOCK_M == PACK_ROWS else None
+
     def launches_whole(self, max_seqlen: int) -> tuple[Tile, ...]:
         """The whole-sequence tiles worth a launch: where some sequences are longer than all of them, only the smallest."""
         if not self.whole or max_seqlen > self.whole[-1].BLOCK_M:
@@ -297,7 +316,16 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision
     )
     done = 0  # sequences of at most this many rows have their gradients
+    short = config.short if shares_tiles(tiles, T, max_seqlen) else None
+    if short is not None:
+        _, _, packs, spans = tiles
+        attention_bwd_short_kernel[grid(packs, H, 1)](
+            qkv, dout, lse, packs, spans, seed, dqkv, *scalars, **flags, BLOCK=short.BLOCK_M, **short.options
+        )
+        done = short.BLOCK_M
     for tile in config.launches_whole(max_seqlen):
+        if tile == short:
+            continue
         tile_list = tiles[TILE_ROWS.index(tile.BLOCK_M)]
         _attention_bwd_whole_kernel[grid(tile_list, H, 1)](
             qkv, dout, lse, tile_list, seed, dqkv, *scalars, **flags, BLOCK=tile.BLOCK_M, MORE_THAN=done, **tile.options
@@ -323,10 +351,11 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
 def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     """The kernels that a backward of this problem launches."""
     config = BackwardConfig.choose(problem)
-    variants, done = [], 0
+    variants, done = short_variants(attention_bwd_short_kernel, problem, causal, config.short), 0
     for tile in config.launches_whole(problem.max_seqlen):
         flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
-        variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
+        if tile != config.short or problem.max_seqlen > PACK_ROWS:
+            variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
         done = tile.BLOCK_M
     if problem.max_seqlen > done:
         for kernel, part, tile, rows in (

@@ -10,6 +10,7 @@ from fastbert.kernels import attention as module
 from fastbert.kernels import attention_tiles
 from fastbert.kernels.attention import SPECS, attention_fwd, dropout_mask
 from fastbert.kernels.attention_backward import attention_bwd
+from fastbert.kernels.attention_packing import attention_packs
 from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import attention, attention_schedule
 from fastbert.kernels.reference import attention_ref
@@ -110,7 +111,7 @@ def test_tiles_of_every_target_match_float64(target, precision, device, monkeypa
     assert {problem.target for problem in chosen} == {target}
 
 
-@pytest.mark.parametrize("seqlens", [SHORT, (40, 100, 3), LONG], ids=["64", "128", "loops"])
+@pytest.mark.parametrize("seqlens", [SHORT, (17, 5, 0, 30, 12), (40, 100, 3), LONG], ids=["64", "shared", "128", "loops"])
 def test_sequences_do_not_leak_into_each_other(seqlens, device):
     """What stands before, after and behind a sequence in memory does not touch it, not even as 0 * NaN."""
     qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
@@ -252,8 +253,8 @@ def test_strides_past_two_to_the_31_elements(axis):
 
 
 @pytest.mark.skipif(GPU, reason="rests on memory that is reserved but never touched, which a GPU does not have")
-@pytest.mark.parametrize("seqlen", [70, 40])
-def test_tokens_past_two_to_the_31_elements(seqlen):
+@pytest.mark.parametrize(("seqlen", "max_seqlen"), [(70, 200), (100, 128), (40, 64)], ids=["loops", "whole", "short"])
+def test_tokens_past_two_to_the_31_elements(seqlen, max_seqlen):
     """The last sequence of a batch whose qkv and gradient have more than 2^31 elements; no other row is touched."""
     few = make((seqlen,), heads=1, dtype=torch.float16)[0]
     T = 2**31 // 48 + 1000
@@ -266,7 +267,8 @@ def test_tokens_past_two_to_the_31_elements(seqlen):
         for x in (qkv, few):
             tiles = [torch.tensor([[len(x) - seqlen, seqlen, seqlen, offset]], dtype=torch.int32) for offset in (0, 0)]
             tiles[0] = torch.cat([tiles[0], tiles[0] + torch.tensor([0, 0, 0, 64])]).to(torch.int32)
-            options = (tiles, 200, 0.25, False, 0.0, None, 0)
+            tiles += attention_packs(torch.tensor([len(x) - seqlen, len(x)], dtype=torch.int32), None, len(x))
+            options = (tiles, max_seqlen, 0.25, False, 0.0, None, 0)
             out, lse = attention_fwd(x, *options, True)
             dqkv = attention_bwd(out[-1:].expand_as(out), x, out, lse, *options)
             results.append([part[-seqlen:] for part in (out, lse.t(), dqkv)])
