@@ -291,6 +291,15 @@ _SAMPLES = (
     _sample("unused-keys", (40, 64, 65, 129, 30, 200), seqused_k=(0, 64, 1, 70, 29, 128)),
     _sample("unused-keys-up-to-64", (20, 64, 9), seqused_k=(0, 33, 9), causal=True),
     _sample("unused-keys-up-to-128-dropout", (100, 64, 128, 90), seqused_k=(100, 0, 65, 64), dropout_p=0.1),
+    _sample("shared-by-many-one-token-sequences", (1,) * 70, heads=2),
+    _sample("shared", (63, 1, 33, 33, 0, 0, 31, 64, 2, 20), head_dim=32),
+    _sample(
+        "shared-wide-causal-dropout", (9, 30, 1, 24, 17, 40), heads=2, head_dim=40, layout="wide", causal=True, dropout_p=0.2
+    ),
+    _sample("shared-heads-first-dropout", (3, 21, 40, 60, 5), heads=2, layout="heads_first", dropout_p=0.5),
+    _sample("shared-unused-keys-dropout", (20, 0, 30, 14, 50, 9), seqused_k=(20, 0, 0, 5, 50, 1), causal=True, dropout_p=0.1),
+    _sample("short-ones-among-long", (5, 40, 70, 3, 9, 2, 0, 1), max_seqlen=200, dropout_p=0.1),
+    _sample("short-ones-among-up-to-128", (5, 40, 0, 80, 3), seqused_k=(5, 0, 0, 70, 2), causal=True),
     _sample("max-seqlen-beyond-the-longest", (5, 40, 90), max_seqlen=1000),
     _sample("all-dropped", (9, 20), dropout_p=1.0),
 )
@@ -299,6 +308,7 @@ _SAMPLES = (
 def _fuzz(rng: random.Random) -> Sample:
     longest = rng.choice((64, 64, 128, 260))
     seqlens = tuple(rng.choice((rng.randint(0, longest), rng.randint(0, 9))) for _ in range(rng.randint(1, 5)))
+    seqlens += tuple(rng.randint(0, 40) for _ in range(rng.choice((0, 0, rng.randint(1, 9)))))
     seqused_k = tuple(rng.randint(0, seqlen) for seqlen in seqlens) if rng.random() < 0.25 else None
     head_dim, causal, dropout_p = 8 * rng.randint(2, 9), rng.random() < 0.3, rng.choice((0.0, 0.0, 0.1, 0.5))
     return _sample(

@@ -250,7 +250,8 @@ def _add_dkdv(
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those.
+    """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those. short:
+    the tile that sequences share, where there is one.
 
     Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, shared by
     short sequences 152 and 168, whole 128 177 and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv
@@ -260,6 +261,7 @@ class BackwardConfig:
     whole: tuple[Tile, ...]
     dq: Tile
     dkdv: Tile
+    short: Tile | None = None
 
     @classmethod
     def choose(cls, problem: Problem) -> "BackwardConfig":
@@ -274,25 +276,21 @@ class BackwardConfig:
                 return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
             return cls((), Tile(32, 32), Tile(16, 32))
         if problem.is_float32:
-            return (
-                cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64)) if has_room or is_amd else cls((), Tile(32, 64), Tile(16, 64))
-            )
+            if has_room or is_amd:
+                return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64), short=Tile(64, 64))
+            return cls((), Tile(32, 64), Tile(16, 64))
         whole = [Tile(64, 64)]
+        short = Tile(64, 64, num_warps=8 if problem.is_wide and not is_amd else 4)
         if has_room and not problem.is_wide:
             whole.append(Tile(128, 128, num_warps=8))
         if problem.is_wide:
             if not has_room and not is_amd:
                 whole = [Tile(64, 64, num_warps=8)]
             dq = Tile(64 if has_room or is_amd else 32, 64)
-            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64))
+            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64), short)
         if not problem.has_dropout:
-            return cls(tuple(whole), Tile(64, 64), Tile(64, 64))
-        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or is_amd else 1))
-
-    @property
-    def short(self) -> Tile | None:
-        """The tile that short sequences share, where there is one."""
-        return self.whole[0] if self.whole and self.whole[0].BLOCK_M == PACK_ROWS else None
+            return cls(tuple(whole), Tile(64, 64), Tile(64, 64), short)
+        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or is_amd else 1), short)
 
     def launches_whole(self, max_seqlen: int) -> tuple[Tile, ...]:
         """The whole-sequence tiles worth a launch: where some sequences are longer than all of them, only the smallest."""
@@ -324,7 +322,7 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         )
         done = short.BLOCK_M
     for tile in config.launches_whole(max_seqlen):
-        if tile == short:
+        if tile.BLOCK_M <= done:
             continue
         tile_list = tiles[TILE_ROWS.index(tile.BLOCK_M)]
         _attention_bwd_whole_kernel[grid(tile_list, H, 1)](
@@ -354,7 +352,7 @@ def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     variants, done = short_variants(attention_bwd_short_kernel, problem, causal, config.short), 0
     for tile in config.launches_whole(problem.max_seqlen):
         flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
-        if tile != config.short or problem.max_seqlen > PACK_ROWS:
+        if config.short is None or problem.max_seqlen > PACK_ROWS:
             variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
         done = tile.BLOCK_M
     if problem.max_seqlen > done:
