@@ -174,7 +174,8 @@ def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
         more_than = config.short.BLOCK_M
     if problem.max_seqlen <= more_than:
         return out, lse
-    tile, pieces = config.tile, TILE_ROWS[0] // config.tile.BLOCK_M
+    tile = config.tile.no_taller(causal)
+    pieces = TILE_ROWS[0] // tile.BLOCK_M
     _attention_fwd_kernel[grid(tiles[0], H, pieces)](
         qkv, tiles[0], seed, out, lse, *scalars, more_than, **flags,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, ONE_BLOCK=config.ONE_BLOCK, **tile.options,
@@ -280,6 +281,7 @@ _SAMPLES = (
     _sample("an-empty-sequence", (40, 0, 7, 0)),
     _sample("head-dim-24", (50, 64), head_dim=24, heads=2),
     _sample("head-dim-40-causal", (140, 9), head_dim=40, causal=True),
+    _sample("head-dim-72-causal", (40, 70), head_dim=72, causal=True),
     _sample("head-dim-64", (70, 20, 129), head_dim=64),
     _sample("head-dim-80-dropout", (66, 130), head_dim=80, dropout_p=0.1),
     _sample("head-dim-128", (129, 30), head_dim=128),
@@ -350,13 +352,17 @@ def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     variants = short_variants(attention_fwd_short_kernel, problem, causal, config.short, SAVE_LSE=True)
     if config.short is not None and problem.max_seqlen <= PACK_ROWS:
         return variants
-    tile = config.tile
+    tile = config.tile.no_taller(causal)
+    why = "causal tiles have no more rows than keys, and 32 keys are what fits tf32 at this head_dim"
     flags = dict(
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // tile.BLOCK_M, ONE_BLOCK=config.ONE_BLOCK,
         CAUSAL=causal, SAVE_LSE=True,
     )  # fmt: skip
     part = "fwd one block" if config.ONE_BLOCK else "fwd"
-    return [*variants, variant(_attention_fwd_kernel, part, problem, tile, flags)]
+    return [
+        *variants,
+        variant(_attention_fwd_kernel, part, problem, tile, flags, older_unit=why if tile != config.tile else ""),
+    ]
 
 
 def _variants() -> list[KernelVariant]:

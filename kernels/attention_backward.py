@@ -333,7 +333,8 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         return dqkv
     delta = torch.empty_like(lse)
     tile_list, flags["MORE_THAN"] = tiles[0], done
-    tile, pieces = config.dq, TILE_ROWS[0] // config.dq.BLOCK_M
+    tile = config.dq.no_taller(causal)
+    pieces = TILE_ROWS[0] // tile.BLOCK_M
     _attention_bwd_dq_kernel[grid(tile_list, H, pieces)](
         qkv, out, dout, lse, tile_list, seed, delta, dqkv, *scalars, **flags,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
@@ -356,12 +357,13 @@ def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
             variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
         done = tile.BLOCK_M
     if problem.max_seqlen > done:
+        dq = config.dq.no_taller(causal)
         for kernel, part, tile, rows in (
-            (_attention_bwd_dq_kernel, "bwd dq", config.dq, config.dq.BLOCK_M),
+            (_attention_bwd_dq_kernel, "bwd dq", dq, dq.BLOCK_M),
             (_attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
         ):
             flags = dict(BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // rows, MORE_THAN=done, CAUSAL=causal)
-            why = "tf32 dk and dv of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
+            why = "tf32 tiles of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
             variants.append(variant(kernel, part, problem, tile, flags, older_unit="" if problem.is_exact else why))
     return variants
 

@@ -5,7 +5,7 @@ forward and both orientations of the backward draw the same one whatever their t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ class Tile:
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def no_taller(self, causal: bool) -> "Tile":
+        """Where causal, with at most BLOCK_N rows: then the diagonal crosses the last block of keys alone, the masked one."""
+        return replace(self, BLOCK_M=min(self.BLOCK_M, self.BLOCK_N)) if causal else self
 
 
 # Float32 products without tensor cores are unrolled over head_dim, both operands in registers: two stages of loads halve
