@@ -353,7 +353,7 @@ def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     if config.short is not None and problem.max_seqlen <= PACK_ROWS:
         return variants
     tile = config.tile.no_taller(causal)
-    why = "causal tiles have no more rows than keys, and 32 keys are what fits tf32 at this head_dim"
+    why = "tf32 tiles of 64 keys do not fit at this head_dim, and causal ones have no more rows than keys"
     flags = dict(
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // tile.BLOCK_M, ONE_BLOCK=config.ONE_BLOCK,
         CAUSAL=causal, SAVE_LSE=True,
@@ -361,7 +361,14 @@ def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     part = "fwd one block" if config.ONE_BLOCK else "fwd"
     return [
         *variants,
-        variant(_attention_fwd_kernel, part, problem, tile, flags, older_unit=why if tile != config.tile else ""),
+        variant(
+            _attention_fwd_kernel,
+            part,
+            problem,
+            tile,
+            flags,
+            older_unit=why if not problem.is_exact and tile.BLOCK_M < 64 else "",
+        ),
     ]
 
 
