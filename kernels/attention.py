@@ -1,7 +1,8 @@
 """Softmax attention within each sequence of a packed batch: out = dropout(softmax(scale * q @ k.T)) @ v.
 
-qkv: (T, 3, H, D), D a multiple of 8 from 16 to 128; out: (T, H, D). Where all keys of a sequence fit one block, the
-softmax is taken at once; longer sequences take it online, block by block (Milakov and Gimelshein 2018; Dao et al. 2022).
+qkv: (T, 3, H, D), D a multiple of 8 from 16 to 128; out: (T, H, D). Sequences of at most 64 rows share tiles
+(`attention_short`). Where all keys of a longer one fit one block, the softmax is taken at once; others take it online, block
+by block (Milakov and Gimelshein 2018; Dao et al. 2022).
 Saved for the backward: out and lse, the log-sum-exp of the scaled scores in base 2, float32 (H, T); infinite for a
 sequence without keys. The dropout mask is drawn again from its seed.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from . import functional, reference
 from .attention_backward import LOG2_E, attention_bwd, backward_variants
+from .attention_packing import packing_variants
+from .attention_short import attention_fwd_short_kernel, short_variants
 from .attention_tiles import (
     EXACT_TILE,
     Problem,
@@ -26,13 +29,15 @@ from .attention_tiles import (
     keep_scores,
     load_rows,
     locate,
+    shares_tiles,
     store_rows,
     variant,
+    weights,
 )
 from .dropout import scale, threshold
 from .invariance import LONGEST, is_batch_invariant
 from .registration import register, wants_grad
-from .schedule import TILE_ROWS
+from .schedule import PACK_ROWS, TILE_ROWS
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
 
 MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
@@ -41,13 +46,14 @@ MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the
 @triton.jit
 def _attention_fwd_kernel(
     qkv_ptr, tiles_ptr, seed_ptr, out_ptr, lse_ptr,
-    T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream,
+    T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream, more_than,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECES: tl.constexpr,
     ONE_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, SAVE_LSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """out, and lse if asked for, of BLOCK_M rows of one head of a sequence of more than more_than rows."""
     head, start, rows, keys, first_row = locate(tiles_ptr, H, BLOCK_M, PIECES)
-    if first_row >= rows:
+    if (rows <= more_than) | (first_row >= rows):
         return
     token = start + first_row
     token_64 = token.to(tl.int64)
@@ -76,7 +82,7 @@ def _attention_fwd_kernel(
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s = tl.where(attends(row, last + tl.arange(0, BLOCK_N)[None, :], keys, CAUSAL), s, float("-inf"))
         m_i = tl.max(s, axis=1) * to_m
-        p = _weights(s, m_i, scale_log2, RAW_MAX)
+        p = weights(s, m_i, scale_log2, RAW_MAX)
         l_i = tl.sum(p, axis=1)
         if HAS_DROPOUT:
             p = tl.where(keep_scores(seed, stream, head, token, last, keep_threshold, BLOCK_M, BLOCK_N), p, 0.0)
@@ -89,7 +95,7 @@ def _attention_fwd_kernel(
                 k = load_rows(k_ptr + block, stride_token, BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D, False)
                 s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
                 m_new = tl.maximum(m_i, tl.max(s, axis=1) * to_m)
-                p = _weights(s, m_new, scale_log2, RAW_MAX)
+                p = weights(s, m_new, scale_log2, RAW_MAX)
                 alpha = tl.exp2((m_i - m_new) * from_m)
                 l_i = l_i * alpha + tl.sum(p, axis=1)
                 acc *= alpha[:, None]
@@ -111,36 +117,28 @@ def _attention_fwd_kernel(
         tl.store(lse_ptr + head.to(tl.int64) * T + token + offs_m, lse, mask=offs_m < rows_left)
 
 
-@triton.jit
-def _weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
-    """exp2 of the scaled scores less their maximum m_i: one multiply-add, or more exactly by subtracting before scaling."""
-    if RAW_MAX:
-        p = tl.exp2((s - m_i[:, None]) * scale_log2)
-    else:
-        p = tl.exp2(s * scale_log2 - m_i[:, None])
-    return p
+SHORT_TILE = Tile(PACK_ROWS, PACK_ROWS)
 
 
 @dataclass(frozen=True)
 class ForwardConfig:
-    """ONE_BLOCK: every sequence's keys fit one block, so that the kernel has no loop.
+    """ONE_BLOCK: every sequence's keys fit one block, so that the kernel has no loop. short: the tile that sequences share.
 
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: one block 64x64 77 registers (six
-    blocks of threads per multiprocessor), 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three), 64x128 167
-    (three, a fifth fewer instructions per score than 64x64). Not yet timed.
+    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: short 74 registers (six
+    blocks of threads per multiprocessor), one block 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three),
+    64x128 167 (three, a fifth fewer instructions per score than 64x64). Not yet timed.
     """
 
     tile: Tile
     ONE_BLOCK: bool
+    short: Tile | None = SHORT_TILE
 
     @classmethod
     def choose(cls, problem: Problem) -> "ForwardConfig":
         if problem.is_exact:
-            return cls(EXACT_TILE, ONE_BLOCK=False)
+            return cls(EXACT_TILE, ONE_BLOCK=False, short=None)
         if problem.is_float32 and problem.is_wide:
-            return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False)
-        if problem.max_seqlen <= 64:
-            return cls(Tile(64, 64), ONE_BLOCK=True)
+            return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False, short=None)
         if problem.is_float32 and not problem.multiplies_from_shared and not problem.target.startswith("gfx"):
             return cls(Tile(32, 64), ONE_BLOCK=False)
         if problem.max_seqlen <= 128:
@@ -156,16 +154,31 @@ def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
     out, lse = _attention_fwd_fake(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)
     if T == 0:
         return out, lse
-    problem = Problem.of(qkv, LONGEST if is_batch_invariant() else max_seqlen, dropout_p)
+    is_invariant = is_batch_invariant()
+    problem = Problem.of(qkv, LONGEST if is_invariant else max_seqlen, dropout_p)
     config = ForwardConfig.choose(problem)
-    tile, pieces = config.tile, TILE_ROWS[0] // config.tile.BLOCK_M
-    _attention_fwd_kernel[grid(tiles[0], H, pieces)](
-        qkv, tiles[0], seed, out, lse,
+    scalars = (
         T, H, qkv.stride(0), qkv.stride(1), qkv.stride(2),
         softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream,
-        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces,
-        ONE_BLOCK=config.ONE_BLOCK, CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, SAVE_LSE=save,
-        PRECISION=problem.precision, **tile.options,
+    )  # fmt: skip
+    flags = dict(
+        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, SAVE_LSE=save,
+        PRECISION=problem.precision,
+    )  # fmt: skip
+    more_than = 0  # sequences of at most this many rows have their output
+    if config.short is not None and not is_invariant and shares_tiles(tiles, T, max_seqlen):
+        _, _, packs, spans = tiles
+        attention_fwd_short_kernel[grid(packs, H, 1)](
+            qkv, packs, spans, seed, out, lse, *scalars, **flags, BLOCK=config.short.BLOCK_M, **config.short.options
+        )
+        more_than = config.short.BLOCK_M
+    if problem.max_seqlen <= more_than:
+        return out, lse
+    tile = config.tile.no_taller(causal)
+    pieces = TILE_ROWS[0] // tile.BLOCK_M
+    _attention_fwd_kernel[grid(tiles[0], H, pieces)](
+        qkv, tiles[0], seed, out, lse, *scalars, more_than, **flags,
+        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, ONE_BLOCK=config.ONE_BLOCK, **tile.options,
     )  # fmt: skip
     return out, lse
 
@@ -268,6 +281,7 @@ _SAMPLES = (
     _sample("an-empty-sequence", (40, 0, 7, 0)),
     _sample("head-dim-24", (50, 64), head_dim=24, heads=2),
     _sample("head-dim-40-causal", (140, 9), head_dim=40, causal=True),
+    _sample("head-dim-72-causal", (40, 70), head_dim=72, causal=True),
     _sample("head-dim-64", (70, 20, 129), head_dim=64),
     _sample("head-dim-80-dropout", (66, 130), head_dim=80, dropout_p=0.1),
     _sample("head-dim-128", (129, 30), head_dim=128),
@@ -279,6 +293,15 @@ _SAMPLES = (
     _sample("unused-keys", (40, 64, 65, 129, 30, 200), seqused_k=(0, 64, 1, 70, 29, 128)),
     _sample("unused-keys-up-to-64", (20, 64, 9), seqused_k=(0, 33, 9), causal=True),
     _sample("unused-keys-up-to-128-dropout", (100, 64, 128, 90), seqused_k=(100, 0, 65, 64), dropout_p=0.1),
+    _sample("shared-by-many-one-token-sequences", (1,) * 70, heads=2),
+    _sample("shared", (63, 1, 33, 33, 0, 0, 31, 64, 2, 20), head_dim=32),
+    _sample(
+        "shared-wide-causal-dropout", (9, 30, 1, 24, 17, 40), heads=2, head_dim=40, layout="wide", causal=True, dropout_p=0.2
+    ),
+    _sample("shared-heads-first-dropout", (3, 21, 40, 60, 5), heads=2, layout="heads_first", dropout_p=0.5),
+    _sample("shared-unused-keys-dropout", (20, 0, 30, 14, 50, 9), seqused_k=(20, 0, 0, 5, 50, 1), causal=True, dropout_p=0.1),
+    _sample("short-ones-among-long", (5, 40, 70, 3, 9, 2, 0, 1), max_seqlen=200, dropout_p=0.1),
+    _sample("short-ones-among-up-to-128", (5, 40, 0, 80, 3), seqused_k=(5, 0, 0, 70, 2), causal=True),
     _sample("max-seqlen-beyond-the-longest", (5, 40, 90), max_seqlen=1000),
     _sample("all-dropped", (9, 20), dropout_p=1.0),
 )
@@ -287,6 +310,7 @@ _SAMPLES = (
 def _fuzz(rng: random.Random) -> Sample:
     longest = rng.choice((64, 64, 128, 260))
     seqlens = tuple(rng.choice((rng.randint(0, longest), rng.randint(0, 9))) for _ in range(rng.randint(1, 5)))
+    seqlens += tuple(rng.randint(0, 40) for _ in range(rng.choice((0, 0, rng.randint(1, 9)))))
     seqused_k = tuple(rng.randint(0, seqlen) for seqlen in seqlens) if rng.random() < 0.25 else None
     head_dim, causal, dropout_p = 8 * rng.randint(2, 9), rng.random() < 0.3, rng.choice((0.0, 0.0, 0.1, 0.5))
     return _sample(
@@ -325,13 +349,27 @@ def _bytes_moved(inputs: Inputs, backward: bool) -> int:
 
 def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     config = ForwardConfig.choose(problem)
-    tile = config.tile
+    variants = short_variants(attention_fwd_short_kernel, problem, causal, config.short, SAVE_LSE=True)
+    if config.short is not None and problem.max_seqlen <= PACK_ROWS:
+        return variants
+    tile = config.tile.no_taller(causal)
+    why = "tf32 tiles of 64 keys do not fit at this head_dim, and causal ones have no more rows than keys"
     flags = dict(
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // tile.BLOCK_M, ONE_BLOCK=config.ONE_BLOCK,
         CAUSAL=causal, SAVE_LSE=True,
     )  # fmt: skip
     part = "fwd one block" if config.ONE_BLOCK else "fwd"
-    return [variant(_attention_fwd_kernel, part, problem, tile, flags)]
+    return [
+        *variants,
+        variant(
+            _attention_fwd_kernel,
+            part,
+            problem,
+            tile,
+            flags,
+            older_unit=why if not problem.is_exact and tile.BLOCK_M < 64 else "",
+        ),
+    ]
 
 
 def _variants() -> list[KernelVariant]:
@@ -352,7 +390,8 @@ def _variants() -> list[KernelVariant]:
             for one in _forward_variants(problem, causal) + backward_variants(problem, causal):
                 identity = repr((one.name, one.constexprs, one.num_warps, one.num_stages, one.unit))
                 merged.setdefault(identity, []).append(one)
-    return [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
+    variants = [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
+    return packing_variants() + variants
 
 
 SPECS = (

@@ -1,7 +1,8 @@
 """The gradients of attention, deterministic and without atomics: each row of dqkv has one writer.
 
-Where whole sequences fit a tile, one program makes dq, dk and dv of a sequence and head. Longer ones take two kernels:
-the first makes dq and, on the way, delta = rowsum(out * dout); the second makes dk and dv.
+Where whole sequences fit a tile, one program makes dq, dk and dv of a sequence and head, or of the short sequences that share
+the tile (`attention_short`). Longer ones take two kernels: the first makes dq and, on the way, delta = rowsum(out * dout); the
+second makes dk and dv.
 dk and dv are formed from the transposed scores, so that both products take their left operand from registers.
 """
 
@@ -11,10 +12,23 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_tiles import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, store_rows, variant
+from .attention_short import attention_bwd_short_kernel, short_variants
+from .attention_tiles import (
+    EXACT_TILE,
+    Problem,
+    Tile,
+    attends,
+    grid,
+    keep_scores,
+    load_rows,
+    locate,
+    shares_tiles,
+    store_rows,
+    variant,
+)
 from .dropout import scale, threshold
 from .registration import register
-from .schedule import TILE_ROWS
+from .schedule import PACK_ROWS, TILE_ROWS
 from .spec import KernelVariant
 
 LOG2_E = 1.4426950408889634
@@ -236,16 +250,18 @@ def _add_dkdv(
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those.
+    """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those. short:
+    the tile that sequences share, where there is one.
 
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, whole 128 177
-    and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv move 12), dq 122 and 154,
-    dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
+    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, shared by
+    short sequences 152 and 168, whole 128 177 and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv
+    move 12), dq 122 and 154, dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
     """
 
     whole: tuple[Tile, ...]
     dq: Tile
     dkdv: Tile
+    short: Tile | None = None
 
     @classmethod
     def choose(cls, problem: Problem) -> "BackwardConfig":
@@ -260,20 +276,21 @@ class BackwardConfig:
                 return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
             return cls((), Tile(32, 32), Tile(16, 32))
         if problem.is_float32:
-            return (
-                cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64)) if has_room or is_amd else cls((), Tile(32, 64), Tile(16, 64))
-            )
+            if has_room or is_amd:
+                return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64), short=Tile(64, 64))
+            return cls((), Tile(32, 64), Tile(16, 64))
         whole = [Tile(64, 64)]
+        short = Tile(64, 64, num_warps=8 if problem.is_wide and not is_amd else 4)
         if has_room and not problem.is_wide:
             whole.append(Tile(128, 128, num_warps=8))
         if problem.is_wide:
             if not has_room and not is_amd:
                 whole = [Tile(64, 64, num_warps=8)]
             dq = Tile(64 if has_room or is_amd else 32, 64)
-            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64))
+            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64), short)
         if not problem.has_dropout:
-            return cls(tuple(whole), Tile(64, 64), Tile(64, 64))
-        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or is_amd else 1))
+            return cls(tuple(whole), Tile(64, 64), Tile(64, 64), short)
+        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or is_amd else 1), short)
 
     def launches_whole(self, max_seqlen: int) -> tuple[Tile, ...]:
         """The whole-sequence tiles worth a launch: where some sequences are longer than all of them, only the smallest."""
@@ -297,7 +314,16 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision
     )
     done = 0  # sequences of at most this many rows have their gradients
+    short = config.short if shares_tiles(tiles, T, max_seqlen) else None
+    if short is not None:
+        _, _, packs, spans = tiles
+        attention_bwd_short_kernel[grid(packs, H, 1)](
+            qkv, dout, lse, packs, spans, seed, dqkv, *scalars, **flags, BLOCK=short.BLOCK_M, **short.options
+        )
+        done = short.BLOCK_M
     for tile in config.launches_whole(max_seqlen):
+        if tile.BLOCK_M <= done:
+            continue
         tile_list = tiles[TILE_ROWS.index(tile.BLOCK_M)]
         _attention_bwd_whole_kernel[grid(tile_list, H, 1)](
             qkv, dout, lse, tile_list, seed, dqkv, *scalars, **flags, BLOCK=tile.BLOCK_M, MORE_THAN=done, **tile.options
@@ -307,7 +333,8 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         return dqkv
     delta = torch.empty_like(lse)
     tile_list, flags["MORE_THAN"] = tiles[0], done
-    tile, pieces = config.dq, TILE_ROWS[0] // config.dq.BLOCK_M
+    tile = config.dq.no_taller(causal)
+    pieces = TILE_ROWS[0] // tile.BLOCK_M
     _attention_bwd_dq_kernel[grid(tile_list, H, pieces)](
         qkv, out, dout, lse, tile_list, seed, delta, dqkv, *scalars, **flags,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
@@ -323,18 +350,20 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
 def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
     """The kernels that a backward of this problem launches."""
     config = BackwardConfig.choose(problem)
-    variants, done = [], 0
+    variants, done = short_variants(attention_bwd_short_kernel, problem, causal, config.short), 0
     for tile in config.launches_whole(problem.max_seqlen):
         flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
-        variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
+        if config.short is None or problem.max_seqlen > PACK_ROWS:
+            variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
         done = tile.BLOCK_M
     if problem.max_seqlen > done:
+        dq = config.dq.no_taller(causal)
         for kernel, part, tile, rows in (
-            (_attention_bwd_dq_kernel, "bwd dq", config.dq, config.dq.BLOCK_M),
+            (_attention_bwd_dq_kernel, "bwd dq", dq, dq.BLOCK_M),
             (_attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
         ):
             flags = dict(BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // rows, MORE_THAN=done, CAUSAL=causal)
-            why = "tf32 dk and dv of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
+            why = "tf32 tiles of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
             variants.append(variant(kernel, part, problem, tile, flags, older_unit="" if problem.is_exact else why))
     return variants
 

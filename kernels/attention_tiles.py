@@ -5,7 +5,7 @@ forward and both orientations of the backward draw the same one whatever their t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dropout import scale, threshold
-from .philox import random_half_words
+from .philox import half_words, random_half_words, random_words
+from .schedule import PACK_ROWS, TILE_ROWS
 from .spec import KernelVariant
 
 
@@ -30,6 +31,10 @@ class Tile:
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def no_taller(self, causal: bool) -> "Tile":
+        """Where causal, with at most BLOCK_N rows: then the diagonal crosses the last block of keys alone, the masked one."""
+        return replace(self, BLOCK_M=min(self.BLOCK_M, self.BLOCK_N)) if causal else self
 
 
 # Float32 products without tensor cores are unrolled over head_dim, both operands in registers: two stages of loads halve
@@ -83,7 +88,7 @@ def target_of(device: torch.device) -> str:
 
 
 _TYPES = {
-    "tiles_ptr": "*i32", "seed_ptr": "*i64", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
+    "tiles_ptr": "*i32", "packs_ptr": "*i32", "spans_ptr": "*i32", "seed_ptr": "*i64", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
     "softmax_scale": "fp32", "scale_log2": "fp32", "keep_scale": "fp32",
 }  # fmt: skip
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -116,6 +121,15 @@ def variant(kernel, part: str, problem: Problem, tile: Tile, constexprs: Mapping
         targets=(problem.target,),
         **fields,
     )
+
+
+def shares_tiles(tiles: list[Tensor], total_tokens: int, max_seqlen: int) -> bool:
+    """Whether short sequences get a launch of their own, several to a tile: where no others are there, or many must be short.
+
+    Read off the sizes of the lists, so that neither a device is asked nor a traced graph holds a guard.
+    """
+    batch_size = tiles[0].shape[0] - total_tokens // TILE_ROWS[0]
+    return max_seqlen <= PACK_ROWS or total_tokens <= PACK_ROWS * batch_size
 
 
 def grid(tiles: Tensor, heads: int, pieces: int) -> tuple[int]:
@@ -172,6 +186,16 @@ def attends(row, key, keys, CAUSAL: tl.constexpr):
 
 
 @triton.jit
+def weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
+    """exp2 of the scaled scores less their maximum m_i: one multiply-add, or more exactly by subtracting before scaling."""
+    if RAW_MAX:
+        p = tl.exp2((s - m_i[:, None]) * scale_log2)
+    else:
+        p = tl.exp2(s * scale_log2 - m_i[:, None])
+    return p
+
+
+@triton.jit
 def keep_scores(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Which probabilities survive dropout: int1 [ROWS, KEYS]. first_key is a multiple of KEYS, KEYS of 32.
 
@@ -191,6 +215,28 @@ def keep_scores(seed, stream, head, first_token, first_key, keep_threshold, ROWS
         half = tl.arange(0, 2)[None, :, None, None] == first_key // 32 % 2
         keep = tl.sum((keep & half).to(tl.int32), axis=1) > 0
     return keep.reshape(ROWS, KEYS)
+
+
+@triton.jit
+def keep_packed(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr):
+    """As `keep_scores`, for a tile of whole sequences: int1 [ROWS, ROWS]. first_key: [ROWS], the column of a row's key 0.
+
+    The columns that a thread holds share one counter here too; only its half-words stand where key 0 does: they are turned
+    as a ring, by 16 bits for each eight columns.
+    """
+    tokens = (first_token + tl.arange(0, ROWS))[:, None]
+    key = tl.arange(0, 8)[None, :] - first_key[:, None]  # of the columns below 8
+    w0, w1, w2, w3 = random_words(seed, tokens, key & 7, head, stream)
+    turn = -(key >> 3)
+    by = (turn & 1) != 0
+    r0, r1, r2, r3 = (w0 << 16) | (w3 >> 16), (w1 << 16) | (w0 >> 16), (w2 << 16) | (w1 >> 16), (w3 << 16) | (w2 >> 16)
+    w0, w1, w2, w3 = tl.where(by, r0, w0), tl.where(by, r1, w1), tl.where(by, r2, w2), tl.where(by, r3, w3)
+    by = (turn & 2) != 0
+    w0, w1, w2, w3 = tl.where(by, w3, w0), tl.where(by, w0, w1), tl.where(by, w1, w2), tl.where(by, w2, w3)
+    by = (turn & 4) != 0
+    w0, w1, w2, w3 = tl.where(by, w2, w0), tl.where(by, w3, w1), tl.where(by, w0, w2), tl.where(by, w1, w3)
+    keep = half_words(w0, w1, w2, w3) >= keep_threshold
+    return tl.trans(keep, 0, 2, 1).reshape(ROWS, ROWS)
 
 
 def dropout_mask(heads: int, tokens: int, max_seqlen: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:

@@ -275,7 +275,10 @@ def attention_schedule(
     """
     _check_cu_seqlens(cu_seqlens, max_seqlen, total_tokens, seqused_k)
     if resolve_backend(like) == "triton":
+        from .attention_packing import attention_packs
+
         tiles = tuple(tile_list(cu_seqlens, seqused_k, total_tokens, rows) for rows in TILE_ROWS)
+        tiles += attention_packs(cu_seqlens, seqused_k, total_tokens)
         return AttentionSchedule(cu_seqlens, max_seqlen, seqused_k, uniform, None, tiles)
     runs = None if torch.compiler.is_compiling() else equal_runs(cu_seqlens, seqused_k)
     return AttentionSchedule(cu_seqlens, max_seqlen, seqused_k, uniform, runs, None)

@@ -13,8 +13,20 @@ ROUNDS = tl.constexpr(7)
 @triton.jit
 def random_half_words(seed, c0, c1, c2, c3):
     """Eight 16-bit words per counter: int32 (R, G, 8) from counters that broadcast to (R, G). seed: int64 scalar."""
+    w0, w1, w2, w3 = random_words(seed, c0, c1, c2, c3)
+    return half_words(w0, w1, w2, w3)
+
+
+@triton.jit
+def random_words(seed, c0, c1, c2, c3):
+    """Four 32-bit words per counter, each uint32 of the shape to which the counters broadcast."""
     zero = (c0 + c1 + c2 + c3) * 0
-    w0, w1, w2, w3 = tl.philox(seed, c0 + zero, c1 + zero, c2 + zero, c3 + zero, n_rounds=ROUNDS)
+    return tl.philox(seed, c0 + zero, c1 + zero, c2 + zero, c3 + zero, n_rounds=ROUNDS)
+
+
+@triton.jit
+def half_words(w0, w1, w2, w3):
+    """The halves of four words (R, G), low ones first: int32 (R, G, 8)."""
     h0 = tl.join(w0 & 0xFFFF, w0 >> 16)
     h1 = tl.join(w1 & 0xFFFF, w1 >> 16)
     h2 = tl.join(w2 & 0xFFFF, w2 >> 16)

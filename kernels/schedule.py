@@ -1,8 +1,8 @@
 """What attention needs to know about a packed batch, worked out once and shared by every layer. Imports no Triton.
 
 A GPU kernel reads a tile list: one row (sequence start, rows, keys, offset of the tile in its sequence) per tile of
-`TILE_ROWS` rows, empty rows last. Its length is an upper bound known without asking the device. PyTorch reads runs of
-equal sequences instead.
+`TILE_ROWS` rows, empty rows last. Its length is an upper bound known without asking the device. Sequences of at most
+PACK_ROWS rows can share a tile: `attention_packing` makes the list of those. PyTorch reads runs of equal sequences instead.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 TILE_ROWS = (64, 128)  # tile heights that kernels use
+PACK_ROWS = 64  # of a tile that whole sequences share
+CHUNK = 128  # sequences of which none shares a tile with those behind
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class AttentionSchedule:
     """cu_seqlens: int32 (batch_size + 1,); seqused_k: int32 (batch_size,), keys per sequence, or None for all.
 
     runs: PyTorch's runs, or None where no value was read from the device; tiles: one int32 (bound, 4) list per entry of
-    TILE_ROWS, or None where PyTorch computes the attention.
+    TILE_ROWS, then the two results of `attention_packs`; or None where PyTorch computes the attention.
     """
 
     cu_seqlens: Tensor
@@ -32,6 +34,16 @@ class AttentionSchedule:
 def num_tiles_bound(total_tokens: int, batch_size: int, tile_rows: int) -> int:
     """No batch of this size needs more tiles: each sequence has at most one that is not full."""
     return total_tokens // tile_rows + batch_size
+
+
+def num_packs_bound(total_tokens: int, batch_size: int) -> int:
+    """No batch of this size needs more shared tiles.
+
+    One that is not the last of its chunk holds, with the sequence behind it, more than PACK_ROWS tokens, and a token counts
+    twice at most.
+    """
+    chunks = (batch_size + CHUNK - 1) // CHUNK
+    return torch.sym_min(batch_size, 2 * total_tokens // (PACK_ROWS + 1) + chunks)
 
 
 def tile_list(cu_seqlens: Tensor, seqused_k: Tensor | None, total_tokens: int, tile_rows: int) -> Tensor:

@@ -10,8 +10,10 @@ from fastbert.kernels import attention as module
 from fastbert.kernels import attention_tiles
 from fastbert.kernels.attention import SPECS, attention_fwd, dropout_mask
 from fastbert.kernels.attention_backward import attention_bwd
+from fastbert.kernels.attention_packing import attention_packs
 from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import attention, attention_schedule
+from fastbert.kernels.invariance import batch_invariant_kernels
 from fastbert.kernels.reference import attention_ref
 from fastbert.kernels.spec import generator, normal, seed_tensor
 
@@ -110,7 +112,7 @@ def test_tiles_of_every_target_match_float64(target, precision, device, monkeypa
     assert {problem.target for problem in chosen} == {target}
 
 
-@pytest.mark.parametrize("seqlens", [SHORT, (40, 100, 3), LONG], ids=["64", "128", "loops"])
+@pytest.mark.parametrize("seqlens", [SHORT, (17, 5, 0, 30, 12), (40, 100, 3), LONG], ids=["64", "shared", "128", "loops"])
 def test_sequences_do_not_leak_into_each_other(seqlens, device):
     """What stands before, after and behind a sequence in memory does not touch it, not even as 0 * NaN."""
     qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
@@ -124,18 +126,53 @@ def test_sequences_do_not_leak_into_each_other(seqlens, device):
             assert torch.equal(got[name][start:end], value[start:end]), f"{name} of sequence {place} differs"
 
 
-def test_unused_keys_are_not_read(device):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["q", "k", "v", "dout"])
+def test_what_is_not_finite_stays_in_its_sequence_of_a_shared_tile(place, value, device):
+    """One element: the neighbours keep their bits, and the sequence's own results do not hide it."""
+    qkv, cu_seqlens, max_seqlen = make((9, 20, 30), device=device)
+    options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, dropout_p=0.1, seed=seed_tensor(1, device))
+    dout = normal((59, 2, 16), torch.float32, device, generator(1))
+    clean = run(attention, dict(qkv=qkv, **options), ("qkv",), None, lambda out: dout)
+    bad_qkv, bad_dout = qkv.clone(), dout.clone()
+    (bad_dout[13] if place == "dout" else bad_qkv[13, "qkv".index(place)])[1, 3] = value
+    got = run(attention, dict(qkv=bad_qkv, **options), ("qkv",), None, lambda out: bad_dout)
+    for name in clean:
+        assert torch.equal(got[name][:9], clean[name][:9])
+        assert torch.equal(got[name][29:], clean[name][29:])
+        assert torch.equal(got[name][..., 0, :], clean[name][..., 0, :]), "the other head"
+    assert not got["dqkv"][9:29].isfinite().all()
+    assert got["out"][9:29].isfinite().all() == (place == "dout")
+
+
+@pytest.mark.parametrize(("seqlens", "keys"), [(LONG, (17, 70, 0)), ((9, 20, 30), (9, 4, 0))], ids=["loops", "shared"])
+def test_unused_keys_are_not_read(seqlens, keys, device):
     """NaN in the keys and values past seqused_k changes nothing, and their gradients are zeros."""
-    qkv, cu_seqlens, max_seqlen = make(LONG, device=device)
-    options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, seqused_k=torch.tensor([17, 70, 0], dtype=torch.int32))
+    qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
+    seqused_k = torch.tensor(keys, dtype=torch.int32, device=device)
+    options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, seqused_k=seqused_k)
     clean = run(attention, dict(qkv=qkv, **options), ("qkv",), None, torch.cos)
-    unused = torch.cat([torch.arange(n) >= used for n, used in zip(LONG, (17, 70, 0))])
+    unused = torch.cat([torch.arange(n) >= used for n, used in zip(seqlens, keys)])
     poisoned = qkv.clone()
     poisoned[unused, 1:] = float("nan")
     got = run(attention, dict(qkv=poisoned, **options), ("qkv",), None, torch.cos)
     assert all(torch.equal(got[name], clean[name]) for name in clean)
     assert (got["dqkv"][unused, 1:] == 0).all()
-    assert (got["out"][-LONG[-1] :] == 0).all(), "a sequence without keys gives zeros"
+    assert (got["out"][-seqlens[-1] :] == 0).all(), "a sequence without keys gives zeros"
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_tiles_are_not_shared_in_batch_invariant_mode(dropout_p, device):
+    """There a sequence gets the bits it gets alone, wherever it stands; elsewhere it gets the same numbers and mask."""
+    qkv, cu_seqlens, max_seqlen = make((5, 20, 30), device=device)
+    options = dict(dropout_p=dropout_p, seed=seed_tensor(1, device))
+    shared = attention(qkv, cu_seqlens, max_seqlen, **options)
+    with batch_invariant_kernels():
+        together = attention(qkv, cu_seqlens, max_seqlen, **options)
+        alone = attention(qkv[25:], cu_seqlens[[0, 3]] - cu_seqlens.new_tensor([0, 25]), 30)
+    torch.testing.assert_close(shared, together)
+    if not dropout_p:
+        assert torch.equal(together[25:], alone)
 
 
 def test_gradient_reaches_the_buffer_behind_a_view(device):
@@ -252,8 +289,8 @@ def test_strides_past_two_to_the_31_elements(axis):
 
 
 @pytest.mark.skipif(GPU, reason="rests on memory that is reserved but never touched, which a GPU does not have")
-@pytest.mark.parametrize("seqlen", [70, 40])
-def test_tokens_past_two_to_the_31_elements(seqlen):
+@pytest.mark.parametrize(("seqlen", "max_seqlen"), [(70, 200), (100, 128), (40, 64)], ids=["loops", "whole", "short"])
+def test_tokens_past_two_to_the_31_elements(seqlen, max_seqlen):
     """The last sequence of a batch whose qkv and gradient have more than 2^31 elements; no other row is touched."""
     few = make((seqlen,), heads=1, dtype=torch.float16)[0]
     T = 2**31 // 48 + 1000
@@ -266,7 +303,8 @@ def test_tokens_past_two_to_the_31_elements(seqlen):
         for x in (qkv, few):
             tiles = [torch.tensor([[len(x) - seqlen, seqlen, seqlen, offset]], dtype=torch.int32) for offset in (0, 0)]
             tiles[0] = torch.cat([tiles[0], tiles[0] + torch.tensor([0, 0, 0, 64])]).to(torch.int32)
-            options = (tiles, 200, 0.25, False, 0.0, None, 0)
+            tiles += attention_packs(torch.tensor([len(x) - seqlen, len(x)], dtype=torch.int32), None, len(x))
+            options = (tiles, max_seqlen, 0.25, False, 0.0, None, 0)
             out, lse = attention_fwd(x, *options, True)
             dqkv = attention_bwd(out[-1:].expand_as(out), x, out, lse, *options)
             results.append([part[-seqlen:] for part in (out, lse.t(), dqkv)])
