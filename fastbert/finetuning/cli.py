@@ -69,7 +69,7 @@ def finetune(
     ] = None,
     stride: Annotated[int | None, typer.Option(min=0, help="Tokens that windows share (qa, tag). Default: 128.")] = None,
     max_answer_length: Annotated[int, typer.Option(min=1, help="Tokens of an answer (qa).")] = 30,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples, or windows, of a step.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples, or windows, of a step, over all processes.")] = 32,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="At the end of the warm-up; then it falls linearly to 0. Default: 5e-5, or 1e-3 with --frozen."),
@@ -102,6 +102,7 @@ def finetune(
     """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
 
     from fastbert.console import console, plain_errors
+    from fastbert.processes import ending_together
 
     from .data import DataOptions
     from .frozen_heads import Frozen
@@ -127,7 +128,7 @@ def finetune(
     screen = console()
     if frozen is not None and grid is not None:
         screen.print("note: the paper's learning rates are for the whole model; heads alone usually want higher ones")
-    with plain_errors():
+    with plain_errors(), ending_together():
         options = Options(
             task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen, asked
         )  # fmt: skip

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastbert.data.masking import IGNORED
+
 ROWS = 512  # texts that are tokenised together
 EVALUATION_TOKENS = 4096
 
@@ -77,6 +79,12 @@ def collate_labels(features: Sequence[Feature]) -> dict[str, Tensor]:
         else:
             found[name] = torch.tensor(values, dtype=torch.float32 if isinstance(values[0], float) else torch.int64)
     return found
+
+
+def loss_terms(feature: Feature) -> int:
+    """How many terms this row adds to those whose mean is the loss of a batch: its labelled tokens, or one."""
+    of_tokens = [value for value in feature.labels.values() if isinstance(value, np.ndarray)]
+    return int((of_tokens[0] != IGNORED).sum()) if of_tokens else 1
 
 
 def batches_by_length(features: Sequence[Feature], tokens: int = EVALUATION_TOKENS) -> Iterator[list[int]]:

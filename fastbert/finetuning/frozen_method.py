@@ -12,7 +12,7 @@ from fastbert.checkpoints import Checkpoint, InputError
 from .data import TaskData
 from .frozen import FeatureCache, FrozenModel, save_frozen
 from .frozen_heads import Frozen, FrozenHead, Shape
-from .method import Method
+from .method import EVERY, Method
 from .model import load_model
 
 CACHE = ".features"
@@ -72,8 +72,8 @@ class FrozenMethod(Method):
     def collate(self, rows: Any) -> dict[str, Any]:
         return self.cache.collate(rows)
 
-    def predict(self, model: Any, autocast: torch.dtype | None) -> list[Any]:
-        return self.cache.predict(model, range(self.count, len(self.cache.features)))
+    def predict(self, model: Any, autocast: torch.dtype | None, part: slice = EVERY) -> list[Any]:
+        return self.cache.predict(model, range(self.count, len(self.cache.features))[part])
 
     def save(self, model: Any, decided: dict[str, Any], folder: Path) -> None:
         """With a linear head on the tokens of the last layer transformers' own class; else see `frozen.save_frozen`."""

@@ -11,6 +11,8 @@ from .data import TaskData
 from .features import collate, predict
 from .model import load_model
 
+EVERY = slice(None)
+
 
 class Method:
     """All weights. report: what a run's report tells of the method."""
@@ -32,9 +34,9 @@ class Method:
         """The rows by length: attention on a CPU takes neighbours of equal length as one batch."""
         return collate(sorted(rows, key=len))
 
-    def predict(self, model: Any, autocast: torch.dtype | None) -> list[Any]:
-        """The outputs of the model for the evaluation data, see `features.predict`."""
-        return predict(model, self.task.evaluation, autocast=autocast)
+    def predict(self, model: Any, autocast: torch.dtype | None, part: slice = EVERY) -> list[Any]:
+        """The outputs of the model for a part of the evaluation data, see `features.predict`."""
+        return predict(model, self.task.evaluation[part], autocast=autocast)
 
     def save(self, model: Any, decided: dict[str, Any], folder: Path) -> None:
         """The model, whose configuration tells inference the task's settings and what evaluation decided."""

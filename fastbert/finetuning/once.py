@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from fastbert.checkpoints import quiet
 from fastbert.files import strict_json, write_whole
+from fastbert.processes import agreed
 from fastbert.version import __version__
 
 from .data import TaskData
@@ -27,7 +29,7 @@ LOGS = 100  # readings of the training loss in a run
 
 @dataclass(frozen=True)
 class Setting:
-    """batch_size: examples, or windows, of a step. warmup: share of the steps. epochs: may be a fraction."""
+    """batch_size: examples, or windows, of a step over all processes. warmup: share of the steps. epochs: may be a fraction."""
 
     batch_size: int = 32
     learning_rate: float = 5e-5
@@ -67,6 +69,7 @@ def run_once(
 ) -> dict[str, Any]:
     """Trains, saves the model, then the report, which tells that the run is whole; returns the report.
 
+    On several processes the first writes and all return the same report; every process calls it.
     model_folder: transformers loads it. identity: of the run, for `read_report`. precision: float32 or bf16 (autocast).
     """
     from .trainer import FineTuner
@@ -86,14 +89,15 @@ def run_once(
         values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         console.print(f"  epoch {epoch:.2f}: {values}", markup=False, highlight=False)
 
-    report_folder.mkdir(parents=True, exist_ok=True)
     partial = report_folder / PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        trainer = FineTuner(model, training_arguments(setting, steps, partial, precision, console), method, show=show)
-        trainer.train()
-        history, outputs, metrics = trainer.state.log_history, trainer.outputs, trainer.metrics
+    arguments = training_arguments(setting, steps, partial, precision, console)
+    if arguments.should_save:
+        report_folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+
+    def conclude() -> dict[str, Any]:
+        history, metrics = trainer.state.log_history, trainer.metrics
         report = {
             "identity": identity,
             "setting": asdict(setting),
@@ -111,17 +115,23 @@ def run_once(
             "versions": {"fastbert": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         }
         _save(trainer, method, partial, model_folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if importlib.util.find_spec("matplotlib") is None:
-        console.print("[yellow]matplotlib is not installed: no pictures will be drawn[/]")
-    else:
-        from .plots import plot_confusion, plot_curves
+        if importlib.util.find_spec("matplotlib") is None:
+            console.print("[yellow]matplotlib is not installed: no pictures will be drawn[/]")
+        else:
+            from .plots import plot_confusion, plot_curves
 
-        plot_curves(history, report_folder / CURVES, headline=task.headline, baseline=report["baseline"])
-        if (confusion := task.confusion(outputs)) is not None:
-            plot_confusion(*confusion, report_folder / CONFUSION)
-    return write_report(report_folder, report)
+            plot_curves(history, report_folder / CURVES, headline=task.headline, baseline=report["baseline"])
+            if (confusion := task.confusion(trainer.outputs)) is not None:
+                plot_confusion(*confusion, report_folder / CONFUSION)
+        return write_report(report_folder, report)
+
+    try:
+        trainer = FineTuner(model, arguments, method, show=show)
+        trainer.train()
+        return agreed(conclude)
+    finally:
+        if arguments.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +166,7 @@ def _save(trainer: Any, method: Method, partial: Path, folder: Path) -> None:
 def training_arguments(
     setting: Setting, steps: int, folder: Path, precision: str, console: Console
 ) -> transformers.TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
     return transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=setting.batch_size,
@@ -169,8 +180,10 @@ def training_arguments(
         logging_nan_inf_filter=False,
         eval_strategy="epoch",
         save_strategy="no",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
+        ddp_find_unused_parameters=False,  # no head leaves a pooler unused
+        dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
         disable_tqdm=not console.is_terminal,
         report_to=[],

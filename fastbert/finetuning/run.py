@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from rich.console import Console
 
 from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
 from fastbert.files import write_whole
+from fastbert.processes import agreed
 
 from .data import DataOptions, TaskData
 from .frozen_heads import Frozen
 from .method import Method
-from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, write_report
+from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, training_arguments, write_report
 
 TASKS = ("classify", "pair", "qa", "tag", "choice")
 PAPER_BATCH_SIZES, PAPER_LEARNING_RATES, PAPER_EPOCHS = (16, 32), (5e-5, 4e-5, 3e-5, 2e-5), (2.0, 3.0, 4.0)
@@ -60,15 +62,20 @@ def finetune(options: Options, console: Console) -> dict[str, Any]:
 
     With several runs each leaves its report under runs/, and a finished one is not run again. Raises InputError, before
     anything is written, where the options, the files and the checkpoint do not fit, or `out` holds something else.
+
+    Started by torchrun, the processes share every batch and the evaluation: the steps and the loss are those of one process,
+    only dropout differs. The first prints and writes; all return the report. Their process group stays for the next call.
     """
     _check_machine(options)
+    arguments = training_arguments(options.setting, 1, options.out, options.precision, console)
+    console.quiet = console.quiet or not arguments.should_save  # which also lets the processes meet
     checkpoint = open_checkpoint(options.model)
     if checkpoint.tokenizer is None or not checkpoint.tokenizer.is_fast:
         raise InputError(
             f"expected a fast tokenizer in {options.model}, got {'none' if checkpoint.tokenizer is None else 'a slow one'}"
         )
     identity = _identity(options)
-    finished = _check_folder(options.out, identity)
+    finished = agreed(lambda: _check_folder(options.out, identity))
     if finished is not None:
         console.print(f"{options.out}: was finished before with these options", markup=False, highlight=False)
         return finished
@@ -76,8 +83,9 @@ def finetune(options: Options, console: Console) -> dict[str, Any]:
     for note in task.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     with _method(options, task, checkpoint, console) as method:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
+        if arguments.should_save:
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
         if not options.grid and options.seeds == 1:
             return run_once(
                 method, options.setting, options.out, options.out, identity, console, precision=options.precision
@@ -136,7 +144,7 @@ def _several(
             one = replace(setting, seed=seed)
             folder = options.out / RUNS / one.name
             mine = {**identity, "run": one.name}
-            report = read_report(folder, mine)
+            report = agreed(partial(read_report, folder, mine))
             if report is None:
                 report = run_once(method, one, folder / MODEL, folder, mine, console, precision=options.precision)
             else:
@@ -152,10 +160,11 @@ def _several(
         else:
             loser = winner
         for folder in [*folders, *([loser] if loser else [])]:
-            if folder != best[1]:
+            if folder != best[1] and int(os.environ.get("RANK", "0")) == 0:
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
     assert best is not None
-    return _finish(options, task, groups, best[1], identity, console)
+    kept = best[1]
+    return agreed(lambda: _finish(options, task, groups, kept, identity, console))
 
 
 def _finish(
@@ -219,10 +228,20 @@ def _check_machine(options: Options) -> None:
     for library, name in NEEDED.items():
         if importlib.util.find_spec(library) is None:
             raise InputError(f"expected {name} for fine-tuning, got none installed: pip install 'fastbert-triton[train]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"expected one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}")
-    if torch.cuda.device_count() > 1:
-        raise InputError(f"expected CUDA_VISIBLE_DEVICES naming one GPU, got {torch.cuda.device_count()} GPUs")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and options.frozen is not None:
+        raise InputError(
+            f"expected one process with --frozen, whose features are computed once and whose head is small, got {world}"
+        )
+    for batch_size in sorted({one.batch_size for one in options.grid or (options.setting,)}):
+        if batch_size % world:
+            raise InputError(
+                f"expected a batch size (of a step, over all processes) that the {world} processes divide, got {batch_size}"
+            )
+    if world == 1 and torch.cuda.device_count() > 1:
+        raise InputError(
+            f"expected torchrun, or CUDA_VISIBLE_DEVICES naming one GPU, got one process that sees {torch.cuda.device_count()}"
+        )
     if options.seeds < 1 or options.setting.seed < 0:
         raise InputError(f"expected at least one seed from 0 on, got {options.seeds} from {options.setting.seed}")
 

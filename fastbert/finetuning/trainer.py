@@ -1,7 +1,13 @@
-"""transformers' Trainer on packed batches, with the task's own metrics."""
+"""transformers' Trainer on packed batches, with the task's own metrics.
+
+On several processes a batch is that of all: each sees its rows and takes every so-many-th of them, the longest dealt out like
+the shortest. The loss stays the mean over the whole batch. Processes' own means would weigh equal where one has fewer rows or
+labelled tokens than another; so each counts its mean by its share of what the whole batch has, and a process that has nothing
+left of a last, small batch takes part with a row that counts 0. Evaluation data is dealt out too, and scored by the first.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +16,16 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from fastbert.processes import OwnDropout, agreed
+
+from .features import Feature, loss_terms
 from .method import Method
 
 
 class FineTuner(Trainer):
     """Trains what a method builds, and scores it on its task's evaluation data. show: called with each evaluation's metrics.
 
-    Of `args`, the batch size is that of training only.
+    Of `args`, the batch size is that of training only, over all processes.
     """
 
     control: Any
@@ -31,26 +40,56 @@ class FineTuner(Trainer):
     ) -> None:
         task = method.task
         evaluation: Any = task.evaluation
-        super().__init__(
-            model=model, args=args, train_dataset=method.train, eval_dataset=evaluation, data_collator=method.collate
-        )
+        collate = method.collate if args.world_size == 1 else self._collate_share
+        super().__init__(model=model, args=args, train_dataset=method.train, eval_dataset=evaluation, data_collator=collate)
         self.model_accepts_loss_kwargs = False  # the heads' losses are means over the batch
         self.task, self.method, self.show = task, method, show
         self.outputs: list[Any] = []
         self.metrics: dict[str, float] = {}
+        if args.world_size > 1:
+            self.add_callback(OwnDropout())
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Bar())
 
+    def get_train_dataloader(self) -> Any:
+        loader: Any = super().get_train_dataloader()
+        if self.args.world_size > 1:  # accelerate deals out whole batches, and fills up the last; here each process sees all
+            batches = loader.batch_sampler
+            batches.num_processes, batches.process_index, batches.even_batches = 1, 0, False
+        return loader
+
+    def _collate_share(self, rows: Sequence[Feature]) -> dict[str, Any]:
+        """This process's rows of a batch, and as `share` what its mean loss counts in the mean over the processes."""
+        world = self.args.world_size
+        mine = sorted(rows, key=len)[self.args.process_index :: world]
+        share = world * sum(map(loss_terms, mine)) / max(1, sum(map(loss_terms, rows)))
+        return {**self.method.collate(mine or rows[:1]), "share": share}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if "share" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        share = inputs.pop("share")
+        outputs = model(**inputs)
+        if share:
+            loss = outputs["loss"] * share  # gradients are averaged over the processes
+        else:  # a mean over no labelled token is no number; all weights still take part, for the others wait for them
+            loss = 0.0 * sum(value.sum() for name, value in outputs.items() if name.endswith("logits"))
+        return (loss, outputs) if return_outputs else loss
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The metrics of the model as it is, which `metrics` and `outputs` then hold. Other data is not supported."""
+        """The metrics of the model as it is, which `metrics` and, on the first process, `outputs` then hold.
+
+        Other data is not supported.
+        """
         if eval_dataset is not None:
             raise ValueError("expected no other evaluation data than the task's, got some")
         begin = time.perf_counter()
-        model: Any = self.model
-        self.outputs = self.method.predict(model, torch.bfloat16 if self.args.bf16 else None)
-        self.metrics = self.task.score(self.outputs)
+        self.outputs = self._predict()
+        self.metrics = agreed(lambda: self.task.score(self.outputs))
         if self.show:
             self.show(float(self.state.epoch or 0.0), self.metrics)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.metrics.items()}
@@ -58,6 +97,22 @@ class FineTuner(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _predict(self) -> list[Any]:
+        """The outputs for the evaluation data, each process's own part of it gathered on the first."""
+        model: Any = self.model
+        rank, world = self.args.process_index, self.args.world_size
+        mine = self.method.predict(model, torch.bfloat16 if self.args.bf16 else None, slice(rank, None, world))
+        if world == 1:
+            return mine
+        parts: list[Any] = [None] * world
+        torch.distributed.gather_object(mine, parts if rank == 0 else None)
+        if rank > 0:
+            return []
+        found: list[Any] = [None] * len(self.task.evaluation)
+        for number, part in enumerate(parts):
+            found[number::world] = part
+        return found
 
 
 class _Bar(ProgressCallback):

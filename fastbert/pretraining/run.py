@@ -1,12 +1,10 @@
 """One pre-training run from options to checkpoints: everything is checked before anything is written."""
 
-import gc
 import hashlib
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from fastbert.checkpoints import InputError
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
 from fastbert.files import write_whole
+from fastbert.processes import agreed, ending_together
 
 from . import black_box, checkpoints
 from .objectives import Objective
@@ -81,15 +80,8 @@ def run(options: Options, console: Console, *, resume: bool) -> int:
 
     Raises InputError or DataError before anything is written where the options, the data and what `out` holds do not fit.
     """
-    try:
-        status = _run(options, console, resume)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        return status
-    finally:
-        if torch.distributed.is_initialized():
-            gc.collect()  # a process group whose last owner dies with the interpreter aborts it: its threads still run
-            torch.distributed.destroy_process_group()
+    with ending_together():
+        return _run(options, console, resume)
 
 
 def _run(options: Options, console: Console, resume: bool) -> int:
@@ -126,7 +118,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         tokenizer, whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed,
         static=options.recipe.static_masking,
     )  # fmt: skip
-    checkpoint = _agreed(lambda: _where_to_begin(options, identity, resume, console), args)
+    checkpoint = agreed(lambda: _where_to_begin(options, identity, resume, console))
     if checkpoint is not None and not checkpoint.is_dir():
         raise InputError(f"expected {options.out} on storage that every machine sees, got no {checkpoint.name} on this one")
     first_step = 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
@@ -253,21 +245,6 @@ def _device_rate(options: Options, device: torch.device, console: Console) -> fl
 
 def _is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
-
-
-def _agreed(decide: Callable[[], Path | None], args: transformers.TrainingArguments) -> Path | None:
-    """What the first process decides, in every process."""
-    found: list[Any] = [None]
-    if args.process_index == 0:
-        try:
-            found = [decide()]
-        except InputError as error:
-            found = [error]
-    if args.world_size > 1:
-        torch.distributed.broadcast_object_list(found, 0)
-    if isinstance(found[0], InputError):
-        raise found[0]
-    return found[0]
 
 
 def _where_to_begin(options: Options, now: dict[str, Any], resume: bool, console: Console) -> Path | None:

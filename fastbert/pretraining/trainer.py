@@ -23,6 +23,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from fastbert.data.batches import MicroBatches
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Shards
+from fastbert.processes import OwnDropout
 
 from . import checkpoints, sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
@@ -252,13 +253,6 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """A signal to the process group must not kill the workers: the parent still needs their batches for its last step."""
     for number in StopOnSignal.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-class OwnDropout(TrainerCallback):
-    """Every process draws its own dropout masks. A resumed run loads the states of its checkpoint after this."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        torch.manual_seed(args.seed + args.process_index)
 
 
 class StopOnSignal(TrainerCallback):
