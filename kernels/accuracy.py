@@ -112,9 +112,17 @@ def noise_rounded_to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def check_operation(
-    spec: OperationSpec, inputs: Inputs, dtype: torch.dtype, make_dy: Callable[[Tensor], Tensor] | None = None
+    spec: OperationSpec,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    make_dy: Callable[[Tensor], Tensor] | None = None,
+    *,
+    summed_rows: int = 0,
 ) -> list[Accuracy]:
-    """The accuracy of the output and of every gradient of one operation on one set of inputs of that dtype."""
+    """The accuracy of the output and of every gradient of one operation on one set of inputs of that dtype.
+
+    summed_rows: as in `measure`.
+    """
     make_dy = noise_rounded_to(dtype) if make_dy is None else make_dy
     differentiable = tuple(name for name in spec.differentiable if name in inputs)
     reference_inputs = spec.reference_inputs(inputs)
@@ -124,6 +132,13 @@ def check_operation(
     if ours["out"].dtype != same_dtype["out"].dtype:
         raise AssertionError(f"{spec.name}: expected an output of {same_dtype['out'].dtype}, got {ours['out'].dtype}")
     return [
-        measure(name, ours[name], same_dtype[name], exact[name], OUT_FACTOR if name == "out" else spec.grad_factor)
+        measure(
+            name,
+            ours[name],
+            same_dtype[name],
+            exact[name],
+            OUT_FACTOR if name == "out" else spec.grad_factor,
+            summed_rows=summed_rows,
+        )
         for name in ours
     ]

@@ -1,7 +1,9 @@
 """Settings that must precede every import: without a GPU the kernels run in Triton's interpreter, on the CPU."""
 
+import importlib.util
 import os
 
+import numpy
 import torch
 
 HAS_GPU = torch.cuda.is_available()
@@ -12,6 +14,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FASTBERT_TUNED"] = "off"  # what was measured on this machine is not what the tests are about
 
 import pytest  # noqa: E402
+
+if not HAS_GPU and importlib.util.find_spec("triton") is not None:
+    from triton.runtime import interpreter
+
+    def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        """The interpreter's, with every row of a product summed in one order, as a matrix unit does.
+
+        numpy hands the product to a BLAS, some of which sum a row by its place in the tile: whether a kernel gives a row the
+        same bits in any batch could not be told.
+        """
+        if 8 in (a.dtype.primitive_bitwidth, b.dtype.primitive_bitwidth):
+            return _dot(self, a, b, d, input_precision, max_num_imprecise_acc)
+        left, right = (operand.data.astype(d.data.dtype, copy=False) for operand in (a, b))
+        return interpreter.TensorHandle(numpy.einsum("...mk,...kn->...mn", left, right) + d.data, d.dtype.scalar)
+
+    _dot = interpreter.InterpreterBuilder.create_dot
+    interpreter.InterpreterBuilder.create_dot = _create_dot
 
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else torch.get_num_threads())
 

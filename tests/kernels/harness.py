@@ -19,7 +19,8 @@ def assert_error_within(name: str, ours, same_dtype, exact, factor: float) -> fl
     return accuracy.ratio
 
 
-def compare(spec: OperationSpec, inputs: Inputs, dtype: torch.dtype, make_dy=None) -> None:
+def compare(spec: OperationSpec, inputs: Inputs, dtype: torch.dtype, make_dy=None, *, summed_rows: int = 0) -> None:
     """Asserts the rule for the output and every gradient of one operation on one set of inputs."""
-    failed = [str(accuracy) for accuracy in check_operation(spec, inputs, dtype, make_dy) if not accuracy.passed]
+    accuracies = check_operation(spec, inputs, dtype, make_dy, summed_rows=summed_rows)
+    failed = [str(accuracy) for accuracy in accuracies if not accuracy.passed]
     assert not failed, f"{spec.name} in {dtype}:\n" + "\n".join(failed)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from harness import DTYPES, GPU, compare, noise, run
+from harness import DTYPES, GPU, compare, noise, run, tensors_of
 
 import fastbert.kernels.linear
 from fastbert.kernels import dispatch, gemm, gemm_config
@@ -45,10 +45,13 @@ def ids(pair):
 
 @pytest.mark.parametrize("pair", SAMPLES, ids=ids)
 def test_library_side_matches_float64(pair, device):
+    """Both sides are PyTorch's own products here, cut differently: which of them sums in the luckier order differs by CPU."""
     spec, sample = pair
     with use_gemm("library"):
         for dtype in (torch.float16, torch.float32):
-            compare(spec, sample.make(dtype, device), dtype)
+            inputs = sample.make(dtype, device)
+            tensors = [t for value in inputs.values() for t in tensors_of(value) if isinstance(t, torch.Tensor)]
+            compare(spec, inputs, dtype, summed_rows=max(max(t.shape) for t in tensors))
 
 
 @pytest.mark.skipif(not GPU, reason="without a GPU test_specs.py has run every sample in the interpreter")
