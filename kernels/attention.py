@@ -19,6 +19,7 @@ from . import functional, reference
 from .attention_backward import LOG2_E, attention_bwd, backward_variants
 from .attention_packing import packing_variants
 from .attention_short import attention_fwd_short_kernel, short_variants
+from .attention_tile_lists import tile_list_variants
 from .attention_tiles import (
     EXACT_TILE,
     Problem,
@@ -391,7 +392,7 @@ def _variants() -> list[KernelVariant]:
                 identity = repr((one.name, one.constexprs, one.num_warps, one.num_stages, one.unit))
                 merged.setdefault(identity, []).append(one)
     variants = [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
-    return packing_variants() + variants
+    return tile_list_variants() + packing_variants() + variants
 
 
 SPECS = (

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import reference
 from .backend import autocast_dtype, checks_values, resolve_backend
 from .dropout import check_dropout_p, new_seed, threshold
-from .schedule import TILE_ROWS, AttentionSchedule, equal_runs, tile_list
+from .schedule import AttentionSchedule, equal_runs
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 16, 128, 8
@@ -276,9 +276,10 @@ def attention_schedule(
     _check_cu_seqlens(cu_seqlens, max_seqlen, total_tokens, seqused_k)
     if resolve_backend(like) == "triton":
         from .attention_packing import attention_packs
+        from .attention_tile_lists import attention_tile_lists
 
-        tiles = tuple(tile_list(cu_seqlens, seqused_k, total_tokens, rows) for rows in TILE_ROWS)
-        tiles += attention_packs(cu_seqlens, seqused_k, total_tokens)
+        lengths = (cu_seqlens, seqused_k, total_tokens)
+        tiles = (*attention_tile_lists(*lengths), *attention_packs(*lengths))
         return AttentionSchedule(cu_seqlens, max_seqlen, seqused_k, uniform, None, tiles)
     runs = None if torch.compiler.is_compiling() else equal_runs(cu_seqlens, seqused_k)
     return AttentionSchedule(cu_seqlens, max_seqlen, seqused_k, uniform, runs, None)

@@ -1,8 +1,9 @@
 """What attention needs to know about a packed batch, worked out once and shared by every layer. Imports no Triton.
 
 A GPU kernel reads a tile list: one row (sequence start, rows, keys, offset of the tile in its sequence) per tile of
-`TILE_ROWS` rows, empty rows last. Its length is an upper bound known without asking the device. Sequences of at most
-PACK_ROWS rows can share a tile: `attention_packing` makes the list of those. PyTorch reads runs of equal sequences instead.
+`TILE_ROWS` rows, empty rows last; `attention_tile_lists` makes it. Its length is an upper bound known without asking the
+device. Sequences of at most PACK_ROWS rows can share a tile: `attention_packing` makes the list of those. PyTorch reads runs
+of equal sequences instead.
 """
 
 from dataclasses import dataclass
@@ -44,24 +45,6 @@ def num_packs_bound(total_tokens: int, batch_size: int) -> int:
     """
     chunks = (batch_size + CHUNK - 1) // CHUNK
     return torch.sym_min(batch_size, 2 * total_tokens // (PACK_ROWS + 1) + chunks)
-
-
-def tile_list(cu_seqlens: Tensor, seqused_k: Tensor | None, total_tokens: int, tile_rows: int) -> Tensor:
-    """The tile list of a packed batch: int32 (num_tiles_bound, 4), built on the device of cu_seqlens.
-
-    Rows are (sequence start, rows, keys, tile offset) in batch order; unused entries at the end have zero rows.
-    """
-    batch_size = cu_seqlens.shape[0] - 1
-    seqlens = cu_seqlens.diff()
-    ends = ((seqlens + (tile_rows - 1)) // tile_rows).cumsum(0)  # tiles up to and including each sequence
-    tile = torch.arange(num_tiles_bound(total_tokens, batch_size, tile_rows), device=cu_seqlens.device)
-    sequence = torch.searchsorted(ends, tile, right=True)
-    live = sequence < batch_size
-    sequence = torch.where(live, sequence, 0)
-    num_keys = seqlens if seqused_k is None else seqused_k.to(seqlens.dtype)
-    first_tile = ends[sequence] - (seqlens[sequence] + (tile_rows - 1)) // tile_rows
-    columns = (cu_seqlens[sequence], seqlens[sequence], num_keys[sequence], (tile - first_tile) * tile_rows)
-    return torch.where(live[:, None], torch.stack([column.to(torch.int64) for column in columns], 1), 0).to(torch.int32)
 
 
 def equal_runs(cu_seqlens: Tensor, seqused_k: Tensor | None) -> tuple[tuple[int, int, int], ...]:

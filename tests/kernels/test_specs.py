@@ -51,7 +51,8 @@ def test_only_requested_gradients(spec, device):
         everything = run(spec.function, inputs, tuple(n for n in spec.differentiable if n in inputs), None, noise)
         assert {"out", *(key for key in everything if key.rstrip("0123456789") == f"d{name}")} == set(alone)
         for key, value in alone.items():
-            torch.testing.assert_close(value, everything[key], rtol=1e-5, atol=1e-6)
+            largest = max([1.0, *everything[key].abs().flatten().tolist()])  # sums may be cut otherwise: they round as it does
+            torch.testing.assert_close(value, everything[key], rtol=1e-5, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize(("spec", "sample"), CASES)

@@ -148,9 +148,12 @@ def test_a_parameter_object_exchanged(path):
     assert_follows(change)
 
 
+# With its usual eps Adam makes a whole step of a gradient that is nothing but rounding.
+ADAM = partial(torch.optim.AdamW, lr=1e-2, eps=1e-4)
+
+
 @pytest.mark.parametrize("build", [
-    partial(torch.optim.SGD, lr=0.1), partial(torch.optim.AdamW, lr=1e-2), partial(torch.optim.AdamW, lr=1e-2, foreach=True),
-    partial(torch.optim.AdamW, lr=1e-2, fused=True),
+    partial(torch.optim.SGD, lr=0.1), ADAM, partial(ADAM, foreach=True), partial(ADAM, fused=True),
 ], ids=["sgd", "adamw", "foreach", "fused"])  # fmt: skip
 @pytest.mark.parametrize("head", [PRETRAINING, SEQUENCE], ids=str)
 def test_optimizer_steps(head, build):
@@ -167,8 +170,7 @@ def test_optimizer_steps(head, build):
             losses.append(loss)
         assert_close(f"loss of step {step}", losses[1], losses[0], 1e-3)
     for (name, mine), their in zip(ours.named_parameters(), theirs.parameters()):
-        if "key.bias" not in name:  # its gradient is rounding noise, which Adam scales up to the learning rate
-            assert_close(name, mine, their, 5e-3)
+        assert_close(name, mine, their, 5e-4)
 
 
 @pytest.mark.parametrize("assign", [False, True])
