@@ -44,7 +44,7 @@ from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, genera
 MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "keep_threshold", "stream", "more_than"])
 def _attention_fwd_kernel(
     qkv_ptr, tiles_ptr, seed_ptr, out_ptr, lse_ptr,
     T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream, more_than,

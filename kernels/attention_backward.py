@@ -34,7 +34,7 @@ from .spec import KernelVariant
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
 def _attention_bwd_whole_kernel(
     qkv_ptr, dout_ptr, lse_ptr, tiles_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
@@ -82,7 +82,7 @@ def _attention_bwd_whole_kernel(
     store_rows(dq_ptr + 2 * H * HEAD_DIM, dv, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
 def _attention_bwd_dq_kernel(
     qkv_ptr, out_ptr, dout_ptr, lse_ptr, tiles_ptr, seed_ptr, delta_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
@@ -160,7 +160,7 @@ def _add_dq(
     return tl.dot(ds, k, dq, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
 def _attention_bwd_dkdv_kernel(
     qkv_ptr, dout_ptr, lse_ptr, delta_ptr, tiles_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,

@@ -19,7 +19,7 @@ LANES = 128  # runs in the one program that fills tiles; more sequences than LAN
 SPAN_SEQUENCES = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "chunk"])  # another batch is no reason to compile
 def _packs_kernel(cu_seqlens_ptr, packs_ptr, B, chunk, LANES: tl.constexpr, ROWS: tl.constexpr):
     """One lane per run of `chunk` sequences: a walk that counts its tiles, then one that writes them behind the others'."""
     count = _fill_tiles(cu_seqlens_ptr, packs_ptr, tl.zeros([LANES], tl.int32), B, chunk, LANES, ROWS, False)
@@ -54,7 +54,7 @@ def _fill_tiles(
     return slot + closes.to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T"])
 def _spans_kernel(
     cu_seqlens_ptr, seqused_k_ptr, spans_ptr, B, T, HAS_UNUSED: tl.constexpr, SEQUENCES: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip

@@ -16,7 +16,7 @@ from .attention_tiles import Problem, Tile, keep_packed, load_rows, store_rows, 
 from .spec import KernelVariant
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
 def attention_fwd_short_kernel(
     qkv_ptr, packs_ptr, spans_ptr, seed_ptr, out_ptr, lse_ptr,
     T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream,
@@ -60,7 +60,7 @@ def attention_fwd_short_kernel(
         tl.store(lse_ptr + head.to(tl.int64) * T + start + offs, lse, mask=offs < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
 def attention_bwd_short_kernel(
     qkv_ptr, dout_ptr, lse_ptr, packs_ptr, spans_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,

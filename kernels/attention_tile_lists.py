@@ -18,7 +18,7 @@ from .spec import KernelVariant
 TILES, SEQUENCES, NUM_WARPS = 32, 256, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "low_bound", "high_bound"])  # another batch is no reason to compile
 def _tile_lists_kernel(
     cu_seqlens_ptr, seqused_k_ptr, low_ptr, high_ptr, B, low_bound, high_bound,
     LOW_ROWS: tl.constexpr, HIGH_ROWS: tl.constexpr, HAS_UNUSED: tl.constexpr, TILES: tl.constexpr, SEQUENCES: tl.constexpr,

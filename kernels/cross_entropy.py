@@ -77,7 +77,7 @@ def _cross_entropy_rows_kernel(
                 tl.store(row_ptr + cols, gradient.to(row_ptr.dtype.element_ty), mask=cols < pitch)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "rows_per_group"])
 def _column_sums_kernel(dlogits_ptr, partial_ptr, M, pitch, rows_per_group, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr):
     """partial[group, v] = sum of dlogits[row, v] over the rows of the group."""
     group = tl.program_id(1)
@@ -91,7 +91,7 @@ def _column_sums_kernel(dlogits_ptr, partial_ptr, M, pitch, rows_per_group, BLOC
     tl.store(partial_ptr + group.to(tl.int64) * pitch + cols, tl.sum(acc, axis=0), mask=cols < pitch)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _loss_kernel(losses_ptr, labels_ptr, loss_ptr, scale_ptr, M, ignore_index, IS_MEAN: tl.constexpr, BLOCK_M: tl.constexpr):
     """The sum or mean of the rows' losses, added in float64; scale: 1, or 1 / count for a mean."""
     offs = tl.arange(0, BLOCK_M)

@@ -24,7 +24,7 @@ from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, genera
 REGISTER_TOKEN_TYPES = 2  # so many rows of a token type table have their gradient summed in registers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
 def _embedding_fwd_kernel(
     input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr,
     seed_ptr, y_ptr, mean_ptr, rstd_ptr,
@@ -59,7 +59,7 @@ def _embedding_fwd_kernel(
         tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
 def _embedding_bwd_kernel(
     dy_ptr, input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr,
     mean_ptr, rstd_ptr, seed_ptr,

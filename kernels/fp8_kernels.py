@@ -50,7 +50,7 @@ def _row_scales(x):
     return q.to(tl.float8e4nv), largest / 448.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
@@ -60,7 +60,7 @@ def _quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.co
     tl.store(scale_ptr + offs_m, scale, mask=offs_m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _layer_norm_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, q_ptr, scale_ptr,
     M, N, stride_x_row, stride_residual_row, eps,

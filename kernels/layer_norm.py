@@ -21,7 +21,7 @@ from .registration import cdiv, num_programs, register, wants_grad
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
 def _layer_norm_fwd_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, seed_ptr,
     y_ptr, xhat_ptr, mean_ptr, rstd_ptr,
@@ -60,7 +60,7 @@ def _layer_norm_fwd_kernel(
         tl.store(rstd_ptr + offs_m, rstd, mask=offs_m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
 def _layer_norm_bwd_kernel(
     dy_ptr, saved_ptr, weight_ptr, mean_ptr, rstd_ptr, seed_ptr,
     dx_ptr, dresidual_ptr, partial_ptr,
@@ -108,7 +108,7 @@ def _layer_norm_bwd_kernel(
         tl.store(partial + 2 * N, dx_bias, mask=mask_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _sum_partials_kernel(partial_ptr, out_ptr, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
     """out[n] = sum over p of partial[p, n], always in the same order."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

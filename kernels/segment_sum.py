@@ -15,7 +15,7 @@ from .registration import cdiv
 CHUNK = 64  # sorted places; a piece is at most that long
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _segment_pieces_kernel(
     rows_ptr, ids_ptr, order_ptr, out_ptr, partial_ptr,
     M, N, stride_rows_row, num_segments, skip,
@@ -55,7 +55,7 @@ def _segment_pieces_kernel(
             tl.store(partial_ptr + slot * N + offs_n, acc, mask=mask_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks"])
 def _segment_joins_kernel(
     ids_ptr, partial_ptr, out_ptr, N, num_chunks, num_segments, skip,
     CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,

@@ -137,6 +137,24 @@ def test_descriptors_that_become_plain_loads_are_found(tmp_path):
     ]
 
 
+SPECIALISED = """
+    from fastbert.kernels.specs import ALL_SPECS
+
+    for variant in {variant.kernel: variant for spec in ALL_SPECS for variant in spec.variants()}.values():
+        for parameter in variant.kernel.params:
+            kind = variant.signature.get(parameter.name)
+            stated = parameter.name in variant.divisible or parameter.name in variant.constexprs
+            if kind in ("i32", "i64") and not stated and not parameter.do_not_specialize:
+                print(parameter.name)
+"""
+OF_A_MODEL = {"H", "V", "ignore_index", "num_segments", "padding_idx", "skip", "splits"}
+
+
+def test_another_batch_is_no_reason_to_compile(tmp_path):
+    """A launch compiles anew for integers that are 1 or divisible by 16, unless told not to: those of a model alone may."""
+    assert set(run_script(tmp_path, textwrap.dedent(SPECIALISED)).split()) == OF_A_MODEL
+
+
 def test_the_command_refuses_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
