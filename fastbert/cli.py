@@ -86,8 +86,12 @@ def verify(
         typer.Option(exists=True, dir_okay=False, help="With fp8: text to calibrate with; else every other of the texts."),
     ] = None,
     cosine: Annotated[
-        float, typer.Option(help="With fp8: keep products out of it until this is expected; 0 puts every product into fp8.")
-    ] = 0.999,
+        float | None,
+        typer.Option(
+            help="With fp8: keep products out of it until this is expected, 0.999 by default; 0 puts every product into fp8.",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file as well.")] = None,
 ) -> None:
     """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not.
@@ -102,9 +106,12 @@ def verify(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is DType.fp8:
-        _verify_fp8(checkpoint, text, calibrate, max_texts or 1000, cosine, device, json_file)
-    if calibrate is not None:
-        raise typer.BadParameter("expected it with --dtype fp8 only", param_hint="--calibrate")
+        if full:
+            raise typer.BadParameter("expected it without --dtype fp8, which samples no kernels", param_hint="--full")
+        _verify_fp8(checkpoint, text, calibrate, max_texts or 1000, 0.999 if cosine is None else cosine, device, json_file)
+    for name, value in (("--calibrate", calibrate), ("--cosine", cosine)):
+        if value is not None:
+            raise typer.BadParameter("expected it with --dtype fp8 only", param_hint=name)
     torch_dtype = getattr(torch, dtype.value) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
     report = Report(console())
     with plain_errors():

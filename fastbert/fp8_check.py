@@ -3,6 +3,7 @@
 The model is quantised with one half of the texts and measured on the other, against itself before.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,7 @@ TOP = {
     "start_logits": "likeliest start",
     "end_logits": "likeliest end",
 }
+OF_TOKENS = {"BertForMaskedLM": TOP["prediction_logits"], "BertLMHeadModel": "likeliest next token"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,16 @@ def measure(
 ) -> Damage:
     """Quantises the checkpoint's own class with `calibration` and compares it with itself before on `texts`.
 
+    Of a multiple-choice checkpoint, whose rows are not single texts, the encoder alone.
+
     dtype: of everything that is not in fp8. cosine: as of `quantize`; None puts every product into fp8.
     Raises InputError for a checkpoint without a tokenizer, RuntimeError for a device without fp8.
     """
+    config = copy.deepcopy(checkpoint.config)
+    config.use_cache = False  # a decoder with a cache runs on its original weights
+    encoder_alone = "BertModel" if checkpoint.class_name == "BertForMultipleChoice" else None
     with quiet():
-        model = checkpoint.load(fastbert, dtype=dtype).to(device)
+        model = checkpoint.load(fastbert, encoder_alone, config=config, dtype=dtype).to(device)
     batches = list(_batches(checkpoint, texts, device))
     before = [_run(model, batch) for batch in batches]
     fastbert.quantize(model, (batch.inputs for batch in _batches(checkpoint, calibration, device)), cosine=cosine)
@@ -101,8 +108,9 @@ def measure(
     for name in before[0].best:
         same = torch.cat([a.best[name] == b.best[name] for a, b in zip(after, before)]).double()
         if same.numel():
-            label = TOP["prediction_logits"] if checkpoint.class_name == "BertForMaskedLM" else TOP[name]
-            findings.append(Finding(label, same.numel(), same.mean().item(), least_mean=AGREEMENT))
+            findings.append(
+                Finding(OF_TOKENS.get(checkpoint.class_name, TOP[name]), same.numel(), same.mean().item(), least_mean=AGREEMENT)
+            )
     return Damage(tuple(findings), *_what_is_in_fp8(model))
 
 

@@ -674,7 +674,7 @@ def _layer_lines(layer: nn.Module, causal: bool, fused: str) -> list[tuple[str, 
             return part, "modules on packed rows", reason
         if kept is not None and fp8:
             if fp8 not in kept:
-                return part, f"{fused}, fp8", does
+                return part, f"{fused}, fp8" if fused == KERNELS else f"{fused}, fp8 emulated", does
             does = f"{does}; not in fp8: {kept[fp8]}"
         if not product or fused != KERNELS:
             return part, fused, does

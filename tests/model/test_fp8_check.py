@@ -18,7 +18,13 @@ if fp8.obstacle(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
 WORDS = "the cat sat on a mat and saw dogs run far away from old red houses in rain".split()
 
 
-@pytest.fixture(scope="module", params=["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+CLASSES = [
+    "BertModel", "BertForMaskedLM", "BertForSequenceClassification", "BertForQuestionAnswering", "BertForMultipleChoice",
+    "BertLMHeadModel",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CLASSES)
 def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -28,8 +34,9 @@ def checkpoint(request, tmp_path_factory):
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96, num_labels=3,
-        max_position_embeddings=32, initializer_range=0.1,
+        vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
+        num_labels=2 if request.param == "BertForQuestionAnswering" else 3,
+        max_position_embeddings=32, initializer_range=0.1, is_decoder=request.param == "BertLMHeadModel",
     )  # fmt: skip
     getattr(transformers, request.param)(config).save_pretrained(folder)
     return folder
@@ -57,7 +64,12 @@ def test_the_report(checkpoint, tmp_path):
     rows = {row["what"]: row for row in found["findings"]}
     assert 0.98 < rows[fp8_check.MEANS]["mean"] < 1.0
     assert rows["state of each token, embeddings"]["mean"] == pytest.approx(1.0)
-    last = {"BertForMaskedLM": "likeliest token of each mask", "BertForSequenceClassification": "likeliest class"}
+    last = {
+        "BertForMaskedLM": "likeliest token of each mask",
+        "BertForSequenceClassification": "likeliest class",
+        "BertForQuestionAnswering": "likeliest end",
+        "BertLMHeadModel": "likeliest next token",
+    }
     label = last.get(found["class"])
     assert label is None or (label in rows and 0.5 < rows[label]["mean"] <= 1.0)
     assert found["passed"] == all(row["passed"] for row in found["findings"])
@@ -85,7 +97,9 @@ def test_bad_options(checkpoint, tmp_path):
     one.write_text("the cat\n")
     assert "at least two texts" in run(checkpoint, "--text", one).output
     assert run(checkpoint, "--cosine", 1.5).exit_code == 2
-    assert CliRunner().invoke(app, ["verify", str(checkpoint), "--calibrate", str(one)]).exit_code == 2
+    assert run(checkpoint, "--full").exit_code == 2
+    for option in (["--calibrate", str(one)], ["--cosine", "0.9"]):
+        assert CliRunner().invoke(app, ["verify", str(checkpoint), *option]).exit_code == 2
     with pytest.raises(InputError, match="at least two"):
         fp8_check.halves(["one"])
     assert open_checkpoint(str(checkpoint)).class_name.startswith("Bert")
