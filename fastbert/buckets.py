@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-NEVER_AT_PADDING = ("start_logits", "end_logits")  # the dtype's minimum there, as from the model: no answer begins or ends
+from fastbert.padding import fill_padding_logits
+
+NEVER_AT_PADDING = ("start_logits", "end_logits")  # an answer neither begins nor ends there, as from the model
 
 
 @dataclass(frozen=True, order=True)
@@ -106,8 +108,11 @@ def owned(outputs: Mapping[str, Tensor], packed: Packed, bucket: Bucket) -> Mode
             if packed.tokens == batch_size * seqlen:
                 flat = value[: packed.tokens].clone()
             else:
-                blank = torch.finfo(value.dtype).min if name in NEVER_AT_PADDING else 0.0
-                flat = value.new_full((batch_size * seqlen, *value.shape[1:]), blank)
+                flat = value.new_zeros(batch_size * seqlen, *value.shape[1:])
                 flat.index_copy_(0, packed.indices.to(value.device), value[: packed.tokens])
             found[name] = flat.view(batch_size, seqlen, *value.shape[1:])
+            if name in NEVER_AT_PADDING and packed.tokens < batch_size * seqlen:
+                padding = torch.ones(batch_size * seqlen, dtype=torch.bool, device=value.device)
+                padding.index_fill_(0, packed.indices.to(value.device), False)
+                found[name] = fill_padding_logits(found[name], padding.view(batch_size, seqlen))
     return type(outputs)(**found)  # type: ignore[return-value]

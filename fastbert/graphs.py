@@ -18,6 +18,8 @@ from transformers.utils import ModelOutput
 from fastbert.buckets import DEFAULT_BUCKETS, Bucket, Packed, owned, pack
 from fastbert.kernels.invariance import is_batch_invariant
 from fastbert.modeling import berts
+from fastbert.padding_policy import policy_of
+from fastbert.routing import is_flash_attention
 
 WARM_UPS = 2  # forwards before a capture, in which kernels are compiled and libraries make their workspaces
 ON_CPU = "the model is on the CPU, where there are no CUDA graphs"
@@ -209,6 +211,11 @@ class CompiledModel:
         if ids is None:
             return "input_ids are not given"
         packed = inputs["cu_seqlens"] is not None
+        if mask is not None and any(policy_of(bert).exact for bert in berts(self.model)):
+            return "padding='exact': padding positions are computed"
+        alone = not packed and mask is None and ids.shape[:1] == (1,)
+        if alone and inputs["position_ids"] is not None and is_flash_attention(self.model.config._attn_implementation):
+            return "position_ids under flash attention may start again in a row"
         if ids.dim() != (1 if packed else 2) or (mask is not None and (packed or mask.shape != ids.shape)):
             return "the shapes are not those of a graph's inputs"
         return None
@@ -231,8 +238,8 @@ def compile(model: nn.Module, buckets: Iterable[Bucket | tuple[int, int]] | None
     of a batch; DEFAULT_BUCKETS where None, as far as one sequence of them has positions.
     The result is called as the model is, with input_ids, attention_mask, token_type_ids and position_ids, or packed with
     cu_seqlens, and returns what the model returns; outputs are the caller's, no later call writes to them, and tensors on the
-    CPU are taken as they are. At padding positions every output of tokens holds zeros, logits of question answering the dtype's
-    minimum. Threads may call at once; they take turns. A call that no graph can answer (more tokens than any bucket, labels,
+    CPU are taken as they are. At padding positions every output of tokens holds zeros, logits of question answering less than
+    any other of their row. Threads may call at once; they take turns. A call that no graph can answer (more tokens than any bucket, labels,
     gradients, a sequence that begins with padding) goes to the model, with a warning for each reason; `calls` counts both.
     Weights changed in place are seen; a model that was moved or cast must be compiled again.
     On a CPU there are no graphs: every call goes to the model, and `calls` says so.

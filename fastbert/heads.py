@@ -35,6 +35,8 @@ from transformers.utils.generic import can_return_tuple
 from fastbert import routing
 from fastbert.kernels import functional
 from fastbert.modeling import OURS, adopt
+from fastbert.padding import fill_padding_logits
+from fastbert.padding_policy import Caller, policy_from_option, policy_of, set_policy
 
 IGNORED = -100
 
@@ -50,9 +52,11 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
 class BertForPreTraining(hf.BertForPreTraining):
     """Masked language model and next-sentence prediction."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -82,6 +86,7 @@ class BertForPreTraining(hf.BertForPreTraining):
             raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
+        inputs["caller"] = _token_caller(self, with_loss)
         positions = labels != IGNORED if with_loss and _padded(inputs) else None
         if return_logits or labels is None:
             return super().forward(
@@ -114,9 +119,11 @@ class BertForPreTraining(hf.BertForPreTraining):
 class BertForMaskedLM(hf.BertForMaskedLM):
     """Masked language model."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -139,6 +146,7 @@ class BertForMaskedLM(hf.BertForMaskedLM):
         positions only and leaves logits None."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        inputs["caller"] = _token_caller(self, labels is not None)
         labelled = None if labels is None else labels != IGNORED
         positions = labelled if _padded(inputs) else None
         if return_logits or labels is None or labelled is None:
@@ -155,9 +163,11 @@ class BertForMaskedLM(hf.BertForMaskedLM):
 class BertLMHeadModel(hf.BertLMHeadModel):
     """Left-to-right language model."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -182,7 +192,7 @@ class BertLMHeadModel(hf.BertLMHeadModel):
         is not supported."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        inputs |= {"past_key_values": past_key_values}
+        inputs |= {"past_key_values": past_key_values, "caller": _token_caller(self, labels is not None)}
         if _padded(inputs):
             positions = None if labels is None else self._loss_positions(labels, **kwargs)
             return super().forward(
@@ -220,9 +230,11 @@ class BertLMHeadModel(hf.BertLMHeadModel):
 class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
     """Whether the second sentence follows the first."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     def forward(  # type: ignore[override]
         self,
@@ -239,15 +251,17 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
     ) -> tuple[Tensor, ...] | NextSentencePredictorOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, labels=labels, **kwargs)
+        return super().forward(**inputs, labels=labels, caller=Caller.POOLED_HEAD, **kwargs)
 
 
 class BertForSequenceClassification(hf.BertForSequenceClassification):
     """One label, several or a number per sequence."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     def forward(  # type: ignore[override]
         self,
@@ -264,15 +278,17 @@ class BertForSequenceClassification(hf.BertForSequenceClassification):
     ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, labels=labels, **kwargs)
+        return super().forward(**inputs, labels=labels, caller=Caller.POOLED_HEAD, **kwargs)
 
 
 class BertForMultipleChoice(hf.BertForMultipleChoice):
     """Which of several sequences fits."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -292,6 +308,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
         """As in transformers. num_choices: needed with cu_seqlens, whose B * C sequences are the choices, question by
         question."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs["caller"] = Caller.POOLED_HEAD
         if _padded(inputs):
             return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
         if num_choices is None:
@@ -312,9 +329,11 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
 class BertForTokenClassification(hf.BertForTokenClassification):
     """A label per token."""
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     def forward(  # type: ignore[override]
         self,
@@ -331,6 +350,7 @@ class BertForTokenClassification(hf.BertForTokenClassification):
     ) -> tuple[Tensor, ...] | TokenClassifierOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs["caller"] = _token_caller(self, labels is not None)
         positions = labels != IGNORED if labels is not None and _padded(inputs) else None
         return super().forward(**inputs, labels=labels, loss_positions=positions, **kwargs)
 
@@ -339,12 +359,14 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
     """Where an answer starts and ends.
 
     Its loss is a softmax over all positions, padding included, so labels on a batch with padding take the padded layout.
-    Without labels the logits at padding hold their dtype's minimum.
+    Without labels the logits at padding lie a fixed distance below the smallest real one of their row.
     """
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
+        set_policy(self.bert, policy)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -366,6 +388,7 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
         packed. In a packed batch it always is, and start_positions, end_positions count from each sequence's start."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = start_positions is not None and end_positions is not None
+        inputs["caller"] = _token_caller(self, with_loss)
         options = {"return_dict": True} | kwargs
         if _padded(inputs) and with_loss and not real_tokens_only:
             tokens = input_ids if input_ids is not None else inputs_embeds
@@ -373,14 +396,14 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
             spans = {"start_positions": start_positions, "end_positions": end_positions}
             return super().forward(**inputs, **spans, loss_positions=positions, **options)
         outputs = super().forward(**inputs, **options) if _padded(inputs) else self._packed_logits(inputs, options)
-        if _padded(inputs):
-            if attention_mask is not None and attention_mask.dim() == 2:
-                padding = ~attention_mask.to(outputs.start_logits.device, torch.bool)
-                for name in ("start_logits", "end_logits"):
-                    outputs[name] = outputs[name].masked_fill(padding, torch.finfo(outputs[name].dtype).min)
-            logits = [outputs.start_logits, outputs.end_logits]
-        else:
-            logits = [_rows_of(value, cu_seqlens, max_seqlen) for value in (outputs.start_logits, outputs.end_logits)]
+        logits = [outputs.start_logits, outputs.end_logits]
+        if not _padded(inputs):
+            logits = [_rows_of(value, cu_seqlens, max_seqlen) for value in logits]
+        elif attention_mask is not None and attention_mask.dim() <= 2:
+            padding = ~attention_mask.to(logits[0].device, torch.bool).expand(logits[0].shape)
+            if not policy_of(self.bert).exact:
+                outputs["start_logits"], outputs["end_logits"] = (fill_padding_logits(value, padding) for value in logits)
+            logits = [value.masked_fill(padding, torch.finfo(value.dtype).min) for value in logits]
         if start_positions is None or end_positions is None:
             return outputs
         loss = (_span_loss(logits[0], start_positions) + _span_loss(logits[1], end_positions)) / 2
@@ -417,6 +440,12 @@ def _inputs(
     if cu_seqlens is not None or max_seqlen is not None:
         inputs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
     return inputs
+
+
+def _token_caller(head: nn.Module, with_loss: bool) -> Caller:
+    if with_loss or not head.training:
+        return Caller.TOKEN_HEAD
+    return Caller.TOKEN_HEAD_WITHOUT_LOSS
 
 
 def _padded(inputs: dict[str, Any]) -> bool:

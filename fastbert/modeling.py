@@ -19,7 +19,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils import output_capturing
 
-from fastbert import routing
+from fastbert import padding_free, routing
 from fastbert.invariance import one_sequence, refuse_where_invariant
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
@@ -34,10 +34,13 @@ from fastbert.padding import (
     packed_layout,
     plan_layout,
     sequences_alone,
+    values_hidden,
 )
+from fastbert.padding_policy import DEFAULT, Caller, policy_from_option, policy_of, set_policy
 
 # Dropout streams of one layer: which of its operations a random number belongs to.
 ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
+_READERS = "readers of padding"  # what a model has been warned of
 
 
 class BertLayer(hf.BertLayer):
@@ -101,11 +104,17 @@ class BertModel(hf.BertModel):
     """transformers' BertModel on packed tokens: same arguments, outputs and state, plus a packed way to call it.
 
     Padding positions of last_hidden_state and hidden_states hold zeros, except where a loss reads them.
+
+    padding: "exact" lets them hold transformers' values instead, at the price of computing them; "zeros" is the default, said
+        aloud: it silences the warning for a caller who may read them. Not saved with the model. Raises ValueError for
+        another value.
     """
 
-    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         adopt(self)
+        set_policy(self, policy)
 
     def forward(  # type: ignore[override]
         self,
@@ -123,6 +132,7 @@ class BertModel(hf.BertModel):
         max_seqlen: int | None = None,
         loss_positions: Tensor | None = None,
         output_positions: Tensor | None = None,
+        caller: Caller = Caller.UNKNOWN,
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
         """As in transformers, and packed: input_ids (T,) or inputs_embeds (T, D) with cu_seqlens and max_seqlen.
@@ -133,6 +143,9 @@ class BertModel(hf.BertModel):
         loss_positions: bool (B, S), where a loss of the caller reads hidden states. If one of them is padding, every
             padding position is computed and holds transformers' value.
         output_positions: bool (B, S) or (T,). last_hidden_state then holds these positions only, (number, D), in order.
+        caller: what is known of who reads the states at padding; fastbert's heads say it.
+        cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, or position_ids (1, S) that start again: transformers'
+            padding-free form, kept apart where transformers does, under a flash attention setting. See `padding_free`.
         Raises ValueError or TypeError, naming expected and actual, for inputs that do not fit.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
@@ -142,8 +155,11 @@ class BertModel(hf.BertModel):
         cross = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
         packed = cu_seqlens is not None or max_seqlen is not None
         if packed:
-            self._check_packed(inputs, attention_mask, cu_seqlens, max_seqlen)
-        caching = self._caches(use_cache) and not (packed and use_cache is None)
+            self._check_packed(inputs, attention_mask, cu_seqlens, max_seqlen, kwargs)
+        else:
+            attention_mask = _broadcast_inputs(inputs, attention_mask)
+        several = packed or bool(padding_free.given_arguments(kwargs))  # sequences in a row, for which no cache is wanted
+        caching = self._caches(use_cache) and not (several and use_cache is None)
         obstacle = routing.model_obstacle(
             self,
             attention_mask=attention_mask,
@@ -152,15 +168,21 @@ class BertModel(hf.BertModel):
             encoder_inputs=any(value is not None for value in cross.values()),
             kwargs=kwargs,
         )
-        rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if packed else use_cache}
+        rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if several else use_cache}
         if packed:
             assert cu_seqlens is not None
             assert max_seqlen is not None
             return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, obstacle, rest)
         if obstacle is not None:
             return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
-        self._check_padded(inputs, attention_mask)
-        return self._forward_padded(inputs, attention_mask, loss_positions, output_positions, rest)
+        found = self._padding_free(inputs, attention_mask, kwargs)
+        self._check_padded(inputs, attention_mask, found)
+        if isinstance(found, str):
+            return self._forward_theirs(inputs, attention_mask, output_positions, found, rest)
+        rest = {name: value for name, value in rest.items() if name not in padding_free.VARLEN_ARGUMENTS}
+        if found is not None:
+            return self._forward_padding_free(inputs, found, output_positions, caller, rest)
+        return self._forward_padded(inputs, attention_mask, loss_positions, output_positions, caller, rest)
 
     def _forward_padded(
         self,
@@ -168,11 +190,15 @@ class BertModel(hf.BertModel):
         attention_mask: Tensor | None,
         loss_positions: Tensor | None,
         output_positions: Tensor | None,
+        caller: Caller,
         rest: dict[str, Any],
     ) -> Any:
         tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
         batch_size, seqlen = tokens.shape[:2]  # type: ignore[union-attr]
         keep = None if attention_mask is None else attention_mask.to(tokens.device, torch.bool)  # type: ignore[union-attr]
+        policy = policy_of(self)
+        if policy.exact and keep is not None:
+            loss_positions = keep.new_ones(()).expand(batch_size, seqlen)
         found = plan_layout(
             keep,
             batch_size,
@@ -181,11 +207,13 @@ class BertModel(hf.BertModel):
             loss_positions=_matching(loss_positions, tokens),
             output_positions=output_positions,
             pooled=self.pooler is not None,
+            not_padding=self._not_padding(inputs["input_ids"], keep, caller),
         )
         obstacle = self._padding_obstacle(found)
         if obstacle is not None:
             return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
         self._note(found)
+        self._warn_of_readers(found, caller)
         layout = found.layout
         x = self._embed_padded(inputs, layout, batch_size, seqlen)
         layout = layout.scheduled(x)
@@ -257,6 +285,106 @@ class BertModel(hf.BertModel):
         if output_positions is not None:
             x = _select(x, output_positions, None)
         return self._output(x, pooled, states, rest)
+
+    def _forward_padding_free(
+        self,
+        inputs: dict[str, Tensor | None],
+        found: padding_free.Boundaries,
+        output_positions: Tensor | None,
+        caller: Caller,
+        rest: dict[str, Any],
+    ) -> Any:
+        """Rows of several sequences each, (B, S), kept apart; outputs have the shapes that transformers gives them."""
+        tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        batch_size, seqlen = tokens.shape[:2]  # type: ignore[union-attr]
+        number = found.cu_seqlens.shape[0] - 1
+        if caller is Caller.POOLED_HEAD and number > batch_size:
+            raise ValueError(
+                f"expected one sequence a row, got {number} in {batch_size} (by {found.source}): this head reads the first "
+                "token of a row only. Pass cu_seqlens and max_seqlen with ids of shape (tokens,) for an answer per sequence"
+            )
+        flat = {name: None if value is None else value.flatten(0, 1) for name, value in inputs.items()}
+        ids, embeds = flat["input_ids"], flat["inputs_embeds"]
+        like = embeds if embeds is not None else torch.empty(batch_size * seqlen, 0, dtype=self.dtype, device=ids.device)  # type: ignore[union-attr]
+        layout, place = packed_layout(found.cu_seqlens, found.max_seqlen, like)
+        positions = flat["position_ids"]
+        if positions is None:
+            positions = self.embeddings.position_ids[0].index_select(0, place)
+        routing.record(self, f"packed by the caller ({found.source})")
+
+        def as_rows(x: Tensor) -> Tensor:
+            return x.view(batch_size, seqlen, x.shape[-1])
+
+        def show(x: Tensor) -> tuple[Tensor, Tensor]:
+            state = as_rows(x)
+            return state, state.flatten(0, 1)
+
+        x = self._embed(ids, flat["token_type_ids"], positions, embeds)
+        x, states = self._encode(x, layout, None, None, rest, show)
+        hidden = states[-1] if states else as_rows(x)
+        pooled = None if self.pooler is None else self.pooler(hidden)
+        if output_positions is not None:
+            hidden = _select(hidden.flatten(0, 1), output_positions.flatten(), None)
+        return self._output(hidden, pooled, states, rest)
+
+    def _padding_free(
+        self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> padding_free.Boundaries | str | None:
+        """`padding_free.find_boundaries` where transformers would keep sequences apart; else None, with a warning."""
+        given = padding_free.given_arguments(kwargs)
+        positions = inputs["position_ids"]
+        if not given and positions is None:
+            return None
+        tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        name = self.config._attn_implementation
+        if routing.is_flash_attention(name):
+            return padding_free.find_boundaries(tokens, attention_mask, positions, kwargs)  # type: ignore[arg-type]
+        reason = ""
+        if given:
+            reason = ", ".join(given)
+        elif positions.shape[0] == 1 and tokens.shape[0] == 1 and attention_mask is None:  # type: ignore[union-attr]
+            if positions.numel() and not values_hidden(positions) and not routing.has_warned(self, "position_ids"):  # type: ignore[union-attr]
+                reason = "position_ids" if padding_free.positions_start_again(positions) else ""  # type: ignore[arg-type]
+        if reason:
+            routing.warn_once(
+                self,
+                reason,
+                f"{reason} of a padding-free batch: with {name} attention, transformers' BERT lets all tokens of a row attend "
+                "to one another, and fastbert gives the same answer. To keep sequences apart use a flash attention setting, or "
+                "pass fastbert's cu_seqlens and max_seqlen with ids of shape (tokens,).",
+            )
+        return None
+
+    def _not_padding(self, ids: Tensor | None, keep: Tensor | None, caller: Caller) -> Tensor | None:
+        """Where something else than the padding token stands, if it matters whether that is at a padding position."""
+        pad = self.config.pad_token_id
+        if caller is not Caller.UNKNOWN or keep is None or ids is None or pad is None or torch.compiler.is_compiling():
+            return None
+        if policy_of(self) is not DEFAULT or routing.has_warned(self, _READERS):
+            return None
+        return ids != pad
+
+    def _warn_of_readers(self, found: Plan, caller: Caller) -> None:
+        """Says once that padding holds zeros, where somebody may read them who was not asked."""
+        if found.traced or found.layout.keep is None or found.loss_reads or policy_of(self).chosen:
+            return
+        if found.padding_filled:
+            reason = "other tokens than padding stand where attention_mask is 0, as in retrieval models that read their states"
+        elif not torch.is_grad_enabled():
+            return
+        elif caller is Caller.UNKNOWN:
+            reason = "the encoder is called with gradients, and what is trained on its states may read them"
+        elif caller is Caller.TOKEN_HEAD_WITHOUT_LOSS:
+            reason = "the head is called in training without labels, and a loss of your own may read its logits there"
+        else:
+            return
+        routing.warn_once(
+            self,
+            _READERS,
+            f"fastbert leaves zeros at padding positions (attention_mask 0), where transformers computes states: {reason}. "
+            "If padding is read, pass padding='exact' to the class, to from_pretrained or to fastbert.accelerate; "
+            "padding='zeros' silences this warning.",
+        )
 
     def _forward_theirs(
         self,
@@ -398,6 +526,8 @@ class BertModel(hf.BertModel):
         layout = found.layout
         if found.traced:
             routing.record(self, f"every position is a row; {TRACING}")
+        elif found.loss_reads and policy_of(self).exact:
+            routing.record(self, f"every position is a row; padding is {policy_of(self)}")
         elif found.loss_reads:
             routing.record(self, f"every position is a row; {LOSS_READS_PADDING}")
             message = f"fastbert computes padding positions too: {LOSS_READS_PADDING}. See fastbert.explain."
@@ -407,7 +537,9 @@ class BertModel(hf.BertModel):
         else:
             routing.record(self, "packed" if layout.indices is not None else "packed; no padding in the batch")
 
-    def _check_padded(self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None) -> None:
+    def _check_padded(
+        self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None, found: padding_free.Boundaries | str | None
+    ) -> None:
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         if ids is not None and ids.dim() != 2:
             raise ValueError(
@@ -420,7 +552,8 @@ class BertModel(hf.BertModel):
             )
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch_size, seqlen = tokens.shape
-        self._check_sizes(embeds, seqlen if inputs["position_ids"] is None else 0)
+        longest = found.max_seqlen if isinstance(found, padding_free.Boundaries) else seqlen
+        self._check_sizes(embeds, longest if inputs["position_ids"] is None else 0)
         if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, seqlen):
             raise ValueError(
                 f"expected attention_mask of shape ({batch_size}, {seqlen}) like the input, got {tuple(attention_mask.shape)}"
@@ -436,7 +569,11 @@ class BertModel(hf.BertModel):
         attention_mask: Tensor | None,
         cu_seqlens: Tensor | None,
         max_seqlen: int | None,
+        kwargs: dict[str, Any],
     ) -> None:
+        given = padding_free.given_arguments(kwargs)
+        if given:
+            raise ValueError(f"expected either cu_seqlens and max_seqlen or transformers' own {given[0]}, got both")
         if cu_seqlens is None or max_seqlen is None:
             missing = "cu_seqlens" if cu_seqlens is None else "max_seqlen"
             raise ValueError(f"expected cu_seqlens and max_seqlen together for a packed input, got no {missing}")
@@ -556,6 +693,23 @@ def _add_norm(
             )  # fmt: skip
     y = y if bias is None else y + bias
     return norm(F.dropout(y, dropout_p, training=dropout_p > 0.0) + residual)
+
+
+def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> Any:
+    """Gives a mask of shape (S,) or (1, S), and types and positions that transformers' sum of embeddings broadcasts, the
+    shape of the batch; shapes that do not fit stay and are refused later. Returns the mask."""
+    tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+        return attention_mask
+    shape = tokens.shape[:2]
+    for name in ("token_type_ids", "position_ids"):
+        value = inputs[name]
+        if value is not None and value.shape != shape and value.dim() <= 2:
+            if all(size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(shape))):
+                inputs[name] = value.expand(shape)
+    if isinstance(attention_mask, Tensor) and tuple(attention_mask.shape) in ((shape[1],), (1, shape[1])):
+        return attention_mask.expand(shape)
+    return attention_mask
 
 
 def _matching(positions: Tensor | None, tokens: Tensor | None) -> Tensor | None:

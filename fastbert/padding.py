@@ -22,6 +22,7 @@ from fastbert.kernels.schedule import AttentionSchedule
 
 LOSS_READS_PADDING = "a loss reads padding positions"
 TRACING = "tracing: shapes must not depend on values"
+MARGIN_OF_PADDING = 32.0  # how far logits at padding lie below a row's real ones: exp(-32) is below float32's rounding
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Layout:
     def scheduled(self, like: Tensor) -> "Layout":
         """The same layout with attention's schedule for states of the device and dtype of `like`."""
         layout = self.to(like.device)
-        if _values_hidden(like) and resolve_backend(like) == "torch":
+        if values_hidden(like) and resolve_backend(like) == "torch":
             schedule = AttentionSchedule(layout.cu_seqlens, self.max_seqlen, layout.seqused_k, self.uniform, None, None)
         else:
             schedule = functional.attention_schedule(
@@ -111,14 +112,15 @@ class Plan(NamedTuple):
     """A layout and what its making brought to light.
 
     traced: every position is a row because values could not be read. loss_reads: a loss reads a padding position.
-    padding_read: a loss or a pooler does. has_empty: some sequence has no real token. num_outputs: True values of
-    output_positions, or None where nobody knows them.
+    padding_read: a loss or a pooler does. padding_filled: see not_padding of `plan_layout`. has_empty: some sequence has
+    no real token. num_outputs: True values of output_positions, or None where nobody knows them.
     """
 
     layout: Layout
     traced: bool = False
     loss_reads: bool = False
     padding_read: bool = False
+    padding_filled: bool = False
     has_empty: bool = False
     num_outputs: int | None = None
 
@@ -132,14 +134,16 @@ def plan_layout(
     loss_positions: Tensor | None = None,
     output_positions: Tensor | None = None,
     pooled: bool = False,
+    not_padding: Tensor | None = None,
 ) -> Plan:
     """The layout of a padded batch, at the price of at most one transfer to the host.
 
     keep: bool (B, S), the real tokens, or None where every position is one. loss_positions: bool (B, S), where a loss reads
     hidden states. output_positions: bool (B, S), positions to be counted. pooled: a pooler reads the first position of each
-    sequence.
+    sequence. not_padding: bool (B, S), where something else than the padding token stands; the plan then tells whether any of
+    them is a padding position.
     """
-    if _values_hidden(device if keep is None else keep):
+    if values_hidden(device if keep is None else keep):
         read = keep is not None and (pooled or loss_positions is not None)
         layout = _every_position(keep, batch_size, seqlen, device)
         return Plan(layout, traced=True, loss_reads=loss_positions is not None, padding_read=read, has_empty=read)
@@ -153,7 +157,7 @@ def plan_layout(
         rows[:, 0] = True
     num_rows, num_keys = rows.sum(1), keep.sum(1)
     none = num_keys.new_zeros(())
-    longest, total_rows, total_keys, shortest, loss_reads, num_outputs = torch.stack(
+    longest, total_rows, total_keys, shortest, loss_reads, num_outputs, filled = torch.stack(
         [
             num_rows.amax(),
             num_rows.sum(),
@@ -161,6 +165,7 @@ def plan_layout(
             num_keys.amin(),
             none if loss_positions is None else (loss_positions & ~keep).any().to(none.dtype),
             none if output_positions is None else output_positions.sum(),
+            none if not_padding is None else (not_padding & ~keep).any().to(none.dtype),
         ]
     ).tolist()
     if total_keys == batch_size * seqlen:
@@ -172,11 +177,12 @@ def plan_layout(
     cu_seqlens = F.pad(num_rows.cumsum(0), (1, 0)).to(torch.int32)
     if total_rows == total_keys:
         indices = torch.nonzero_static(keep.flatten(), size=total_rows).squeeze(1)
-        return Plan(Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens), num_outputs=num_outputs)
+        layout = Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens)
+        return Plan(layout, padding_filled=bool(filled), num_outputs=num_outputs)
     order, rank = _real_first(keep, rows)
     indices = order.flatten().index_select(0, torch.nonzero_static((rank < 2).flatten(), size=total_rows).squeeze(1))
     layout = Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens, num_keys.to(torch.int32))
-    return Plan(layout, padding_read=True, has_empty=empty, num_outputs=num_outputs)
+    return Plan(layout, padding_read=True, padding_filled=bool(filled), has_empty=empty, num_outputs=num_outputs)
 
 
 def _every_position(keep: Tensor | None, batch_size: int, seqlen: int, device: torch.device) -> Layout:
@@ -191,6 +197,20 @@ def _real_first(keep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Flat positions, (B, S), each sequence's real tokens first, then its other rows, then the rest; and those ranks."""
     rank, order = torch.sort(2 - keep.to(torch.uint8) - rows.to(torch.uint8), dim=1, stable=True)
     return order + torch.arange(keep.shape[0], device=keep.device)[:, None] * keep.shape[1], rank
+
+
+def fill_padding_logits(logits: Tensor, padding: Tensor) -> Tensor:
+    """Logits over positions, (B, S), with padding so low that it loses every argmax of its row and takes no probability, yet
+    so near that a smoothed or distilled loss over all positions stays finite in every dtype.
+
+    padding: bool (B, S).
+    """
+    lowest = logits.detach().float().masked_fill(padding, float("inf")).amin(-1, keepdim=True)
+    lowest = torch.where(lowest.isinf(), 0.0, lowest)  # a row of padding alone
+    # The share keeps the distance larger than the spacing of 16-bit numbers.
+    below = lowest - MARGIN_OF_PADDING - lowest.abs() / 16
+    limits = torch.finfo(logits.dtype)
+    return torch.where(padding, below.clamp(limits.min, limits.max).to(logits.dtype), logits)
 
 
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int, like: Tensor) -> tuple[Layout, Tensor]:
@@ -230,7 +250,7 @@ def first_rows(x: Tensor, layout: Layout) -> Tensor:
     return torch.where((layout.cu_seqlens.diff() > 0)[:, None], rows, 0.0)
 
 
-def _values_hidden(like: Tensor | torch.device) -> bool:
+def values_hidden(like: Tensor | torch.device) -> bool:
     """Whether values cannot be read on the host now: tracing, stream capture, fake and meta tensors, functorch."""
     if torch.compiler.is_compiling():
         return True

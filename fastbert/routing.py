@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import activations, modeling_utils
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert as hf
@@ -26,11 +27,11 @@ from transformers.utils import output_capturing
 from fastbert.kernels import backend_reason
 from fastbert.kernels.dispatch import choose
 from fastbert.kernels.functional import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
+from fastbert.padding_policy import policy_of
 
 # What transformers' attention functions read from the model's keyword arguments; whatever else is there they ignore.
 ATTENTION_KWARGS = frozenset(
-    "block_mask cu_seq_lens_k cu_seq_lens_q debug_io is_causal max_length_k max_length_q output_cross_attentions "
-    "position_bias s_aux score_mod sliding_window softcap".split()
+    "block_mask debug_io is_causal output_cross_attentions position_bias s_aux score_mod sliding_window softcap".split()
 )
 ATTENTION_NAMES = frozenset(
     ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4", None)
@@ -460,10 +461,17 @@ def model_obstacle(
     return attention_obstacle(model.config) or encoder_obstacle(model)
 
 
+def is_flash_attention(name: str | None) -> bool:
+    """Whether this is transformers' own flash attention, from the package or from the Hub's kernels."""
+    return name is not None and (
+        name.startswith("flash_attention_") or ALL_ATTENTION_FUNCTIONS.get(name) is flash_attention_forward
+    )
+
+
 def attention_obstacle(config: Any) -> str | None:
     """Whether a user's own attention or mask function is in force."""
     name = config._attn_implementation
-    if name not in ATTENTION_NAMES:
+    if name not in ATTENTION_NAMES and not is_flash_attention(name):
         return f"attn_implementation {name!r} is not one of transformers' own"
     if torch.compiler.is_compiling():
         return None
@@ -518,6 +526,10 @@ def record(model: nn.Module, path: str) -> None:
 
 def forget(model: nn.Module) -> None:
     _records.pop(model, None)
+
+
+def has_warned(model: nn.Module, reason: str) -> bool:
+    return model in _records and reason in _records[model].warned
 
 
 def warn_once(model: nn.Module, reason: str, message: str) -> None:
@@ -622,6 +634,7 @@ def _model_notes(bert: nn.Module) -> dict[str, str]:
     return {
         "backend": f"{backend} ({reason})",
         "parameters": f"{_name(tensor.dtype)} on {tensor.device}",
+        "padding": str(policy_of(bert)),
         "last call": "none yet" if last is None or last.path is None else last.path,
     }
 

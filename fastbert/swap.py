@@ -2,6 +2,7 @@
 
 import functools
 import types
+import warnings
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,6 +12,7 @@ from fastbert import heads as _heads  # noqa: F401  (its classes join OURS)
 from fastbert import routing
 from fastbert.fp8 import dequantize
 from fastbert.modeling import OURS, adopt, register_outputs
+from fastbert.padding_policy import PaddingPolicy, policy_from_option, policy_of, set_policy, surrounding_policy
 
 Model = TypeVar("Model", bound=nn.Module)
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
@@ -18,16 +20,22 @@ PARTS = (hf.BertModel, hf.BertLayer, hf.BertPredictionHeadTransform)
 HEADS = tuple(theirs for theirs in OURS if theirs not in PARTS)
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(model: Model, *, padding: str | None = None) -> Model:
     """Lets every transformers BERT inside `model` run on packed tokens, in place.
 
     model: any torch.nn.Module that holds a transformers BertModel: a head, a pipeline's model, a sentence-transformers or
         PEFT wrapper. Found by exact module type; a user's subclass of a head counts as that head. Parameters stay the same
-        tensors; a second call changes nothing. A head of another kind reads zeros at padding positions.
+        tensors; a second call changes nothing.
+    padding: what token states and logits hold at padding positions (attention_mask 0). "zeros" computes none of them; "exact"
+        computes them all, equal to transformers. None chooses exact, with a warning that says so, where a module around the
+        BertModel reads token states whatever the mask says (recurrent, convolution, attention, known retrieval models), and
+        zeros elsewhere.
     Returns model.
-    Raises TypeError for something that is not a module or holds no BertModel.
+    Raises TypeError for something that is not a module or holds no BertModel, ValueError for another padding.
     """
+    chosen = policy_from_option(padding, "accelerate")
     _check("accelerate", model)
+    _choose_padding(model, chosen)
     adopt(model)
     for part in model.modules():
         if isinstance(part, HEADS) and not isinstance(part, tuple(THEIRS)):
@@ -49,8 +57,27 @@ def restore(model: Model) -> Model:
         if theirs is not None:
             part.__class__ = theirs
             routing.forget(part)
+            set_policy(part, None)
     _rebind(model)
     return model
+
+
+def _choose_padding(model: nn.Module, chosen: PaddingPolicy | None) -> None:
+    policy = chosen or surrounding_policy(model)
+    if policy is None:
+        return
+    changed = False
+    for part in model.modules():
+        if type(part) in (hf.BertModel, OURS[hf.BertModel]) and (chosen or not policy_of(part).chosen):
+            changed = changed or policy_of(part) != policy
+            set_policy(part, policy)
+    if changed and policy.exact and chosen is None:
+        warnings.warn(
+            f"fastbert.accelerate: padding positions hold transformers' values (padding='exact'), since {policy.reason}. "
+            "Where it respects the mask, accelerate(model, padding='zeros') saves their computation.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @functools.cache

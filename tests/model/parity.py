@@ -248,6 +248,15 @@ def at_real_tokens(value: Tensor, real: Tensor) -> Tensor:
     return value
 
 
+def assert_padding_is_below(logits: Tensor, real: Tensor) -> None:
+    """Logits over positions, (B, S): finite everywhere, at padding below every real one of their row by at least 30."""
+    assert logits.isfinite().all()
+    assert logits.abs().max() < 1e3, "so far away that a loss over all positions would see nothing else"
+    for row, kept in zip(logits.float(), real):
+        if kept.any() and not kept.all():
+            assert row[~kept].max() < row[kept].min() - 30
+
+
 def assert_same_outputs(ours: Any, theirs: Any, real: Tensor | None, tolerance: float = TOLERANCE) -> None:
     """Same type, same keys in the same order, same values: at real tokens where `real` (B, S) is given, else everywhere."""
     assert type(ours) is type(theirs)

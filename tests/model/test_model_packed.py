@@ -332,7 +332,7 @@ BAD_INPUTS = {
         lambda: padded(attention_mask=torch.ones(4, 12)),
         ValueError, r"attention_mask.*\(5, 12\).*\(4, 12\)",
     ),
-    "mask of one dimension": (lambda: padded(attention_mask=torch.ones(12)), ValueError, r"attention_mask.*\(5, 12\).*\(12,\)"),
+    "mask of one dimension": (lambda: padded(attention_mask=torch.ones(11)), ValueError, r"attention_mask.*\(5, 12\).*\(11,\)"),
     "token types of another shape": (
         lambda: padded(token_type_ids=torch.zeros(5, 11).long()),
         ValueError, r"token_type_ids.*\(5, 12\).*\(5, 11\)",
