@@ -239,8 +239,9 @@ def compile(model: nn.Module, buckets: Iterable[Bucket | tuple[int, int]] | None
     The result is called as the model is, with input_ids, attention_mask, token_type_ids and position_ids, or packed with
     cu_seqlens, and returns what the model returns; outputs are the caller's, no later call writes to them, and tensors on the
     CPU are taken as they are. At padding positions every output of tokens holds zeros, logits of question answering less than
-    any other of their row. Threads may call at once; they take turns. A call that no graph can answer (more tokens than any bucket, labels,
-    gradients, a sequence that begins with padding) goes to the model, with a warning for each reason; `calls` counts both.
+    any other of their row. Threads may call at once; they take turns. A call that no graph can answer (more tokens than any
+    bucket, labels, gradients, a sequence that begins with padding, padding="exact") goes to the model, with a warning for each
+    reason; `calls` counts both.
     Weights changed in place are seen; a model that was moved or cast must be compiled again.
     On a CPU there are no graphs: every call goes to the model, and `calls` says so.
     Each graph keeps its outputs: for a head over the vocabulary choose buckets of few tokens.

@@ -205,7 +205,8 @@ def fill_padding_logits(logits: Tensor, padding: Tensor) -> Tensor:
 
     padding: bool (B, S).
     """
-    lowest = logits.detach().float().masked_fill(padding, float("inf")).amin(-1, keepdim=True)
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    lowest = wide.masked_fill(padding, float("inf")).amin(-1, keepdim=True)
     lowest = torch.where(lowest.isinf(), 0.0, lowest)  # a row of padding alone
     # The share keeps the distance larger than the spacing of 16-bit numbers.
     below = lowest - MARGIN_OF_PADDING - lowest.abs() / 16

@@ -67,8 +67,8 @@ _ATTENTION_NAMES = ("attention", "attn")
 _RETRIEVAL_NAMES = ("colbert", "multivectorencoder", "lateinteraction", "dprreader")
 # Modules of sentence-transformers that read states under the mask only, or whole vectors of sentences.
 _MASKED_READERS = frozenset(
-    "CrossEncoder Dense Dropout LayerNorm LogitScore MLMTransformer Normalize Pooling SentenceTransformer SparseEncoder SpladePooling "
-    "Transformer".split()
+    "CrossEncoder Dense Dropout LayerNorm LogitScore MLMTransformer Normalize Pooling SentenceTransformer SparseEncoder "
+    "SpladePooling Transformer".split()
 )
 
 

@@ -163,7 +163,7 @@ def test_longer_than_the_positions_of_the_model():
     states = ours(**batch).last_hidden_state[0].split(lengths)
     for ids, state in zip(sequences(lengths), states):
         assert_close("state", state, theirs(ids[None]).last_hidden_state[0])
-    with pytest.raises(ValueError, match="at most 64 tokens.*got 65"):
+    with pytest.raises(ValueError, match=r"at most 64 tokens.*got 65"):
         ours(**flattened("cu_seq_lens", [65, 3])[0])
 
 
@@ -251,19 +251,19 @@ REFUSED = {
     "lengths without the longest": (lengths_of([0, 35], max_length_k=None), "together, got no max_length_k"),
     "queries without keys": (lengths_of([0, 35], cu_seq_lens_k=None), "together, got no cu_seq_lens_k"),
     "only the longest": ({"max_length_q": 12}, "together, got no cu_seq_lens_q, cu_seq_lens_k, max_length_k"),
-    "other keys": (lengths_of([0, 12, 24, 35], cu_seq_lens_k=torch.tensor([0, 11, 24, 35])), "cu_seq_lens_q and cu_seq_lens_k to be equal"),
+    "other keys": (lengths_of([0, 12, 24, 35], cu_seq_lens_k=torch.tensor([0, 11, 24, 35])), "cu_seq_lens_k to be equal"),
     "more keys": (lengths_of([0, 12, 24, 35], cu_seq_lens_k=torch.tensor([0, 35])), r"of one shape, got \(4,\) and \(2,\)"),
     "short of the tokens": (lengths_of([0, 12, 24, 34]), "rise from 0 to the 35 tokens of the input, got 0 to 34"),
     "not from zero": (lengths_of([1, 12, 24, 35]), "rise from 0 to the 35 tokens of the input, got 1 to 35"),
     "falling": (lengths_of([0, 24, 12, 35], 24), "falling in between"),
     "longest too short": (lengths_of([0, 12, 24, 35], 11), "max_length_q of at least 12, the longest sequence"),
     "a list": (lengths_of([0, 35], cu_seq_lens_q=[0, 35]), "cu_seq_lens_q as an int32 tensor, got list"),
-    "two dimensions": (lengths_of([0, 35], cu_seq_lens_q=torch.tensor([[0, 35]])), r"cu_seq_lens_q of shape \(sequences \+ 1,\)"),
+    "two dimensions": (lengths_of([0, 35], cu_seq_lens_q=torch.tensor([[0, 35]])), r"shape \(sequences \+ 1,\)"),
     "positions that begin in a sequence": (
         {"position_ids": torch.cat([torch.arange(3, 12), torch.arange(26)])[None]},
         "begin with their smallest value",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -278,7 +278,7 @@ def test_fastberts_own_packed_form_takes_no_second_lengths():
     _, ours = flash_pair()
     ids = torch.cat(sequences())
     bounds = torch.tensor([0, 12, 24, 35], dtype=torch.int32)
-    with pytest.raises(ValueError, match="either cu_seqlens and max_seqlen or transformers.*cu_seq_lens_q"):
+    with pytest.raises(ValueError, match=r"either cu_seqlens and max_seqlen or transformers.*cu_seq_lens_q"):
         ours(ids, cu_seqlens=bounds, max_seqlen=12, **lengths_of([0, 12, 24, 35]))
 
 

@@ -1,0 +1,404 @@
+"""What padding positions hold: zeros by default, transformers' values with padding="exact", and a word where it matters."""
+
+import copy
+import pickle
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+import transformers
+from parity import (
+    HEADS_AND_DECODER,
+    LM_DECODER,
+    MASKED_LM,
+    PRETRAINING,
+    QUESTION,
+    SEQUENCE,
+    TOKEN,
+    assert_close,
+    assert_padding_is_below,
+    assert_same_gradients,
+    assert_same_outputs,
+    assert_same_run,
+    config_for,
+    gradients,
+    labels_for,
+    make_batch,
+    pair,
+    quiet_transformers,
+    randomise,
+)
+from torch import nn
+
+import fastbert
+from fastbert.padding import fill_padding_logits
+
+
+def exact(ours):
+    return fastbert.accelerate(ours, padding="exact")
+
+
+@contextmanager
+def said():
+    """The warnings about padding."""
+    messages = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages += [str(one.message) for one in caught if "padding=" in str(one.message)]
+
+
+# padding="exact"
+
+
+@pytest.mark.parametrize("pattern", ["no_mask", "full", "right", "left", "holes", "empty_row", "all_empty"])
+@pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
+def test_exact_is_transformers_everywhere(head, pattern):
+    theirs, ours = pair(head)
+    batch = make_batch(pattern, head)
+    inputs = batch.inputs(output_hidden_states=True)
+    if head is LM_DECODER:
+        inputs["use_cache"] = False
+    assert_same_run(head, theirs, exact(ours), inputs, batch.real, everywhere=True)
+    if head is not LM_DECODER:
+        assert fastbert.explain(ours).notes["padding"] == "exact (padding='exact')"
+
+
+@pytest.mark.parametrize("head", [TOKEN, QUESTION, MASKED_LM, PRETRAINING], ids=str)
+def test_exact_with_labels(head):
+    theirs, ours = pair(head)
+    batch = make_batch("right")
+    assert_same_run(head, theirs, exact(ours), batch.inputs(**labels_for(head, batch)), batch.real, everywhere=True)
+
+
+def test_exact_keeps_the_layers_packed_and_says_so():
+    _, ours = pair()
+    exact(ours)(**make_batch("right").inputs())
+    assert fastbert.explain(ours).notes["last call"] == "every position is a row; padding is exact (padding='exact')"
+    ours(**make_batch("full").inputs())
+    assert fastbert.explain(ours).notes["last call"] == "packed; no padding in the batch"
+
+
+def test_the_option_of_the_classes_is_in_no_checkpoint(tmp_path):
+    theirs, _ = pair(TOKEN)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = fastbert.BertForTokenClassification.from_pretrained(tmp_path / "theirs", padding="exact")
+    batch = make_batch("right")
+    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), None)
+    ours.save_pretrained(tmp_path / "ours")
+    assert (tmp_path / "ours/config.json").read_text().count("padding") == 0
+    again = fastbert.BertForTokenClassification.from_pretrained(tmp_path / "ours")
+    assert fastbert.explain(again).notes["padding"] == "zeros (the default)"
+    for ours in (
+        fastbert.BertModel(config_for(), padding="exact"),
+        fastbert.BertModel(config_for(), add_pooling_layer=False, padding="exact"),
+        *(head.ours(config_for(head), padding="exact") for head in HEADS_AND_DECODER),
+    ):
+        for copied in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            assert fastbert.explain(copied).notes["padding"] == "exact (padding='exact')"
+
+
+def test_accelerate_sets_it_and_restore_forgets_it():
+    theirs, _ = pair()
+    batch = make_batch("left")
+    expected = theirs(**batch.inputs())
+    keys, before = list(theirs.state_dict()), set(theirs.__dict__)
+    fastbert.accelerate(theirs, padding="exact")
+    assert_same_outputs(theirs(**batch.inputs()), expected, None)
+    fastbert.accelerate(theirs)  # a second call changes nothing
+    assert_same_outputs(theirs(**batch.inputs()), expected, None)
+    assert list(theirs.state_dict()) == keys
+    fastbert.accelerate(theirs, padding="zeros")
+    assert theirs(**batch.inputs()).last_hidden_state[~batch.real].abs().max() == 0
+    fastbert.restore(theirs)
+    assert set(theirs.__dict__) == before
+
+
+@pytest.mark.parametrize("padding", ["none", 1])
+def test_another_value_is_refused(padding):
+    for make in (fastbert.BertModel, fastbert.BertForQuestionAnswering):
+        with pytest.raises(ValueError, match=rf"{make.__name__}: expected padding 'zeros' or 'exact', got {padding!r}"):
+            make(config_for(), padding=padding)
+    with pytest.raises(ValueError, match=rf"accelerate: expected padding 'zeros' or 'exact', got {padding!r}"):
+        fastbert.accelerate(pair()[0], padding=padding)
+
+
+def test_exact_under_another_attention_is_transformers_path():
+    theirs, ours = pair(attn_implementation="eager")
+    batch = make_batch("empty_row")
+    assert_same_outputs(exact(ours)(**batch.inputs()), theirs(**batch.inputs()), None)
+
+
+# Readers of padding: each of these took zeros without a word
+
+
+class Tagger(nn.Module):
+    """A recurrent network on top of an encoder, as hundreds of repositories have it."""
+
+    def __init__(self, bert, top):
+        super().__init__()
+        self.bert, self.top = bert, top
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, **inputs):
+        states = self.bert(**inputs).last_hidden_state
+        if isinstance(self.top, nn.Conv1d):
+            return self.out(self.top(states.transpose(1, 2)).transpose(1, 2))
+        if isinstance(self.top, nn.MultiheadAttention):
+            return self.out(self.top(states, states, states)[0][..., :16])
+        return self.out(self.top(states)[0])
+
+
+TOPS = {
+    "LSTM": lambda: nn.LSTM(48, 8, bidirectional=True, batch_first=True),
+    "GRU": lambda: nn.GRU(48, 16, batch_first=True),
+    "Conv1d": lambda: nn.Conv1d(48, 16, 3, padding=1),
+    "MultiheadAttention": lambda: nn.MultiheadAttention(48, 2, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", TOPS)
+def test_accelerate_sees_who_reads_token_states(name):
+    theirs, _ = pair()
+    torch.manual_seed(0)
+    model = Tagger(theirs, TOPS[name]()).eval()
+    batch = make_batch("right")
+    expected = model(**batch.inputs())
+    before = gradients(model, expected.sum())
+    with said() as messages:
+        fastbert.accelerate(model)
+        fastbert.accelerate(model)
+    assert len(messages) == 1
+    assert f"the module {name} reads token states" in messages[0]
+    with said() as messages:
+        actual = model(**batch.inputs())
+    assert_close("scores", actual, expected)
+    assert_same_gradients(gradients(model, actual.sum()), before)
+    assert messages == []
+    assert fastbert.explain(model).notes["padding"].startswith(f"exact (the module {name}")
+
+
+def test_the_users_choice_beats_what_accelerate_sees():
+    model = Tagger(pair()[0], TOPS["LSTM"]())
+    with said() as messages:
+        fastbert.accelerate(model, padding="zeros")
+        fastbert.accelerate(model)
+        model(**make_batch("right").inputs())
+    assert messages == []
+    assert fastbert.explain(model).notes["padding"] == "zeros (padding='zeros')"
+
+
+class HF_ColBERT(nn.Module):
+    """Queries filled up with [MASK] tokens at attention_mask 0, whose states are compared as well."""
+
+    def __init__(self, bert):
+        super().__init__()
+        self.bert, self.linear = bert, nn.Linear(48, 8, bias=False)
+
+    def forward(self, **inputs):
+        return nn.functional.normalize(self.linear(self.bert(**inputs).last_hidden_state), dim=-1)
+
+
+def test_accelerate_knows_retrieval_models():
+    model = HF_ColBERT(pair()[0]).eval()
+    batch = make_batch("right")
+    expected = model(**batch.inputs())
+    with said() as messages:
+        fastbert.accelerate(model)
+    assert "the retrieval model HF_ColBERT reads token states" in messages[0]
+    assert_close("query vectors", model(**batch.inputs()), expected)
+
+
+def test_mask_tokens_at_padding_are_noticed_without_gradients():
+    """Retrieval by a class of fastbert's inside a user's code: the input itself gives it away."""
+    ours = fastbert.BertModel(config_for())
+    ids = torch.tensor([[2, 7, 8, 3, 4, 4, 4, 4]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]])
+    with said() as messages, torch.no_grad():
+        for _ in range(3):
+            ours(ids, attention_mask=mask)
+    assert len(messages) == 1
+    assert "other tokens than padding stand where attention_mask is 0" in messages[0]
+    assert "padding='exact'" in messages[0]
+
+
+def padded_batch():
+    batch = make_batch("right")
+    batch.input_ids[~batch.real] = 0
+    return batch
+
+
+def test_an_encoder_called_with_gradients_is_warned_of_once():
+    _, ours = pair()
+    batch = padded_batch()
+    with said() as messages:
+        with torch.no_grad():
+            ours(**batch.inputs())
+        ours(**make_batch("no_mask").inputs())
+        assert messages == []
+        for _ in range(3):
+            ours(**batch.inputs())
+    assert len(messages) == 1
+    assert "called with gradients" in messages[0]
+
+
+@pytest.mark.parametrize("head", [TOKEN, QUESTION, MASKED_LM, PRETRAINING], ids=str)
+def test_a_token_head_trained_without_labels_is_warned_of_once(head):
+    _, ours = pair(head)
+    batch = padded_batch()
+    ours.train()
+    labels = labels_for(head, batch)
+    with said() as messages:
+        if head is not QUESTION:
+            ours(**batch.inputs(**labels))
+        ours.eval()(**batch.inputs())
+        ours.train()
+        with torch.no_grad():
+            ours(**batch.inputs())
+    assert messages == []
+    with said() as messages:
+        for _ in range(3):
+            ours(**batch.inputs())
+    assert len(messages) == 1
+    assert "in training without labels" in messages[0]
+
+
+@pytest.mark.parametrize("choice", ["exact", "zeros"])
+def test_who_has_chosen_is_not_warned(choice):
+    _, ours = pair()
+    fastbert.accelerate(ours, padding=choice)
+    with said() as messages:
+        ours(**make_batch("right").inputs())
+    assert messages == []
+
+
+def test_a_head_of_one_answer_a_sequence_is_not_warned():
+    _, ours = pair(SEQUENCE)
+    with said() as messages:
+        ours.train()(**padded_batch().inputs())
+    assert messages == []
+
+
+def test_sentence_transformers_training_is_not_warned(tmp_path):
+    """Its pooling respects the mask; a convolution of its own does not."""
+    models = pytest.importorskip("sentence_transformers.models")
+    from sentence_transformers import SentenceTransformer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]))
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    transformers.BertModel(config_for(vocab_size=32)).save_pretrained(tmp_path)
+
+    def make(*between):
+        body = models.Transformer(str(tmp_path))
+        return SentenceTransformer(modules=[body, *between, models.Pooling(48 if not between else 16)], device="cpu")
+
+    model = make()
+    with said() as messages:
+        fastbert.accelerate(model)
+        features = model.preprocess(["a b c d", "h"])
+        model(dict(features))["sentence_embedding"].sum().backward()
+    assert messages == []
+    assert fastbert.explain(model).notes["padding"].startswith("zeros (sentence-transformers reads states under the mask")
+    model = make(models.CNN(48, 16, [3]))
+    expected = model.encode(["a b c d", "h"])
+    with said() as messages:
+        fastbert.accelerate(model)
+    assert len(messages) == 1
+    torch.testing.assert_close(torch.tensor(model.encode(["a b c d", "h"])), torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_a_model_beside_the_encoder_is_not_around_it():
+    """The attention of a vision tower reads no token states of BERT's."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = transformers.ViTConfig(**sizes, image_size=8, patch_size=4)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, config_for(), projection_dim=8)
+    with quiet_transformers():
+        model = transformers.VisionTextDualEncoderModel(config)
+    with said() as messages:
+        fastbert.accelerate(model)
+    assert messages == []
+
+
+def test_an_own_loss_over_labels_at_padding():
+    """The reported value: 1.1043 in place of 1.1085 with half the gradient."""
+    theirs, ours = pair(TOKEN)
+    batch = make_batch("right")
+    labels = torch.randint(0, 4, batch.real.shape, generator=torch.Generator().manual_seed(0))
+
+    def loss(model):
+        return nn.functional.cross_entropy(model(**batch.inputs()).logits.flatten(0, 1), labels.flatten())
+
+    expected, actual = loss(theirs), loss(exact(ours))
+    assert_close("loss", actual, expected)
+    assert_same_gradients(gradients(ours, actual), gradients(theirs, expected))
+
+
+# Logits of question answering
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1000.0, 60000.0])
+def test_padding_loses_every_argmax_in_every_dtype(dtype, scale):
+    torch.manual_seed(0)
+    logits = (torch.randn(6, 20).clamp(-0.95, 0.95) * scale).to(dtype)
+    padding = torch.rand(6, 20) < 0.5
+    padding[0], padding[1] = True, False
+    padding[2:, 3] = False
+    filled = fill_padding_logits(logits, padding)
+    assert filled.dtype == dtype
+    assert filled.isfinite().all()
+    assert torch.equal(filled[~padding], logits[~padding])
+    for row, gone in zip(filled, padding):
+        if gone.any() and not gone.all():
+            assert row[gone].max() < row[~gone].min()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_smoothed_and_distilled_losses_over_padding_stay_finite(dtype):
+    theirs, ours = pair(QUESTION, dtype=dtype)
+    batch = make_batch("right")
+    answers = torch.tensor([1, 2, 0, 3, 4])
+
+    def losses(model, teacher):
+        logits = model(**batch.inputs()).start_logits.float()
+        smoothed = nn.functional.cross_entropy(logits, answers, label_smoothing=0.1)
+        return smoothed, nn.functional.mse_loss(logits, teacher)
+
+    with torch.no_grad():
+        teacher = randomise(copy.deepcopy(ours), seed=3)(**batch.inputs()).start_logits.float()
+    assert_padding_is_below(teacher, batch.real)
+    for found, expected in zip(losses(ours, teacher), losses(theirs, teacher)):
+        assert found.isfinite()
+        assert found < 100
+        assert expected.isfinite()
+    grads = gradients(ours, sum(losses(ours, teacher)))
+    assert all(grad is None or grad.isfinite().all() for grad in grads.values())
+    exactly = losses(exact(ours), teacher)[0]
+    assert_close("smoothed loss", exactly, losses(theirs, teacher)[0], 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+# Masks and types as transformers broadcasts them
+
+
+def test_masks_and_types_of_fewer_dimensions():
+    theirs, ours = pair()
+    batch = make_batch("full")
+    row = torch.tensor([1] * 8 + [0] * 4)
+    expected = theirs(batch.input_ids, attention_mask=row.expand(5, 12), token_type_ids=row.expand(5, 12))
+    real = row.expand(5, 12).bool()
+    for mask in (row, row[None]):
+        for types in (row, row[None]):
+            actual = ours(batch.input_ids, attention_mask=mask, token_type_ids=types)
+            assert_same_outputs(actual, expected, real)
+    for types in (torch.tensor(1), torch.ones(5, 1, dtype=torch.int64), torch.ones(12, dtype=torch.int64)):
+        assert_same_outputs(ours(batch.input_ids, token_type_ids=types), theirs(batch.input_ids, token_type_ids=types), None)
+    positions = torch.arange(12).flip(0)
+    assert_same_outputs(
+        ours(batch.input_ids, position_ids=positions, token_type_ids=row),
+        theirs(batch.input_ids, position_ids=positions, token_type_ids=row),
+        None,
+    )
+    _, question = pair(QUESTION)
+    logits = question(batch.input_ids, attention_mask=row).start_logits
+    assert_padding_is_below(logits, real)
