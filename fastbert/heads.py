@@ -52,7 +52,7 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
 class BertForPreTraining(hf.BertForPreTraining):
     """Masked language model and next-sentence prediction."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -119,7 +119,7 @@ class BertForPreTraining(hf.BertForPreTraining):
 class BertForMaskedLM(hf.BertForMaskedLM):
     """Masked language model."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -163,7 +163,7 @@ class BertForMaskedLM(hf.BertForMaskedLM):
 class BertLMHeadModel(hf.BertLMHeadModel):
     """Left-to-right language model."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -230,7 +230,7 @@ class BertLMHeadModel(hf.BertLMHeadModel):
 class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
     """Whether the second sentence follows the first."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -257,7 +257,7 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
 class BertForSequenceClassification(hf.BertForSequenceClassification):
     """One label, several or a number per sequence."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -284,7 +284,7 @@ class BertForSequenceClassification(hf.BertForSequenceClassification):
 class BertForMultipleChoice(hf.BertForMultipleChoice):
     """Which of several sequences fits."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -329,7 +329,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
 class BertForTokenClassification(hf.BertForTokenClassification):
     """A label per token."""
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)
@@ -362,7 +362,7 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
     Without labels the logits at padding lie a fixed distance below the smallest real one of their row.
     """
 
-    def __init__(self, config: BertConfig, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
         adopt(self)

@@ -110,7 +110,7 @@ class BertModel(hf.BertModel):
         another value.
     """
 
-    def __init__(self, config: BertConfig, add_pooling_layer: bool = True, padding: str | None = None) -> None:
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         adopt(self)
@@ -175,8 +175,10 @@ class BertModel(hf.BertModel):
             return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, obstacle, rest)
         if obstacle is not None:
             return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
+        seqlen = self._check_padded(inputs, attention_mask)
         found = self._padding_free(inputs, attention_mask, kwargs)
-        self._check_padded(inputs, attention_mask, found)
+        longest = found.max_seqlen if isinstance(found, padding_free.Boundaries) else seqlen
+        self._check_sizes(inputs["inputs_embeds"], longest if position_ids is None else 0)
         if isinstance(found, str):
             return self._forward_theirs(inputs, attention_mask, output_positions, found, rest)
         rest = {name: value for name, value in rest.items() if name not in padding_free.VARLEN_ARGUMENTS}
@@ -331,20 +333,18 @@ class BertModel(hf.BertModel):
         self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None, kwargs: dict[str, Any]
     ) -> padding_free.Boundaries | str | None:
         """`padding_free.find_boundaries` where transformers would keep sequences apart; else None, with a warning."""
-        given = padding_free.given_arguments(kwargs)
-        positions = inputs["position_ids"]
+        given, positions = padding_free.given_arguments(kwargs), inputs["position_ids"]
         if not given and positions is None:
             return None
-        tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        tokens: Any = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
         name = self.config._attn_implementation
         if routing.is_flash_attention(name):
-            return padding_free.find_boundaries(tokens, attention_mask, positions, kwargs)  # type: ignore[arg-type]
-        reason = ""
-        if given:
-            reason = ", ".join(given)
-        elif positions.shape[0] == 1 and tokens.shape[0] == 1 and attention_mask is None:  # type: ignore[union-attr]
-            if positions.numel() and not values_hidden(positions) and not routing.has_warned(self, "position_ids"):  # type: ignore[union-attr]
-                reason = "position_ids" if padding_free.positions_start_again(positions) else ""  # type: ignore[arg-type]
+            return padding_free.find_boundaries(tokens, attention_mask, positions, kwargs)
+        reason = ", ".join(given)
+        if not given and positions is not None and positions.shape[0] == tokens.shape[0] == 1 and attention_mask is None:
+            readable = not (values_hidden(positions) or routing.has_warned(self, "position_ids"))
+            if readable and padding_free.positions_start_again(positions):
+                reason = "position_ids"
         if reason:
             routing.warn_once(
                 self,
@@ -537,9 +537,8 @@ class BertModel(hf.BertModel):
         else:
             routing.record(self, "packed" if layout.indices is not None else "packed; no padding in the batch")
 
-    def _check_padded(
-        self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None, found: padding_free.Boundaries | str | None
-    ) -> None:
+    def _check_padded(self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None) -> int:
+        """Checks the shapes; returns S."""
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         if ids is not None and ids.dim() != 2:
             raise ValueError(
@@ -552,8 +551,6 @@ class BertModel(hf.BertModel):
             )
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch_size, seqlen = tokens.shape
-        longest = found.max_seqlen if isinstance(found, padding_free.Boundaries) else seqlen
-        self._check_sizes(embeds, longest if inputs["position_ids"] is None else 0)
         if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, seqlen):
             raise ValueError(
                 f"expected attention_mask of shape ({batch_size}, {seqlen}) like the input, got {tuple(attention_mask.shape)}"
@@ -562,6 +559,7 @@ class BertModel(hf.BertModel):
             value = inputs[name]
             if value is not None and tuple(value.shape) not in ((batch_size, seqlen), (1, seqlen)):
                 raise ValueError(f"expected {name} of shape ({batch_size}, {seqlen}), got {tuple(value.shape)}")
+        return seqlen
 
     def _check_packed(
         self,

@@ -274,6 +274,12 @@ def test_contradictions_are_refused_by_name(case):
         ours(input_ids=flattened("both")[0]["input_ids"], **arguments)
 
 
+def test_ids_of_one_dimension_are_refused_before_anything_else():
+    _, ours = flash_pair()
+    with pytest.raises(ValueError, match=r"expected input_ids of shape \(batch, seq\)"):
+        ours(torch.cat(sequences()), **lengths_of([0, 12, 24, 35]))
+
+
 def test_fastberts_own_packed_form_takes_no_second_lengths():
     _, ours = flash_pair()
     ids = torch.cat(sequences())
