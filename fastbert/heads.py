@@ -298,7 +298,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
             raise ValueError("expected num_choices beside cu_seqlens, got None")
         outputs = self.bert(**inputs, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        if logits.shape[0] % num_choices:
+        if not torch.jit.is_tracing() and logits.shape[0] % num_choices:
             raise ValueError(f"expected a multiple of {num_choices} sequences (num_choices), got {logits.shape[0]}")
         logits = logits.view(-1, num_choices)
         return MultipleChoiceModelOutput(
@@ -439,7 +439,7 @@ def labelled_loss(
     """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
     labels = labels.reshape(-1).to(hidden.device)
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    if hidden.shape[0] != labels.shape[0] or not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or hidden.shape[0] != labels.shape[0]:
         labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
     decoder = predictions.decoder
     if not (

@@ -223,7 +223,7 @@ def sequences_alone(layout: Layout, x: Tensor) -> list[tuple[int, int, Layout]]:
 
 def first_rows(x: Tensor, layout: Layout) -> Tensor:
     """The first row of each sequence of a packed batch, (B, ...); zeros for a sequence without rows."""
-    if x.shape[0] == 0:
+    if not torch.jit.is_tracing() and x.shape[0] == 0:
         return x.new_zeros(layout.batch_size, *x.shape[1:])
     starts = layout.cu_seqlens[:-1]
     rows = x.index_select(0, starts.clamp(max=x.shape[0] - 1))
