@@ -118,7 +118,6 @@ class BertModel(hf.BertModel):
         encoder_attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         loss_positions: Tensor | None = None,

@@ -189,8 +189,11 @@ def _every_position(keep: Tensor | None, batch_size: int, seqlen: int, device: t
 
 def _real_first(keep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Flat positions, (B, S), each sequence's real tokens first, then its other rows, then the rest; and those ranks."""
-    rank, order = torch.sort(2 - keep.to(torch.uint8) - rows.to(torch.uint8), dim=1, stable=True)
-    return order + torch.arange(keep.shape[0], device=keep.device)[:, None] * keep.shape[1], rank
+    batch_size, seqlen = keep.shape
+    rank = 2 - keep.to(torch.int32) - rows.to(torch.int32)
+    # A key of each position's own: ONNX and OpenVINO have no stable sort.
+    key, order = torch.sort(rank * seqlen + torch.arange(seqlen, dtype=torch.int32, device=keep.device), dim=1)
+    return order + torch.arange(batch_size, device=keep.device)[:, None] * seqlen, key.div(seqlen, rounding_mode="floor")
 
 
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int, like: Tensor) -> tuple[Layout, Tensor]:
