@@ -68,7 +68,6 @@ class BertForPreTraining(hf.BertForPreTraining):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         return_logits: bool = True,
@@ -136,7 +135,6 @@ class BertForMaskedLM(hf.BertForMaskedLM):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         return_logits: bool = True,
@@ -183,7 +181,6 @@ class BertLMHeadModel(hf.BertLMHeadModel):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         **kwargs: Any,
@@ -244,7 +241,6 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         **kwargs: Any,
@@ -271,7 +267,6 @@ class BertForSequenceClassification(hf.BertForSequenceClassification):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         **kwargs: Any,
@@ -299,7 +294,6 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         num_choices: int | None = None,
@@ -315,7 +309,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
             raise ValueError("expected num_choices beside cu_seqlens, got None")
         outputs = self.bert(**inputs, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        if logits.shape[0] % num_choices:
+        if not torch.jit.is_tracing() and logits.shape[0] % num_choices:
             raise ValueError(f"expected a multiple of {num_choices} sequences (num_choices), got {logits.shape[0]}")
         logits = logits.view(-1, num_choices)
         return MultipleChoiceModelOutput(
@@ -343,7 +337,6 @@ class BertForTokenClassification(hf.BertForTokenClassification):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         **kwargs: Any,
@@ -378,7 +371,6 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         real_tokens_only: bool = False,
@@ -468,7 +460,7 @@ def labelled_loss(
     """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
     labels = labels.reshape(-1).to(hidden.device)
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    if hidden.shape[0] != labels.shape[0] or not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or hidden.shape[0] != labels.shape[0]:
         labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
     decoder = predictions.decoder
     if not (

@@ -127,7 +127,6 @@ class BertModel(hf.BertModel):
         encoder_attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         loss_positions: Tensor | None = None,
@@ -231,7 +230,7 @@ class BertModel(hf.BertModel):
         def show(rows: Tensor) -> tuple[Tensor, Tensor]:
             """A state as it is returned, and the rows to go on with: out of it, so that a loss has a gradient there."""
             padded = border(rows)
-            if not padded.requires_grad:
+            if not padded.requires_grad and not torch.jit.is_tracing():  # a trace may be trained, whatever records it
                 return padded, rows
             here = layout.to(rows.device)
             shown = here.pack(padded)
@@ -417,6 +416,8 @@ class BertModel(hf.BertModel):
             state, x = show(x)
             states.append(state)
         mask: Callable[[Tensor], Any] | None = None
+        if torch.jit.is_tracing() and is_batch_invariant():
+            raise RuntimeError("batch-invariant mode: expected a call, got torch.jit.trace, whose graph serves other batches")
         alone = sequences_alone(layout, x) if is_batch_invariant() and resolve_backend(x) == "torch" else None
         for layer in self.encoder.layer:
             plan = routing.plan_layer(layer, self.config.is_decoder)
@@ -549,6 +550,8 @@ class BertModel(hf.BertModel):
                 f"expected inputs_embeds of shape (batch, seq, {self.config.hidden_size}), or (tokens, "
                 f"{self.config.hidden_size}) with cu_seqlens and max_seqlen, got {tuple(embeds.shape)}"
             )
+        if torch.jit.is_tracing():
+            return  # sizes are tensors there: a comparison would be recorded as it came out
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch_size, seqlen = tokens.shape
         if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, seqlen):
@@ -587,6 +590,8 @@ class BertModel(hf.BertModel):
         if embeds is not None and embeds.dim() != 2:
             size = self.config.hidden_size
             raise ValueError(f"expected inputs_embeds of shape (tokens, {size}) with cu_seqlens, got {tuple(embeds.shape)}")
+        if torch.jit.is_tracing():
+            return
         total = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
         for name in ("token_type_ids", "position_ids"):
             value = inputs[name]
@@ -712,7 +717,7 @@ def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> 
 
 def _matching(positions: Tensor | None, tokens: Tensor | None) -> Tensor | None:
     """positions where they fit the batch; a loss whose labels do not fit raises by itself."""
-    if positions is None or positions.shape != tokens.shape[:2]:  # type: ignore[union-attr]
+    if positions is None or not (torch.jit.is_tracing() or positions.shape == tokens.shape[:2]):  # type: ignore[union-attr]
         return None
     return positions.to(tokens.device)  # type: ignore[union-attr]
 

@@ -195,8 +195,11 @@ def _every_position(keep: Tensor | None, batch_size: int, seqlen: int, device: t
 
 def _real_first(keep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Flat positions, (B, S), each sequence's real tokens first, then its other rows, then the rest; and those ranks."""
-    rank, order = torch.sort(2 - keep.to(torch.uint8) - rows.to(torch.uint8), dim=1, stable=True)
-    return order + torch.arange(keep.shape[0], device=keep.device)[:, None] * keep.shape[1], rank
+    batch_size, seqlen = keep.shape
+    rank = 2 - keep.to(torch.int32) - rows.to(torch.int32)
+    # A key of each position's own: ONNX and OpenVINO have no stable sort.
+    key, order = torch.sort(rank * seqlen + torch.arange(seqlen, dtype=torch.int32, device=keep.device), dim=1)
+    return order + torch.arange(batch_size, device=keep.device)[:, None] * seqlen, key.div(seqlen, rounding_mode="floor")
 
 
 def fill_padding_logits(logits: Tensor, padding: Tensor) -> Tensor:
@@ -244,7 +247,7 @@ def sequences_alone(layout: Layout, x: Tensor) -> list[tuple[int, int, Layout]]:
 
 def first_rows(x: Tensor, layout: Layout) -> Tensor:
     """The first row of each sequence of a packed batch, (B, ...); zeros for a sequence without rows."""
-    if x.shape[0] == 0:
+    if not torch.jit.is_tracing() and x.shape[0] == 0:
         return x.new_zeros(layout.batch_size, *x.shape[1:])
     starts = layout.cu_seqlens[:-1]
     rows = x.index_select(0, starts.clamp(max=x.shape[0] - 1))

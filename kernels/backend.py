@@ -66,6 +66,10 @@ def backend_reason(device: torch.device, dtype: torch.dtype) -> tuple[Literal["t
 def resolve_backend(*tensors: torch.Tensor | None) -> Literal["torch", "triton"]:
     """The side that an operation on these tensors takes; the first one's device and dtype decide."""
     first = next(tensor for tensor in tensors if tensor is not None)
+    if _records_for_others():
+        if _choice == "triton":
+            raise RuntimeError("backend 'triton' is forced, but torch.jit.trace and ONNX record PyTorch's operations only")
+        return "torch"
     # vmap, jvp and the like have no rule for a registered operator; PyTorch's own operations have.
     if _choice != "triton" and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch"
@@ -102,13 +106,23 @@ def _too_old(properties: Any) -> str | None:
     )
 
 
+def _records_for_others() -> bool:
+    """Whether a graph is being recorded that must run where our operators are unknown: C++, ONNX Runtime, OpenVINO."""
+    return torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being recorded, for other values than these: torch.compile, torch.export, torch.jit.trace, ONNX."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def checks_values(tensor: torch.Tensor) -> bool:
     """Whether an operation may look at the values of this tensor to reject bad ones.
 
     Always on the CPU; on a GPU it would wait for the device, so only when FASTBERT_DEBUG=1; never while tracing, under vmap
     or without values.
     """
-    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor) or tensor.is_meta:
+    if is_tracing() or isinstance(tensor, FakeTensor) or tensor.is_meta:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import autocast_dtype, checks_values, resolve_backend
+from .backend import autocast_dtype, checks_values, is_tracing, resolve_backend
 from .dropout import check_dropout_p, new_seed, threshold
 from .schedule import AttentionSchedule, equal_runs
 
@@ -41,14 +41,8 @@ def layer_norm(
     Returns (..., N). Statistics are float32.
     Raises ValueError for shapes that do not fit or dropout_p outside [0, 1], TypeError for a dtype that does not.
     """
-    N = x.shape[-1] if x.dim() else 0
-    for name, tensor in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
-        if tensor is not None and tensor.shape != (N,):
-            raise ValueError(f"layer_norm: expected {name} of shape ({N},) for x of shape {_shape(x)}, got {_shape(tensor)}")
-    if N == 0 or N > MAX_NORM_SIZE:
-        raise ValueError(f"layer_norm: expected a last axis of 1 to {MAX_NORM_SIZE}, got x of shape {_shape(x)}")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"layer_norm: expected residual of shape {_shape(x)} like x, got {_shape(residual)}")
+    if not torch.jit.is_tracing():
+        _check_norm_sizes(x, weight, bias, residual, x_bias)
     _same_dtype("layer_norm", weight=weight, bias=bias)
     _floating("layer_norm", x=x, weight=weight, residual=residual)
     check_dropout_p(dropout_p)
@@ -91,7 +85,8 @@ def qkv_linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | 
         raise ValueError(f"qkv_linear: expected three weights and three biases, got {len(weights)} and {len(biases)}")
     for name, weight, bias in zip(("query", "key", "value"), weights, biases):
         _check_linear(f"qkv_linear ({name})", x, weight, bias)
-        if weight.shape != weights[0].shape or (bias is None) != (biases[0] is None):
+        same = torch.jit.is_tracing() or weight.shape == weights[0].shape
+        if not same or (bias is None) != (biases[0] is None):
             raise ValueError(
                 f"qkv_linear: expected {name} like query, weight {_shape(weights[0])} and bias "
                 f"{_shape(biases[0])}, got {_shape(weight)} and {_shape(bias)}"
@@ -125,7 +120,7 @@ def feed_forward(
     Raises ValueError for shapes that do not fit or an unknown activation, TypeError for mixed dtypes.
     """
     _check_linear("feed_forward", x, weight_in, bias_in)
-    if weight_out.dim() != 2 or weight_out.shape[1] != weight_in.shape[0]:
+    if not torch.jit.is_tracing() and (weight_out.dim() != 2 or weight_out.shape[1] != weight_in.shape[0]):
         raise ValueError(
             f"feed_forward: expected weight_out of shape (N, {weight_in.shape[0]}) after weight_in of shape "
             f"{_shape(weight_in)}, got {_shape(weight_out)}"
@@ -172,22 +167,12 @@ def embedding(
     FASTBERT_DEBUG=1) or dropout_p outside [0, 1], TypeError for other dtypes.
     """
     tables = {"word_weight": word_weight, "token_type_weight": token_type_weight, "position_weight": position_weight}
-    N = weight.shape[0] if weight.dim() == 1 else -1
-    if bias.shape != weight.shape or N < 1 or N > MAX_NORM_SIZE:
-        raise ValueError(
-            f"embedding: expected weight and bias of shape (N,), N at most {MAX_NORM_SIZE}, got {_shape(weight)} and "
-            f"{_shape(bias)}"
-        )
-    for (name, table), (ids_name, ids) in zip(
-        tables.items(), (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids))
-    ):
-        if table.dim() != 2 or table.shape[1] != N:
-            raise ValueError(f"embedding: expected {name} of shape (rows, {N}), got {_shape(table)}")
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"embedding: expected {ids_name} of dtype int64 or int32, got {ids.dtype}")
-        if ids.shape != input_ids.shape:
-            raise ValueError(f"embedding: expected {ids_name} of shape {_shape(input_ids)} like input_ids, got {_shape(ids)}")
-        check_ids(ids_name, ids, name, table.shape[0])
+    ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    for name, values in ids.items():
+        if values.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"embedding: expected {name} of dtype int64 or int32, got {values.dtype}")
+    if not torch.jit.is_tracing():
+        _check_embedding_sizes(ids, tables, weight, bias)
     _same_dtype("embedding", **tables)
     _same_dtype("embedding", weight=weight, bias=bias)
     _floating("embedding", word_weight=word_weight, weight=weight)
@@ -234,7 +219,7 @@ def cross_entropy(
     _check_linear("cross_entropy", hidden, weight, bias)
     if hidden.dim() != 2:
         raise ValueError(f"cross_entropy: expected hidden of shape (T, N), got {_shape(hidden)}")
-    if labels.shape != hidden.shape[:1]:
+    if not torch.jit.is_tracing() and labels.shape != hidden.shape[:1]:
         raise ValueError(f"cross_entropy: expected labels of shape ({hidden.shape[0]},), got {_shape(labels)}")
     if labels.dtype != torch.int64:
         raise TypeError(f"cross_entropy: expected labels of dtype int64, got {labels.dtype}")
@@ -244,7 +229,7 @@ def cross_entropy(
         wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= weight.shape[0]))]
         if wrong.numel():
             raise ValueError(f"cross_entropy: expected labels in [0, {weight.shape[0]}) or {ignore_index}, got {int(wrong[0])}")
-    if not torch.compiler.is_compiling():
+    if not is_tracing():
         rows = _labelled_rows(labels, ignore_index, num_labelled)
         hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
     if resolve_backend(hidden) == "torch":
@@ -281,7 +266,7 @@ def attention_schedule(
         lengths = (cu_seqlens, seqused_k, total_tokens)
         tiles = (*attention_tile_lists(*lengths), *attention_packs(*lengths))
         return AttentionSchedule(cu_seqlens, max_seqlen, seqused_k, uniform, None, tiles)
-    runs = None if torch.compiler.is_compiling() else equal_runs(cu_seqlens, seqused_k)
+    runs = None if is_tracing() else equal_runs(cu_seqlens, seqused_k)
     return AttentionSchedule(cu_seqlens, max_seqlen, seqused_k, uniform, runs, None)
 
 
@@ -309,19 +294,13 @@ def attention(
     Raises ValueError for shapes that do not fit, an unsupported D, a bad cu_seqlens or softmax_scale, TypeError for other
     dtypes.
     """
-    if qkv.dim() != 4 or qkv.shape[1] != 3:
-        raise ValueError(f"attention: expected qkv of shape (tokens, 3, heads, head_dim), got {_shape(qkv)}")
-    head_dim = qkv.shape[-1]
-    if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM or head_dim % HEAD_DIM_MULTIPLE:
-        raise ValueError(
-            f"attention: expected head_dim a multiple of {HEAD_DIM_MULTIPLE} from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got "
-            f"{head_dim}"
-        )
+    if not torch.jit.is_tracing():
+        _check_qkv_sizes(qkv)
     _floating("attention", qkv=qkv)
     check_dropout_p(dropout_p)
     if schedule is None:
         schedule = attention_schedule(cu_seqlens, max_seqlen, qkv.shape[0], qkv, seqused_k=seqused_k)
-    softmax_scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    softmax_scale = qkv.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if not softmax_scale > 0.0:
         raise ValueError(f"attention: expected a positive softmax_scale, got {softmax_scale}")
     if schedule.tiles is None:
@@ -361,14 +340,57 @@ def _floating(operation: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{operation}: expected {name} of a floating-point dtype, got {tensor.dtype}")
 
 
-def _check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+# While torch.jit.trace records, sizes are tensors, and a comparison of two would be recorded as it came out: PyTorch's own
+# checks remain.
+
+
+def _check_norm_sizes(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, x_bias: Tensor | None) -> None:
+    N = x.shape[-1] if x.dim() else 0
+    for name, tensor in (("weight", weight), ("bias", bias), ("x_bias", x_bias)):
+        if tensor is not None and tensor.shape != (N,):
+            raise ValueError(f"layer_norm: expected {name} of shape ({N},) for x of shape {_shape(x)}, got {_shape(tensor)}")
+    if N == 0 or N > MAX_NORM_SIZE:
+        raise ValueError(f"layer_norm: expected a last axis of 1 to {MAX_NORM_SIZE}, got x of shape {_shape(x)}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"layer_norm: expected residual of shape {_shape(x)} like x, got {_shape(residual)}")
+
+
+def _check_embedding_sizes(ids: dict[str, Tensor], tables: dict[str, Tensor], weight: Tensor, bias: Tensor) -> None:
+    N = weight.shape[0] if weight.dim() == 1 else -1
+    if bias.shape != weight.shape or N < 1 or N > MAX_NORM_SIZE:
         raise ValueError(
-            f"{operation}: expected a weight of shape (N, {x.shape[-1] if x.dim() else 0}) for an input of shape "
-            f"{_shape(x)}, got {_shape(weight)}"
+            f"embedding: expected weight and bias of shape (N,), N at most {MAX_NORM_SIZE}, got {_shape(weight)} and "
+            f"{_shape(bias)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{operation}: expected a bias of shape ({weight.shape[0]},), got {_shape(bias)}")
+    shape = ids["input_ids"].shape
+    for (name, table), (ids_name, values) in zip(tables.items(), ids.items()):
+        if table.dim() != 2 or table.shape[1] != N:
+            raise ValueError(f"embedding: expected {name} of shape (rows, {N}), got {_shape(table)}")
+        if values.shape != shape:
+            raise ValueError(f"embedding: expected {ids_name} of shape {tuple(shape)} like input_ids, got {_shape(values)}")
+        check_ids(ids_name, values, name, table.shape[0])
+
+
+def _check_qkv_sizes(qkv: Tensor) -> None:
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        raise ValueError(f"attention: expected qkv of shape (tokens, 3, heads, head_dim), got {_shape(qkv)}")
+    head_dim = qkv.shape[-1]
+    if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM or head_dim % HEAD_DIM_MULTIPLE:
+        raise ValueError(
+            f"attention: expected head_dim a multiple of {HEAD_DIM_MULTIPLE} from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got "
+            f"{head_dim}"
+        )
+
+
+def _check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not torch.jit.is_tracing():
+        if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"{operation}: expected a weight of shape (N, {x.shape[-1] if x.dim() else 0}) for an input of shape "
+                f"{_shape(x)}, got {_shape(weight)}"
+            )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"{operation}: expected a bias of shape ({weight.shape[0]},), got {_shape(bias)}")
     same = weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
     if same and x.is_floating_point():
         return

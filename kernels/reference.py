@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .backend import is_tracing
+
 
 def dropped(x: Tensor, dropout_p: float, dropout_mask: Tensor | None) -> Tensor:
     """x with elements dropped: by `dropout_mask` where given, else drawn by PyTorch's own generator."""
@@ -64,7 +66,7 @@ def overwritable(fresh: Tensor) -> bool:
     """Whether a tensor that nobody else has seen may be changed in place: autograd, functorch or a trace could mind."""
     return (
         not fresh.requires_grad
-        and not torch.compiler.is_compiling()
+        and not is_tracing()
         and forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None
     )
@@ -74,7 +76,8 @@ def qkv_linear_ref(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Sequence[None] = (None, None, None)
 ) -> Tensor:
     """The three projections side by side: (..., 3 * out_features)."""
-    if not torch.compiler.is_compiling() and x.numel() < weights[0].shape[1] ** 2:  # the results are smaller than the weights
+    # The results are smaller than the weights; torch.jit.trace must not choose by the size of its example.
+    if torch.jit.is_tracing() or (not torch.compiler.is_compiling() and x.numel() < weights[0].shape[1] ** 2):
         return torch.cat([F.linear(x, weight, bias) for weight, bias in zip(weights, biases)], -1)
     packed_bias = None if biases[0] is None else torch.cat(list(biases))  # type: ignore[arg-type]
     return F.linear(x, torch.cat(list(weights)), packed_bias)
@@ -202,9 +205,10 @@ def _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, o
     if uniform:
         padded = qkv.unflatten(0, (batch_size, max_seqlen))
     else:
-        rows = (cu_seqlens[:-1, None] + places).clamp(max=max(qkv.shape[0] - 1, 0))
+        # Places past the end of a sequence hold its own first row, or the batch's where it has none.
+        rows = torch.where(seqlens > 0, cu_seqlens[:-1], 0)[:, None] + torch.where(places < seqlens[:, None], places, 0)
         padded = qkv[rows.flatten()].unflatten(0, (batch_size, max_seqlen))
-    q, k, v = padded.permute(2, 0, 3, 1, 4)  # each (batch, heads, max_seqlen, head_dim)
+    q, k, v = padded.permute(2, 0, 3, 1, 4).unbind()  # each (batch, heads, max_seqlen, head_dim)
     num_keys = seqlens if seqused_k is None else seqused_k
     if uniform and seqused_k is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, **options)
@@ -221,7 +225,7 @@ def _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, o
     tokens = torch.arange(qkv.shape[0], device=qkv.device)
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), tokens.to(cu_seqlens.dtype), right=True)
     inside = sequence < batch_size
-    sequence = sequence.clamp(max=max(batch_size - 1, 0))
+    sequence = torch.where(inside, sequence, 0)
     place = torch.where(inside, tokens - cu_seqlens[sequence], 0)
     packed = out.reshape(batch_size * max_seqlen, heads, -1)[sequence * max_seqlen + place]
     return torch.where(inside[:, None, None], packed, 0.0)
