@@ -29,12 +29,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.models.bert import modeling_bert as hf
-from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils.generic import can_return_tuple
 
 from fastbert import routing
 from fastbert.kernels import functional
-from fastbert.modeling import OURS, adopt
+from fastbert.modeling import OURS, BertPreTrainedModel
 
 IGNORED = -100
 
@@ -47,12 +46,8 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
     next_sentence_loss: Tensor | None = None
 
 
-class BertForPreTraining(hf.BertForPreTraining):
+class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
     """Masked language model and next-sentence prediction."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -111,12 +106,8 @@ class BertForPreTraining(hf.BertForPreTraining):
         )
 
 
-class BertForMaskedLM(hf.BertForMaskedLM):
+class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
     """Masked language model."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -152,12 +143,8 @@ class BertForMaskedLM(hf.BertForMaskedLM):
         )
 
 
-class BertLMHeadModel(hf.BertLMHeadModel):
+class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
     """Left-to-right language model."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -217,12 +204,8 @@ class BertLMHeadModel(hf.BertLMHeadModel):
         return shifted != ignore_index
 
 
-class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
+class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTrainedModel):
     """Whether the second sentence follows the first."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     def forward(  # type: ignore[override]
         self,
@@ -242,12 +225,8 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
         return super().forward(**inputs, labels=labels, **kwargs)
 
 
-class BertForSequenceClassification(hf.BertForSequenceClassification):
+class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTrainedModel):
     """One label, several or a number per sequence."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     def forward(  # type: ignore[override]
         self,
@@ -267,12 +246,8 @@ class BertForSequenceClassification(hf.BertForSequenceClassification):
         return super().forward(**inputs, labels=labels, **kwargs)
 
 
-class BertForMultipleChoice(hf.BertForMultipleChoice):
+class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
     """Which of several sequences fits."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     @can_return_tuple
     def forward(  # type: ignore[override]
@@ -309,12 +284,8 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
         )
 
 
-class BertForTokenClassification(hf.BertForTokenClassification):
+class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedModel):
     """A label per token."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     def forward(  # type: ignore[override]
         self,
@@ -335,16 +306,12 @@ class BertForTokenClassification(hf.BertForTokenClassification):
         return super().forward(**inputs, labels=labels, loss_positions=positions, **kwargs)
 
 
-class BertForQuestionAnswering(hf.BertForQuestionAnswering):
+class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel):
     """Where an answer starts and ends.
 
     Its loss is a softmax over all positions, padding included, so labels on a batch with padding take the padded layout.
     Without labels the logits at padding hold their dtype's minimum.
     """
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        adopt(self)
 
     @can_return_tuple
     def forward(  # type: ignore[override]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
-from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils import output_capturing
 
 from fastbert import routing
@@ -97,15 +96,24 @@ class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
         return super().forward(hidden_states)
 
 
-class BertModel(hf.BertModel):
+class BertPreTrainedModel(hf.BertPreTrainedModel):
+    """transformers' BertPreTrainedModel: the base of every BERT here, and of a user's own heads.
+
+    As in transformers, a head builds its parts and calls `self.post_init()` last. Every BERT among them then runs on packed
+    tokens as under `fastbert.accelerate`, whether its class came from fastbert or from transformers.
+    """
+
+    def post_init(self) -> None:
+        """As in transformers, and makes the BERT classes of transformers inside this model ours."""
+        super().post_init()
+        adopt(self)
+
+
+class BertModel(hf.BertModel, BertPreTrainedModel):
     """transformers' BertModel on packed tokens: same arguments, outputs and state, plus a packed way to call it.
 
     Padding positions of last_hidden_state and hidden_states hold zeros, except where a loss reads them.
     """
-
-    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
-        adopt(self)
 
     def forward(  # type: ignore[override]
         self,

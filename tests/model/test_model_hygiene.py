@@ -139,21 +139,6 @@ def test_a_machine_without_triton_runs_every_class():
     assert all(outcomes.values()), outcomes
 
 
-def test_the_public_names():
-    assert sorted(fastbert.__all__) == sorted([
-        "BertConfig", "BertForMaskedLM", "BertForMultipleChoice", "BertForNextSentencePrediction", "BertForPreTraining",
-        "BertForQuestionAnswering", "BertForSequenceClassification", "BertForTokenClassification", "BertLMHeadModel",
-        "BertModel", "__version__", "accelerate", "answer", "batch_invariant", "classify", "compile",
-        "dequantize", "embed", "embed_stream", "explain", "fill_mask", "next_sentence", "quantize", "restore", "tag",
-        "use_backend", "verify",
-    ])  # fmt: skip
-    for name in fastbert.__all__:
-        assert getattr(fastbert, name) is not None
-        assert name in dir(fastbert)
-    with pytest.raises(AttributeError, match="no_such_name"):
-        fastbert.no_such_name  # noqa: B018
-
-
 @pytest.mark.parametrize(
     ("value", "expected"), [("torch", ["torch", "forced"]), ("triton", "triton"), ("nonsense", "nonsense")]
 )
