@@ -32,6 +32,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils.generic import can_return_tuple
 
 from fastbert import routing
+from fastbert.cache_name import CACHE, with_cache_name
 from fastbert.kernels import functional
 from fastbert.modeling import OURS, BertPreTrainedModel
 
@@ -147,6 +148,7 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
     """Left-to-right language model."""
 
     @can_return_tuple
+    @with_cache_name
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
@@ -169,7 +171,7 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
         is not supported."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        inputs |= {"past_key_values": past_key_values}
+        inputs |= {CACHE: past_key_values}
         if _padded(inputs):
             positions = None if labels is None else self._loss_positions(labels, **kwargs)
             return super().forward(

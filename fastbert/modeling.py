@@ -19,6 +19,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils import output_capturing
 
 from fastbert import routing
+from fastbert.cache_name import CACHE, with_cache_name
 from fastbert.invariance import one_sequence, refuse_where_invariant
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
@@ -115,6 +116,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
     Padding positions of last_hidden_state and hidden_states hold zeros, except where a loss reads them.
     """
 
+    @with_cache_name
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
@@ -160,7 +162,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             encoder_inputs=any(value is not None for value in cross.values()),
             kwargs=kwargs,
         )
-        rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if packed else use_cache}
+        rest = kwargs | cross | {CACHE: past_key_values, "use_cache": caching if packed else use_cache}
         if packed:
             assert cu_seqlens is not None
             assert max_seqlen is not None
@@ -321,14 +323,13 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         """One layer as transformers calls it, for a layer that has no packed form."""
         here = layout.to(x.device)
         padded = here.unpack(x)
-        dropped = ("past_key_values", "use_cache", "encoder_hidden_states", "encoder_attention_mask", "return_dict")
+        dropped = (CACHE, "use_cache", "encoder_hidden_states", "encoder_attention_mask", "return_dict")
         kwargs = {name: value for name, value in rest.items() if name not in dropped}
         out = layer(
             padded,
             mask(padded),
             None,
             encoder_attention_mask=None,
-            past_key_values=None,
             position_ids=position_ids,
             **kwargs,
         )
@@ -338,7 +339,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         """Rows of the embedding of a padded batch: the ids are packed, then looked up."""
         embeds = inputs["inputs_embeds"]
         if routing.embeddings_reason(self.embeddings, with_ids=embeds is None) is not None:
-            return layout.pack(self.embeddings(**inputs, past_key_values_length=0))
+            return layout.pack(self.embeddings(**inputs))
         positions = inputs["position_ids"]
         if positions is None:
             positions = self.embeddings.position_ids[:, :seqlen]
@@ -490,7 +491,7 @@ class _MaskOnce:
                 encoder_attention_mask=None,
                 embedding_output=padded,
                 encoder_hidden_states=None,
-                past_key_values=None,
+                **{CACHE: None},
             )
             self.made = (made,)
         mask = self.made[0]
