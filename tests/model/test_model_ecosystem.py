@@ -480,6 +480,10 @@ def test_jit_tracing():
     theirs, ours = pair(SEQUENCE)
     batch = make_batch("right")
     arguments = (batch.input_ids, batch.mask, batch.token_type_ids)
+    try:
+        torch.jit.trace(theirs, arguments, strict=False, check_trace=False)
+    except IndexError as error:
+        pytest.skip(f"transformers {transformers.__version__} cannot be traced itself: {error}")
     traced = [torch.jit.trace(model, arguments, strict=False, check_trace=False) for model in (theirs, ours)]
     other = batch_of(make_batch("right").real[:3])
     arguments = (other.input_ids, other.mask, other.token_type_ids)
