@@ -1,11 +1,55 @@
-"""fastbert: transformers' BERT classes on packed tokens and hand-written Triton kernels, verified."""
+"""fastbert: transformers' BERT classes on packed tokens and hand-written Triton kernels, verified.
+
+Every name that transformers exports for BERT is here: the models are fastbert's, `BertConfig` and the tokenizers are
+transformers' own. The names of `transformers.models.bert.modeling_bert` are in `fastbert.modeling_bert`.
+`accelerate` swaps a model that is already built, `explain` says what runs each part of it, `verify` compares a checkpoint in
+both libraries.
+"""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastbert.version import __version__
+from fastbert.version import __version__ as __version__
 
+if TYPE_CHECKING:  # the table below, for type checkers and editors; a test holds the two together
+    from transformers import BasicTokenizer as BasicTokenizer
+    from transformers import BertConfig as BertConfig
+    from transformers import BertTokenizer as BertTokenizer
+    from transformers import BertTokenizerFast as BertTokenizerFast
+    from transformers import BertTokenizerLegacy as BertTokenizerLegacy
+    from transformers import WordpieceTokenizer as WordpieceTokenizer
+
+    from fastbert.fp8 import dequantize as dequantize
+    from fastbert.fp8 import quantize as quantize
+    from fastbert.graphs import compile as compile
+    from fastbert.heads import BertForMaskedLM as BertForMaskedLM
+    from fastbert.heads import BertForMultipleChoice as BertForMultipleChoice
+    from fastbert.heads import BertForNextSentencePrediction as BertForNextSentencePrediction
+    from fastbert.heads import BertForPreTraining as BertForPreTraining
+    from fastbert.heads import BertForQuestionAnswering as BertForQuestionAnswering
+    from fastbert.heads import BertForSequenceClassification as BertForSequenceClassification
+    from fastbert.heads import BertForTokenClassification as BertForTokenClassification
+    from fastbert.heads import BertLMHeadModel as BertLMHeadModel
+    from fastbert.inference.answering import answer as answer
+    from fastbert.inference.classification import classify as classify
+    from fastbert.inference.embedding import embed as embed
+    from fastbert.inference.embedding import embed_stream as embed_stream
+    from fastbert.inference.masked_words import fill_mask as fill_mask
+    from fastbert.inference.next_sentence import next_sentence as next_sentence
+    from fastbert.inference.tagging import tag as tag
+    from fastbert.invariance import batch_invariant as batch_invariant
+    from fastbert.kernels import use_backend as use_backend
+    from fastbert.modeling import BertLayer as BertLayer
+    from fastbert.modeling import BertModel as BertModel
+    from fastbert.modeling import BertPreTrainedModel as BertPreTrainedModel
+    from fastbert.routing import explain as explain
+    from fastbert.swap import accelerate as accelerate
+    from fastbert.swap import restore as restore
+    from fastbert.verification import verify as verify
+
+# Where each name lives: `import fastbert` loads nothing, the first use of a name loads what it needs.
 _HOMES = {
+    "BasicTokenizer": "transformers",
     "BertConfig": "transformers",
     "BertForMaskedLM": "fastbert.heads",
     "BertForMultipleChoice": "fastbert.heads",
@@ -15,7 +59,13 @@ _HOMES = {
     "BertForSequenceClassification": "fastbert.heads",
     "BertForTokenClassification": "fastbert.heads",
     "BertLMHeadModel": "fastbert.heads",
+    "BertLayer": "fastbert.modeling",
     "BertModel": "fastbert.modeling",
+    "BertPreTrainedModel": "fastbert.modeling",
+    "BertTokenizer": "transformers",
+    "BertTokenizerFast": "transformers",
+    "BertTokenizerLegacy": "transformers",
+    "WordpieceTokenizer": "transformers",
     "accelerate": "fastbert.swap",
     "answer": "fastbert.inference.answering",
     "batch_invariant": "fastbert.invariance",
@@ -34,16 +84,23 @@ _HOMES = {
     "verify": "fastbert.verification",
 }
 
-__all__ = ["__version__", *_HOMES]
+if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name for a right one
+    __all__ = ["__version__", *_HOMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fastbert' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'fastbert' has no attribute {name!r}{_where_else(name)}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+def _where_else(name: str) -> str:
+    """What to import instead of a part of BERT that transformers does not export at its top level either."""
+    if name.startswith("Bert") and hasattr(importlib.import_module("fastbert.modeling_bert"), name):
+        return "; it is in fastbert.modeling_bert, as in transformers.models.bert.modeling_bert"
+    return ""

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.bert.configuration_bert import BertConfig
 
 import fastbert
+from fastbert.cache_name import CACHE
 from fastbert.checkpoints import InputError
 from fastbert.heads import BertForMultipleChoice, BertForSequenceClassification
 from fastbert.modeling import BertModel, register_outputs
@@ -48,9 +49,9 @@ class LastTokenBertModel(BertModel):
         found = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden if output_positions is None else hidden[output_positions],
             pooler_output=self.last_token_pooler(last[:, None]),
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
         return found.to_tuple() if return_dict is False else found
 

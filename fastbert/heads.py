@@ -33,8 +33,9 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils.generic import can_return_tuple
 
 from fastbert import routing
+from fastbert.cache_name import CACHE, with_cache_name
 from fastbert.kernels import functional
-from fastbert.modeling import OURS, adopt
+from fastbert.modeling import OURS, BertPreTrainedModel
 from fastbert.padding import fill_padding_logits
 from fastbert.padding_policy import Caller, policy_from_option, policy_of, set_policy
 
@@ -49,13 +50,12 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
     next_sentence_loss: Tensor | None = None
 
 
-class BertForPreTraining(hf.BertForPreTraining):
+class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
     """Masked language model and next-sentence prediction."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     @can_return_tuple
@@ -115,13 +115,12 @@ class BertForPreTraining(hf.BertForPreTraining):
         )
 
 
-class BertForMaskedLM(hf.BertForMaskedLM):
+class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
     """Masked language model."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     @can_return_tuple
@@ -158,16 +157,16 @@ class BertForMaskedLM(hf.BertForMaskedLM):
         )
 
 
-class BertLMHeadModel(hf.BertLMHeadModel):
+class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
     """Left-to-right language model."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     @can_return_tuple
+    @with_cache_name
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
@@ -189,7 +188,7 @@ class BertLMHeadModel(hf.BertLMHeadModel):
         is not supported."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        inputs |= {"past_key_values": past_key_values, "caller": _token_caller(self, labels is not None)}
+        inputs |= {CACHE: past_key_values, "caller": _token_caller(self, labels is not None)}
         if _padded(inputs):
             positions = None if labels is None else self._loss_positions(labels, **kwargs)
             return super().forward(
@@ -224,13 +223,12 @@ class BertLMHeadModel(hf.BertLMHeadModel):
         return shifted != ignore_index
 
 
-class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
+class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTrainedModel):
     """Whether the second sentence follows the first."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     def forward(  # type: ignore[override]
@@ -250,13 +248,12 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction):
         return super().forward(**inputs, labels=labels, caller=Caller.POOLED_HEAD, **kwargs)
 
 
-class BertForSequenceClassification(hf.BertForSequenceClassification):
+class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTrainedModel):
     """One label, several or a number per sequence."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     def forward(  # type: ignore[override]
@@ -276,13 +273,12 @@ class BertForSequenceClassification(hf.BertForSequenceClassification):
         return super().forward(**inputs, labels=labels, caller=Caller.POOLED_HEAD, **kwargs)
 
 
-class BertForMultipleChoice(hf.BertForMultipleChoice):
+class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
     """Which of several sequences fits."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     @can_return_tuple
@@ -320,13 +316,12 @@ class BertForMultipleChoice(hf.BertForMultipleChoice):
         )
 
 
-class BertForTokenClassification(hf.BertForTokenClassification):
+class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedModel):
     """A label per token."""
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     def forward(  # type: ignore[override]
@@ -348,7 +343,7 @@ class BertForTokenClassification(hf.BertForTokenClassification):
         return super().forward(**inputs, labels=labels, loss_positions=positions, **kwargs)
 
 
-class BertForQuestionAnswering(hf.BertForQuestionAnswering):
+class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel):
     """Where an answer starts and ends.
 
     Its loss is a softmax over all positions, padding included, so labels on a batch with padding take the padded layout.
@@ -358,7 +353,6 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering):
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config)
-        adopt(self)
         set_policy(self.bert, policy)
 
     @can_return_tuple

@@ -20,6 +20,7 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils import output_capturing
 
 from fastbert import padding_free, routing
+from fastbert.cache_name import CACHE, with_cache_name
 from fastbert.invariance import one_sequence, refuse_where_invariant
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
@@ -100,7 +101,20 @@ class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
         return super().forward(hidden_states)
 
 
-class BertModel(hf.BertModel):
+class BertPreTrainedModel(hf.BertPreTrainedModel):
+    """transformers' BertPreTrainedModel: the base of every BERT here, and of a user's own heads.
+
+    As in transformers, a head builds its parts and calls `self.post_init()` last. Every BERT among them then runs on packed
+    tokens as under `fastbert.accelerate`, whether its class came from fastbert or from transformers.
+    """
+
+    def post_init(self) -> None:
+        """As in transformers, and makes the BERT classes of transformers inside this model ours."""
+        super().post_init()
+        adopt(self)
+
+
+class BertModel(hf.BertModel, BertPreTrainedModel):
     """transformers' BertModel on packed tokens: same arguments, outputs and state, plus a packed way to call it.
 
     Padding positions of last_hidden_state and hidden_states hold zeros, except where a loss reads them.
@@ -113,9 +127,9 @@ class BertModel(hf.BertModel):
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
         super().__init__(config, add_pooling_layer=add_pooling_layer)
-        adopt(self)
         set_policy(self, policy)
 
+    @with_cache_name
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
@@ -167,7 +181,7 @@ class BertModel(hf.BertModel):
             encoder_inputs=any(value is not None for value in cross.values()),
             kwargs=kwargs,
         )
-        rest = kwargs | cross | {"past_key_values": past_key_values, "use_cache": caching if several else use_cache}
+        rest = kwargs | cross | {CACHE: past_key_values, "use_cache": caching if several else use_cache}
         if packed:
             assert cu_seqlens is not None
             assert max_seqlen is not None
@@ -442,14 +456,13 @@ class BertModel(hf.BertModel):
         """One layer as transformers calls it, for a layer that has no packed form."""
         here = layout.to(x.device)
         padded = here.unpack(x)
-        dropped = ("past_key_values", "use_cache", "encoder_hidden_states", "encoder_attention_mask", "return_dict")
+        dropped = (CACHE, "use_cache", "encoder_hidden_states", "encoder_attention_mask", "return_dict")
         kwargs = {name: value for name, value in rest.items() if name not in dropped}
         out = layer(
             padded,
             mask(padded),
             None,
             encoder_attention_mask=None,
-            past_key_values=None,
             position_ids=position_ids,
             **kwargs,
         )
@@ -459,7 +472,7 @@ class BertModel(hf.BertModel):
         """Rows of the embedding of a padded batch: the ids are packed, then looked up."""
         embeds = inputs["inputs_embeds"]
         if routing.embeddings_reason(self.embeddings, with_ids=embeds is None) is not None:
-            return layout.pack(self.embeddings(**inputs, past_key_values_length=0))
+            return layout.pack(self.embeddings(**inputs))
         positions = inputs["position_ids"]
         if positions is None:
             positions = self.embeddings.position_ids[:, :seqlen]
@@ -622,7 +635,7 @@ class _MaskOnce:
                 encoder_attention_mask=None,
                 embedding_output=padded,
                 encoder_hidden_states=None,
-                past_key_values=None,
+                **{CACHE: None},
             )
             self.made = (made,)
         mask = self.made[0]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import fastbert
 from fastbert.kernels.accuracy import OUT_FACTOR, Accuracy, measure
+from fastbert.kernels.backend import interpreter_obstacle
 
 from .checkpoints import CLASS_NAMES, Checkpoint, InputError, open_checkpoint, read_texts
 
@@ -82,7 +83,8 @@ def verify(
     path: folder or hub name of a BERT checkpoint. texts: sentences to run, the built-in ones where None. dtype, device:
     bfloat16 on a GPU where there is one, else float32 on the CPU. heads: every other head on this encoder too. kernels:
     each Triton kernel on this machine too, where Triton is installed, on `samples_per_operation` of its samples (None: all).
-    Raises InputError for a checkpoint that is not BERT or has no tokenizer, OSError where there is none.
+    Raises InputError for a checkpoint that is not BERT or has no tokenizer, and for versions of Triton and NumPy whose kernels
+    cannot be checked on a CPU; OSError where there is no checkpoint.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,12 +92,17 @@ def verify(
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     checkpoint = open_checkpoint(path)
     texts = read_texts(None) if texts is None else texts
+    kernels = kernels and importlib.util.find_spec("triton") is not None
+    if kernels and device.type == "cpu":
+        obstacle = interpreter_obstacle()
+        if obstacle is not None:
+            raise InputError(f"the kernels cannot be checked on this CPU: {obstacle}, or leave them out (--no-kernels)")
     yield from verify_model(checkpoint, texts, dtype, device)
     if heads:
         for class_name in CLASS_NAMES:
             if class_name != checkpoint.class_name:
                 yield verify_head(checkpoint, texts[:HEAD_TEXTS], dtype, device, class_name)
-    if kernels and importlib.util.find_spec("triton") is not None:
+    if kernels:
         yield from verify_kernels(device, samples_per_operation)
 
 

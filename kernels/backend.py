@@ -1,4 +1,4 @@
-"""The one switch between the Triton kernels and PyTorch. Imports no Triton.
+"""The one switch between the Triton kernels and PyTorch. Imports no Triton, unless its interpreter is on.
 
 `auto` (the default) runs the kernels on a GPU that Triton supports and PyTorch everywhere else. The environment variable
 `FASTBERT_BACKEND` or the `use_backend` context forces one side; a forced side that cannot run raises, it never falls back.
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.torch_version import TorchVersion
 
 Backend = Literal["auto", "torch", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,6 +29,22 @@ def _checked(name: str, source: str) -> Backend:
 _choice: Backend = _checked(os.environ.get("FASTBERT_BACKEND", "auto"), "the environment variable FASTBERT_BACKEND")
 _triton_installed = importlib.util.find_spec("triton") is not None
 _interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def interpreter_obstacle() -> str | None:
+    """Why Triton's interpreter cannot run on the versions that are installed. Imports Triton."""
+    import numpy
+    import triton
+
+    if TorchVersion(triton.__version__) >= "3.7" or TorchVersion(numpy.__version__) < "2.4":
+        return None
+    return (
+        f"the interpreter of Triton {triton.__version__} does not work with NumPy {numpy.__version__}: install triton>=3.7 or "
+        "numpy<2.4"
+    )
+
+
+_interpreter_obstacle = interpreter_obstacle() if _interpreting and _triton_installed else None
 
 
 @contextmanager
@@ -82,7 +99,9 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if not _triton_installed:
         return "Triton is not installed"
     if device.type == "cpu":
-        return None if _interpreting else "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
+        if not _interpreting:
+            return "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
+        return _interpreter_obstacle
     if device.type != "cuda":
         return f"Triton does not support device type {device.type!r}"
     if torch.version.hip is not None:
@@ -132,6 +151,12 @@ def checks_values(tensor: torch.Tensor) -> bool:
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
     """The dtype that autocast brings matrix products on this tensor's device to, or None where it is off."""
     device_type = tensor.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
+
+
+def _has_autocast(device_type: str) -> bool:
+    if torch.compiler.is_compiling():  # Dynamo of torch 2.11 cannot trace the question below; compiled code has a device
+        return device_type != "meta"
+    return torch.amp.is_autocast_available(device_type)

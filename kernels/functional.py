@@ -298,11 +298,11 @@ def attention(
         _check_qkv_sizes(qkv)
     _floating("attention", qkv=qkv)
     check_dropout_p(dropout_p)
-    if schedule is None:
-        schedule = attention_schedule(cu_seqlens, max_seqlen, qkv.shape[0], qkv, seqused_k=seqused_k)
     softmax_scale = qkv.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if not softmax_scale > 0.0:
         raise ValueError(f"attention: expected a positive softmax_scale, got {softmax_scale}")
+    if schedule is None:
+        schedule = attention_schedule(cu_seqlens, max_seqlen, qkv.shape[0], qkv, seqused_k=seqused_k)
     if schedule.tiles is None:
         return reference.attention_torch(
             qkv, schedule.cu_seqlens, schedule.max_seqlen, seqused_k=schedule.seqused_k, softmax_scale=softmax_scale,

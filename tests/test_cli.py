@@ -4,11 +4,13 @@ import importlib.util
 import json
 import re
 
+import numpy
 import pytest
 import torch
 import transformers
 from typer.testing import CliRunner
 
+from fastbert import verification
 from fastbert.cli import app
 from fastbert.sample_text import SENTENCES
 
@@ -67,6 +69,26 @@ def test_verify_reads_text_and_dtype(checkpoint, tmp_path):
     done = runner.invoke(app, ["verify", checkpoint, "--text", str(text), "--dtype", "bfloat16", "--no-kernels", "--no-heads"])
     assert done.exit_code == 0, done.output
     assert "2 texts, bfloat16" in done.output
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "works"),
+    [("3.6.0", "2.3.5", True), ("3.6.0", "2.4.0", False), ("3.6.0+git1", "2.5.1", False), ("3.7.0", "2.5.1", True)],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are checked there, without the interpreter")
+def test_verify_refuses_versions_whose_interpreter_fails(checkpoint, monkeypatch, triton_version, numpy_version, works):
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(triton, "__version__", triton_version)
+    monkeypatch.setattr(numpy, "__version__", numpy_version)
+    monkeypatch.setattr(verification, "verify_model", lambda *_: iter(()))
+    monkeypatch.setattr(verification, "verify_kernels", lambda *_: iter(()))
+    done = runner.invoke(app, ["verify", checkpoint, "--no-heads"])
+    assert done.exit_code == (0 if works else 2), done.output
+    if not works:
+        (line,) = done.stderr.splitlines()
+        assert f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}" in line
+        assert "install triton>=3.7 or numpy<2.4" in line
+        assert "--no-kernels" in line
 
 
 def test_wrong_checkpoints_are_one_clear_line(tmp_path):

@@ -32,6 +32,6 @@ def test_half_as_many_tokens_again_fit_where_transformers_fits_its_own(precision
 
 
 @pytest.fixture
-def interpreted():
+def interpreted(triton_device):
     if torch.cuda.is_available():
         pytest.skip("counted with the interpreter's process; on a GPU `python -m benchmarks.memory` measures")

@@ -1,7 +1,7 @@
 """The part of a context of any length that answers a question."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -89,6 +89,40 @@ class Answering(Task[Found]):
         if self.null_threshold is not None and answers.choose(self.null_threshold) is None:
             found.insert(0, {"answer": "", "score": answers.null_probability, "start": 0, "end": 0})
         return found[: self.top]
+
+
+@overload
+def answer(  # type: ignore[overload-overlap]  # a str is an Iterable[str] too
+    questions: str,
+    contexts: str,
+    model: Model,
+    *,
+    top: int = ...,
+    null_threshold: float | Literal["saved"] | None = ...,
+    max_length: int | None = ...,
+    stride: int | None = ...,
+    max_answer_length: int | None = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> Found: ...
+
+
+@overload
+def answer(
+    questions: Iterable[str],
+    contexts: Iterable[str],
+    model: Model,
+    *,
+    top: int = ...,
+    null_threshold: float | Literal["saved"] | None = ...,
+    max_length: int | None = ...,
+    stride: int | None = ...,
+    max_answer_length: int | None = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> list[Found]: ...
 
 
 def answer(

@@ -1,7 +1,7 @@
 """The label of a text or of a pair of texts."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -63,6 +63,34 @@ class Classification(Task[Labels]):
         scores = outcomes[0]
         best = np.argsort(-scores, kind="stable")[: self.top].tolist()
         return [{"label": self.labels[number], "score": float(scores[number])} for number in best]
+
+
+@overload
+def classify(  # type: ignore[overload-overlap]  # a str is an Iterable[str] too
+    texts: str | tuple[str, str],
+    model: Model,
+    *,
+    top: int | None = ...,
+    long: str = ...,
+    max_length: int | None = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> Labels: ...
+
+
+@overload
+def classify(
+    texts: Iterable[str | tuple[str, str]],
+    model: Model,
+    *,
+    top: int | None = ...,
+    long: str = ...,
+    max_length: int | None = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> list[Labels]: ...
 
 
 def classify(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -98,6 +98,30 @@ class MaskFilling(Task[Fills]):
         before, after = self.mask.join(parts[: number + 1]), self.mask.join(parts[number + 1 :])
         filled = before.rstrip() + text[2:] if text.startswith("##") and len(text) > 2 else before + text
         return {"score": score, "token": token, "token_str": text, "sequence": filled + after}
+
+
+@overload
+def fill_mask(  # type: ignore[overload-overlap]  # a str is an Iterable[str] too
+    texts: str,
+    model: Model | None = ...,
+    *,
+    top: int = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> Fills: ...
+
+
+@overload
+def fill_mask(
+    texts: Iterable[str],
+    model: Model | None = ...,
+    *,
+    top: int = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> list[Fills]: ...
 
 
 def fill_mask(

@@ -1,7 +1,7 @@
 """Whether the second of two sentences follows the first."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -45,6 +45,30 @@ class NextSentence(Task[float]):
 
     def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[float]) -> float:
         return outcomes[0]
+
+
+@overload
+def next_sentence(
+    pairs: tuple[str, str],
+    model: Model | None = ...,
+    *,
+    long: str = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> float: ...
+
+
+@overload
+def next_sentence(
+    pairs: Iterable[tuple[str, str]],
+    model: Model | None = ...,
+    *,
+    long: str = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> list[float]: ...
 
 
 def next_sentence(

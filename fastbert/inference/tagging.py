@@ -1,7 +1,7 @@
 """A tag for every word of a text of any length, and the entities that the tags spell."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -85,6 +85,34 @@ class Tagging(Task[dict[str, Any]]):
                 for one in entities
             ],
         }
+
+
+@overload
+def tag(  # type: ignore[overload-overlap]  # a str is an Iterable[str] too
+    texts: str,
+    model: Model,
+    *,
+    max_length: int | None = ...,
+    stride: int | None = ...,
+    characters: bool | None = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> dict[str, Any]: ...
+
+
+@overload
+def tag(
+    texts: Iterable[str],
+    model: Model,
+    *,
+    max_length: int | None = ...,
+    stride: int | None = ...,
+    characters: bool | None = ...,
+    batch_tokens: int | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+) -> list[dict[str, Any]]: ...
 
 
 def tag(

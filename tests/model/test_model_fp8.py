@@ -92,6 +92,7 @@ def test_a_layer_is_its_products_and_norms_one_by_one():
     assert (got - x).abs().mean() < 1e-4
 
 
+@pytest.mark.usefixtures("triton_device")
 def test_the_kernels_give_what_the_emulation_gives():
     model, (batch,) = make(layers=2), batches(1, rows=3, seqlen=9)
     fastbert.quantize(model)

@@ -256,8 +256,8 @@ def test_folders_of_different_tokenizers_are_refused(prepared, console, tmp_path
         run(options(prepared, tmp_path / "out", held_out=other), console, resume=False)
 
 
+@pytest.mark.usefixtures("triton_device")
 def test_a_short_run_through_the_kernels_is_that_of_pytorch(prepared, console, tmp_path):
-    pytest.importorskip("triton", reason="Triton is not installed")
     from fastbert.kernels import use_backend
 
     still, few = str(without_dropout(prepared, tmp_path)), dict(steps=(3,), save_every=3, held_out=None, batch_tokens=128)

@@ -1,0 +1,280 @@
+"""Users' own heads on BertPreTrainedModel: packed, and in all else what they are on transformers' BertPreTrainedModel."""
+
+import copy
+import functools
+import json
+import pickle
+
+import pytest
+import torch
+import transformers
+from parity import (
+    HEADS,
+    MASKED_LM,
+    MODEL,
+    assert_close,
+    assert_same_gradients,
+    config_for,
+    gradients,
+    make_batch,
+    pair,
+    quiet_transformers,
+    randomise,
+    recorded_log,
+)  # fmt: skip
+from torch import nn
+
+import fastbert
+import fastbert.modeling_bert
+
+LIBRARIES = {"fastbert": fastbert, "transformers": transformers}
+
+
+class Tagger:
+    """A tag per token, from the last layer and the first token's pooled state."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = self.library.BertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.head = nn.Linear(2 * config.hidden_size, 5)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        pooled = outputs.pooler_output[:, None].expand_as(outputs.last_hidden_state)
+        return self.head(self.dropout(torch.cat([outputs.last_hidden_state, pooled], -1)))
+
+
+class Scorer:
+    """A score per word at every token, by the word embeddings; keeps no pooler."""
+
+    _tied_weights_keys = {"decoder.weight": "bert.embeddings.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = self.library.BertModel(config, add_pooling_layer=False)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.decoder
+
+    def set_output_embeddings(self, new):
+        self.decoder = new
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        outputs = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        return self.decoder(outputs.last_hidden_state)
+
+
+class Towers:
+    """Two encoders, neither named as the base model is, one of them by an Auto class; what is read is a row per sequence."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.left = self.library.BertModel(config)
+        self.right = transformers.AutoModel.from_config(copy.deepcopy(config))
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return torch.cat([self.left(input_ids, **inputs).pooler_output, self.right(input_ids, **inputs).pooler_output], -1)
+
+
+@functools.cache
+def written(source: type, base: str = "transformers", model: str = "transformers") -> type:
+    """The source above as a head whose BertPreTrainedModel and BertModel were imported from these libraries."""
+    place = f"{source.__name__}_{base}_{model}"
+    names = {"library": LIBRARIES[model], "__module__": __name__, "__qualname__": place}
+    globals()[place] = type(source.__name__, (source, LIBRARIES[base].BertPreTrainedModel), names)  # where pickle looks
+    return globals()[place]
+
+
+every_source = pytest.mark.parametrize("source", [Tagger, Scorer, Towers], ids=lambda source: source.__name__)
+every_model = pytest.mark.parametrize("model", LIBRARIES)
+
+
+def own_pair(source, base="fastbert", model="fastbert", **changes):
+    theirs = randomise(written(source)(config_for(**changes)))
+    ours = written(source, base, model)(config_for(**changes))
+    ours.load_state_dict(theirs.state_dict())
+    return theirs.eval(), ours.eval()
+
+
+def assert_same(ours, theirs, inputs, real):
+    """Outputs at real tokens, and the gradient of every parameter."""
+    outputs = [model(**inputs) for model in (ours, theirs)]
+    outputs = [output if output.dim() == 2 else output[real] for output in outputs]
+    assert_close("output", *outputs)
+    weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(5))
+    assert_same_gradients(*[gradients(model, (output * weights).sum()) for model, output in zip((ours, theirs), outputs)])
+
+
+def ways(model) -> set[str]:
+    return {value for name, value in fastbert.explain(model).notes.items() if name.startswith("last call")}
+
+
+@every_model
+@every_source
+@pytest.mark.parametrize("pattern", ["no_mask", "right", "left", "holes"])
+def test_a_head_of_ones_own_runs_packed_and_gives_transformers_answers(source, model, pattern):
+    theirs, ours = own_pair(source, model=model)
+    batch = make_batch(pattern)
+    assert_same(ours, theirs, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(ours)), ways(ours)
+    assert not any("not swapped" in decision.reason for decision in fastbert.explain(ours).decisions)
+
+
+def test_our_model_in_a_head_of_transformers_runs_packed():
+    theirs, ours = own_pair(Tagger, base="transformers", model="fastbert")
+    batch = make_batch("right")
+    assert_same(ours, theirs, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(ours))
+
+
+def test_a_head_that_never_calls_post_init_keeps_the_model_it_built():
+    class Bare(fastbert.BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = transformers.BertModel(config)
+
+    assert "not swapped: see fastbert.accelerate" in str(fastbert.explain(Bare(config_for())))
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_every_model_is_an_instance_of_both_libraries_base(head):
+    theirs, ours = pair(head)
+    for base in (fastbert.BertPreTrainedModel, transformers.BertPreTrainedModel, transformers.PreTrainedModel):
+        assert isinstance(ours, base)
+        assert isinstance(ours.base_model, base)
+    assert isinstance(fastbert.accelerate(theirs), fastbert.BertPreTrainedModel)
+    fastbert.restore(theirs)
+    assert not isinstance(theirs, fastbert.BertPreTrainedModel)
+
+
+@every_model
+@every_source
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_checkpoints_of_every_head_load_with_the_same_report(head, source, model, tmp_path):
+    saved, _ = pair(head)
+    saved.save_pretrained(tmp_path)
+    reports = []
+    for cls in (written(source), written(source, "fastbert", model)):
+        torch.manual_seed(3)
+        with recorded_log() as messages:
+            loaded, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+        report = {key: sorted(map(str, value)) for key, value in info.items()}
+        # Rows of a table come in the order of a set.
+        lines = [sorted(line for line in message.splitlines()) for message in messages]
+        reports.append((loaded, report, lines))
+    (theirs, expected, expected_lines), (ours, report, lines) = reports
+    assert report == expected
+    assert lines == expected_lines
+    assert report["missing_keys"], "a head of its own cannot be in a checkpoint of another"
+    for (name, value), (other, weight) in zip(theirs.state_dict().items(), ours.state_dict().items()):
+        assert name == other
+        assert torch.equal(value, weight), name
+    if source is not Towers:
+        embeddings = saved.base_model.embeddings.word_embeddings.weight
+        assert torch.equal(ours.bert.embeddings.word_embeddings.weight, embeddings)
+
+
+@every_model
+@every_source
+def test_files_and_round_trip(source, model, tmp_path):
+    theirs, ours = own_pair(source, model=model)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    for path in (tmp_path / "theirs").iterdir():
+        assert (tmp_path / "ours" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [source.__name__]
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path / "ours")) is type(ours).config_class is fastbert.BertConfig
+    loaded, info = type(ours).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    batch = make_batch("right")
+    assert_same(loaded, theirs, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(loaded))
+
+
+@every_model
+def test_tied_weights(model, tmp_path):
+    pair(MASKED_LM)[0].save_pretrained(tmp_path)
+    for ours in (own_pair(Scorer, model=model)[1], written(Scorer, "fastbert", model).from_pretrained(tmp_path)):
+        assert ours.decoder.weight is ours.bert.embeddings.word_embeddings.weight
+        with quiet_transformers():
+            ours.resize_token_embeddings(130)
+        assert ours.decoder.weight is ours.bert.embeddings.word_embeddings.weight
+        assert ours.decoder.weight.shape[0] == 130
+
+
+@every_model
+@every_source
+def test_gradient_checkpointing(source, model):
+    theirs, ours = own_pair(source, model=model)
+    for each in (theirs, ours):
+        each.train()
+        each.gradient_checkpointing_enable()
+    assert ours.is_gradient_checkpointing
+    layers, calls = [part for part in ours.modules() if isinstance(part, fastbert.BertLayer)], []
+    for layer in layers:
+        inner = layer._gradient_checkpointing_func
+        layer._gradient_checkpointing_func = lambda *args, inner=inner, **kwargs: (calls.append(1), inner(*args, **kwargs))[1]
+    batch = make_batch("right")
+    assert_same(ours, theirs, batch.inputs(), batch.real)
+    assert len(calls) == len(layers)
+
+
+@every_model
+@every_source
+def test_copies_and_pickles(source, model):
+    theirs, ours = own_pair(source, model=model)
+    batch = make_batch("right")
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(copied) is type(ours)
+        assert_same(copied, theirs, batch.inputs(), batch.real)
+        assert all(way.startswith("packed") for way in ways(copied))
+
+
+@every_model
+@every_source
+def test_restore_and_accelerate(source, model):
+    theirs, ours = own_pair(source, model=model)
+    batch = make_batch("right")
+    fastbert.restore(ours)
+    assert not any(isinstance(part, fastbert.BertModel | fastbert.BertLayer) for part in ours.modules())
+    assert_same(ours, theirs, batch.inputs(), batch.real)
+    fastbert.accelerate(ours)
+    assert_same(ours, theirs, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(ours))
+
+
+def test_a_layer_of_its_own_is_transformers_layer():
+    torch.manual_seed(0)
+    config = config_for()
+    config._attn_implementation = "sdpa"
+    theirs, ours = transformers.BertLayer(config).eval(), fastbert.BertLayer(config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    states = torch.randn(2, 5, config.hidden_size)
+    assert torch.equal(ours(states), theirs(states))
+
+
+def test_parts_of_modeling_bert_work_together():
+    """A head written from BERT's parts, as some are, with the encoder's layers in it."""
+    parts = fastbert.modeling_bert
+
+    class FromParts(parts.BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.embeddings, self.encoder = parts.BertEmbeddings(config), parts.BertEncoder(config)
+            self.pooler = parts.BertPooler(config)
+            self.post_init()
+
+        def forward(self, input_ids):
+            return self.pooler(self.encoder(self.embeddings(input_ids)).last_hidden_state)
+
+    theirs, _ = pair(MODEL)
+    ours = FromParts(config_for()).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ids = make_batch("no_mask").input_ids
+    assert_close("pooled", ours(ids), theirs(ids).pooler_output)
