@@ -145,7 +145,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         max_seqlen: int | None = None,
         loss_positions: Tensor | None = None,
         output_positions: Tensor | None = None,
-        caller: Caller = Caller.UNKNOWN,
+        caller: Caller | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
         """As in transformers, and packed: input_ids (T,) or inputs_embeds (T, D) with cu_seqlens and max_seqlen.
@@ -156,7 +156,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         loss_positions: bool (B, S), where a loss of the caller reads hidden states. If one of them is padding, every
             padding position is computed and holds transformers' value.
         output_positions: bool (B, S) or (T,). last_hidden_state then holds these positions only, (number, D), in order.
-        caller: what is known of who reads the states at padding; fastbert's heads say it.
+        caller: which head of fastbert's calls; None for any other caller, who may read states at padding.
         cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, or position_ids (1, S) that start again: transformers'
             padding-free form, kept apart where transformers does, under a flash attention setting. See `padding_free`.
         Raises ValueError or TypeError, naming expected and actual, for inputs that do not fit.
@@ -191,7 +191,8 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         seqlen = self._check_padded(inputs, attention_mask)
         found = self._padding_free(inputs, attention_mask, kwargs)
         longest = found.max_seqlen if isinstance(found, padding_free.Boundaries) else seqlen
-        self._check_sizes(inputs["inputs_embeds"], longest if position_ids is None else 0)
+        if not torch.jit.is_tracing():
+            self._check_sizes(inputs["inputs_embeds"], longest if position_ids is None else 0)
         if isinstance(found, str):
             return self._forward_theirs(inputs, attention_mask, output_positions, found, rest)
         rest = {name: value for name, value in rest.items() if name not in padding_free.VARLEN_ARGUMENTS}
@@ -205,7 +206,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         attention_mask: Tensor | None,
         loss_positions: Tensor | None,
         output_positions: Tensor | None,
-        caller: Caller,
+        caller: Caller | None,
         rest: dict[str, Any],
     ) -> Any:
         tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
@@ -306,7 +307,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         inputs: dict[str, Tensor | None],
         found: padding_free.Boundaries,
         output_positions: Tensor | None,
-        caller: Caller,
+        caller: Caller | None,
         rest: dict[str, Any],
     ) -> Any:
         """Rows of several sequences each, (B, S), kept apart; outputs have the shapes that transformers gives them."""
@@ -368,16 +369,16 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             )
         return None
 
-    def _not_padding(self, ids: Tensor | None, keep: Tensor | None, caller: Caller) -> Tensor | None:
+    def _not_padding(self, ids: Tensor | None, keep: Tensor | None, caller: Caller | None) -> Tensor | None:
         """Where something else than the padding token stands, if it matters whether that is at a padding position."""
         pad = self.config.pad_token_id
-        if caller is not Caller.UNKNOWN or keep is None or ids is None or pad is None or torch.compiler.is_compiling():
+        if caller is not None or keep is None or ids is None or pad is None or torch.compiler.is_compiling():
             return None
         if policy_of(self) is not DEFAULT or routing.has_warned(self, _READERS):
             return None
         return ids != pad
 
-    def _warn_of_readers(self, found: Plan, caller: Caller) -> None:
+    def _warn_of_readers(self, found: Plan, caller: Caller | None) -> None:
         """Says once that padding holds zeros, where somebody may read them who was not asked."""
         if found.traced or found.layout.keep is None or found.loss_reads or policy_of(self).chosen:
             return
@@ -385,7 +386,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             reason = "other tokens than padding stand where attention_mask is 0, as in retrieval models that read their states"
         elif not torch.is_grad_enabled():
             return
-        elif caller is Caller.UNKNOWN:
+        elif caller is None:
             reason = "the encoder is called with gradients, and what is trained on its states may read them"
         elif caller is Caller.TOKEN_HEAD_WITHOUT_LOSS:
             reason = "the head is called in training without labels, and a loss of your own may read its logits there"
@@ -552,7 +553,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             routing.record(self, "packed" if layout.indices is not None else "packed; no padding in the batch")
 
     def _check_padded(self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None) -> int:
-        """Checks the shapes; returns S."""
+        """Checks the shapes; returns S, or 0 in a trace."""
         ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
         if ids is not None and ids.dim() != 2:
             raise ValueError(
@@ -564,7 +565,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
                 f"{self.config.hidden_size}) with cu_seqlens and max_seqlen, got {tuple(embeds.shape)}"
             )
         if torch.jit.is_tracing():
-            return  # sizes are tensors there: a comparison would be recorded as it came out
+            return 0  # sizes are tensors there: a comparison would be recorded as it came out
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch_size, seqlen = tokens.shape
         if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, seqlen):
@@ -715,7 +716,7 @@ def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> 
     """Gives a mask of shape (S,) or (1, S), and types and positions that transformers' sum of embeddings broadcasts, the
     shape of the batch; shapes that do not fit stay and are refused later. Returns the mask."""
     tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or torch.jit.is_tracing():
         return attention_mask
     shape = tokens.shape[:2]
     for name in ("token_type_ids", "position_ids"):

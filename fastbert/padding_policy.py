@@ -16,9 +16,8 @@ CHOICES = ("zeros", "exact")
 
 
 class Caller(enum.Enum):
-    """Who calls a BertModel, as far as padding is concerned."""
+    """The heads that call a BertModel, by what they read at padding. Any other caller may read any state."""
 
-    UNKNOWN = enum.auto()  # code that is not fastbert's: it may read any state
     POOLED_HEAD = enum.auto()  # a head that reads the pooled state only
     TOKEN_HEAD = enum.auto()  # a head that declares which positions its loss reads
     TOKEN_HEAD_WITHOUT_LOSS = enum.auto()  # the same without labels: somebody else's loss may read its logits

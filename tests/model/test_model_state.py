@@ -85,8 +85,9 @@ def test_the_forward_signature_is_a_superset(head):
     for name, parameter in theirs.items():
         assert (ours[name].kind, ours[name].default) == (parameter.kind, parameter.default), name
     assert {parameter.name for parameter in added} == {"cu_seqlens", "max_seqlen"} | NEW_ARGUMENTS.get(head.name, set())
+    positional = [name for name, parameter in theirs.items() if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert list(ours)[: len(positional)] == positional, "an argument of ours stands before one of transformers'"
     for parameter in added:
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter.name
         assert parameter.default is not inspect.Parameter.empty, parameter.name
 
 
