@@ -68,10 +68,15 @@ model(ids, attention_mask=mask, labels=ids).loss.backward()
 fastbert.accelerate(theirs(config))
 str(fastbert.explain(model))
 import fastbert.kernels
+from packaging.version import InvalidVersion
 from transformers.utils import is_kernels_available
+try:
+    hidden = is_kernels_available()
+except InvalidVersion:  # transformers 5.4, of any folder of that name on the path, which it then does not import
+    hidden = False
 print(json.dumps({{
     "seconds": seconds, "loaded": sorted(loaded), "by_running": sorted(set(sys.modules) - before - loaded),
-    "cuda": torch.cuda.is_initialized(), "kernels": fastbert.kernels.__name__, "hidden": is_kernels_available(),
+    "cuda": torch.cuda.is_initialized(), "kernels": fastbert.kernels.__name__, "hidden": hidden,
 }}))
 """
 WITHOUT_TRITON = f"""
