@@ -7,10 +7,13 @@ RESULTS ?= out/bench
 BENCH ?=
 MODEL ?=
 TEXT ?=
+SET ?= oldest
+FOLDER ?= out/versions
+TESTS ?= tests
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench gpu codegen clean
+.PHONY: demo test lint bench gpu codegen versions clean
 
 demo: .venv/.installed-demo
 	$(PY) -m fastbert demo $(MODEL) $(if $(TEXT),--text $(TEXT))
@@ -38,6 +41,10 @@ bench: .venv/.installed-test
 # Everything that needs a GPU: no network, no virtual environment, the machine's own packages.
 gpu:
 	PYTHONPATH=$(CURDIR) $(PYTHON) -m benchmarks.gpu --out $(OUT)
+
+# The suite on the oldest or the newest versions that pyproject.toml allows (SET), in an environment of its own under FOLDER.
+versions:
+	$(PYTHON) tests/versions.py $(SET) --folder $(FOLDER) $(TESTS)
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
