@@ -1,7 +1,7 @@
 """`fastbert export`: a checkpoint as an ONNX file or a torch.export program, made by PyTorch's exporters and run to check it.
 
-torch-export takes fastbert's class, whose code while tracing is plain PyTorch; ONNX takes transformers' class, as its exporter
-has no stable sort, with which fastbert packs a batch. Both files hold a model of padded batches of any size and length.
+Both take fastbert's class, whose code while tracing is plain PyTorch, and are checked against transformers'. Either file
+holds a model of padded batches of any size and length; hidden states at padding are zeros, as in fastbert.
 """
 
 import importlib.util
@@ -35,10 +35,10 @@ def export(
     to: Annotated[Format, typer.Option(help="onnx: for ONNX Runtime and others. torch-export: for torch.export.load.")],
     out: Annotated[Path, typer.Option(dir_okay=False, help="A new file; of torch-export FILE.pt2.")],
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Run the export against the model; what differs is not written.")
+        bool, typer.Option("--check/--no-check", help="Run the export against transformers; what differs is not written.")
     ] = True,
 ) -> None:
-    """Export a checkpoint to ONNX or torch.export, and check the file against the model. Exit status 1 if that fails."""
+    """Export a checkpoint to ONNX or torch.export, and check the file against transformers. Exit status 1 if that fails."""
     from .console import plain_errors
 
     with plain_errors():
@@ -49,8 +49,9 @@ def export(
 def run(checkpoint: str, to: str, out: Path, check: bool, say: Callable[[str], None]) -> bool:
     """Writes the file, whole or not at all; returns whether it may be trusted: it was checked, or no check was asked for.
 
-    A file that differs from the model is not written. Without onnxruntime an ONNX file is written, but unchecked. Raises
-    InputError for a checkpoint that is none of transformers' classes, a missing exporter, or weights too large for the format.
+    A file that differs from transformers' model is not written. Without onnxruntime an ONNX file is written, but unchecked.
+    Raises InputError for a checkpoint that is none of transformers' classes, a missing exporter, or weights too large for the
+    format.
     """
     import torch
 
@@ -67,15 +68,14 @@ def run(checkpoint: str, to: str, out: Path, check: bool, say: Callable[[str], N
             f"expected {' and '.join(missing)} for ONNX, got none installed: pip install 'fastbert-triton[export]'"
         )
     ours, theirs, class_name = _models(checkpoint)
-    if to == "onnx" and (size := sum(one.nbytes for one in theirs.parameters())) > ONNX_BYTES:
+    if to == "onnx" and (size := sum(one.nbytes for one in ours.parameters())) > ONNX_BYTES:
         raise InputError(f"expected at most {ONNX_BYTES:,} bytes of weights for an ONNX file, got {size:,} in {checkpoint}")
     with torch.no_grad():
         example = next(iter(_batches(ours)))
         names = [name for name, value in ours(**example, **_options(ours)).items() if isinstance(value, torch.Tensor)]
         with _quiet_exporters():
-            content = (_onnx if to == "onnx" else _program)(_plain(theirs if to == "onnx" else ours, names), example, names)
-        source = "transformers" if to == "onnx" else "fastbert"
-        say(f"{source}.{class_name}: {', '.join(INPUTS)} -> {', '.join(names)}, float32, {len(content):,} bytes")
+            content = (_onnx if to == "onnx" else _program)(_plain(ours, names), example, names)
+        say(f"fastbert.{class_name}: {', '.join(INPUTS)} -> {', '.join(names)}, float32, {len(content):,} bytes")
         passed = True
         if not check:
             say("not run: --no-check")
@@ -83,9 +83,9 @@ def run(checkpoint: str, to: str, out: Path, check: bool, say: Callable[[str], N
             say("not run: onnxruntime is not installed: pip install 'fastbert-triton[export]', or --no-check")
             passed = False
         else:
-            difference, share = _differences(ours, content, to, names)
+            difference, share = _differences(theirs, content, to, names)
             say(
-                f"run against fastbert.{class_name} on {len(LENGTHS)} ragged batches: largest difference {difference:.2g}, "
+                f"run against transformers.{class_name} on {len(LENGTHS)} ragged batches: largest difference {difference:.2g}, "
                 f"{share:.2g} of the largest output"
             )
             if not share <= TOLERANCE:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastbert import routing
 from fastbert.gptq import Moments, round_weight
 from fastbert.kernels import fp8, functional
-from fastbert.kernels.backend import autocast_dtype
+from fastbert.kernels.backend import autocast_dtype, records_portably
 from fastbert.kernels.reference import activate
 from fastbert.modeling import BertLayer, BertModel, berts
 from fastbert.padding import Layout
@@ -134,6 +134,10 @@ class Fp8BertLayer(BertLayer):
         reason = _plan_reason(plan)
         if reason is not None:
             raise RuntimeError(f"a quantised layer runs whole or not at all, but {reason}: see fastbert.dequantize")
+        if records_portably():
+            raise RuntimeError(
+                "torch.jit.trace and ONNX have no fp8: expected torch.export or a model from fastbert.dequantize"
+            )
         if torch.compiler.is_compiling():
             return
         if (reason := fp8.obstacle(x.device)) is not None:

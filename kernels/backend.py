@@ -83,7 +83,7 @@ def backend_reason(device: torch.device, dtype: torch.dtype) -> tuple[Literal["t
 def resolve_backend(*tensors: torch.Tensor | None) -> Literal["torch", "triton"]:
     """The side that an operation on these tensors takes; the first one's device and dtype decide."""
     first = next(tensor for tensor in tensors if tensor is not None)
-    if _records_for_others():
+    if records_portably():
         if _choice == "triton":
             raise RuntimeError("backend 'triton' is forced, but torch.jit.trace and ONNX record PyTorch's operations only")
         return "torch"
@@ -125,7 +125,7 @@ def _too_old(properties: Any) -> str | None:
     )
 
 
-def _records_for_others() -> bool:
+def records_portably() -> bool:
     """Whether a graph is being recorded that must run where our operators are unknown: C++, ONNX Runtime, OpenVINO."""
     return torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
 
