@@ -275,6 +275,9 @@ def _identity(options: Options) -> dict[str, Any]:
     for name in ("train", "evaluation"):
         data[name] = hashlib.sha256(getattr(options.data, name).read_bytes()).hexdigest()
     values = {name: value for name, value in asdict(options).items() if name != "out"} | {"data": data}
+    # A folder from before there was the choice goes on.
+    if options.data.format is None:
+        del data["format"]
     if options.frozen is None:
-        del values["frozen"]  # a folder from before there was the choice goes on
+        del values["frozen"]
     return json.loads(json.dumps(values, default=str))

@@ -5,10 +5,11 @@ two exist, so memory does not grow with the input. Within a window sequences are
 into batches of a budget of tokens; nothing is padded.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,11 +31,22 @@ Report = Callable[[float], None]
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Words:
+    """A text that is cut into words already, none of them empty."""
+
+    words: tuple[str, ...]
+
+
 class Row(NamedTuple):
-    """value: a text or a tuple of texts. place: what an error calls it, such as "row 3" or "line 3 of FILE"."""
+    """value: a text, a tuple of two texts, or Words. place: what an error calls it, such as "row 3" or "line 3 of FILE".
+
+    carried: what else the row has, which is written beside its result.
+    """
 
     value: Any
     place: str
+    carried: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -168,9 +180,9 @@ class _Windows:
 def _length(row: Row) -> int:
     """Characters of the row. Raises InputError where it is neither a text nor a pair of texts that UTF-8 can hold."""
     value = row.value
-    if not isinstance(value, str) and not (isinstance(value, tuple) and len(value) == 2):
+    if not isinstance(value, str | Words) and not (isinstance(value, tuple) and len(value) == 2):
         raise InputError(f"expected a text or a pair of texts, got {type(value).__name__} in {row.place}")
-    texts = (value,) if isinstance(value, str) else value
+    texts = value.words if isinstance(value, Words) else (value,) if isinstance(value, str) else value
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"expected text, got {type(text).__name__} in {row.place}")
