@@ -25,6 +25,7 @@ WINDOW_BATCHES = 64
 FIRST_WINDOW_BATCHES = 4  # the model waits for the first window: a small one
 WINDOW_ROWS = 16384
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1 << 20  # what is tokenised in one call
+WINDOW_CARRIED = 1 << 25  # characters of what the rows of a window carry
 
 # How a pass tells its progress: rows done so far, a part of a window in proportion.
 Report = Callable[[float], None]
@@ -155,26 +156,29 @@ class _Windows:
 
     def make(self) -> list[tuple[Row, list[Encoded]]]:
         window: list[tuple[Row, list[Encoded]]] = []
-        tokens = 0
-        while tokens < self.tokens and len(window) < WINDOW_ROWS and not self.stopped:
-            chunk = self._chunk()
+        tokens = carried = 0
+        while tokens < self.tokens and len(window) < WINDOW_ROWS and carried < WINDOW_CARRIED and not self.stopped:
+            chunk, more = self._chunk()
             if not chunk:
                 break
+            carried += more
             encoded = self.task.encode(chunk)
             window.extend(zip(chunk, encoded))
             tokens += sum(len(one.ids) for sequences in encoded for one in sequences)
         self.tokens = min(2 * self.tokens, self.most)
         return window
 
-    def _chunk(self) -> list[Row]:
+    def _chunk(self) -> tuple[list[Row], int]:
+        """(rows, characters of what they carry)."""
         chunk: list[Row] = []
-        characters = 0
+        characters = carried = 0
         for row in islice(self.rows, CHUNK_ROWS):
             chunk.append(row)
             characters += _length(row)
-            if characters >= CHUNK_CHARACTERS or self.stopped:
+            carried += _size(row.carried)
+            if characters >= CHUNK_CHARACTERS or carried >= WINDOW_CARRIED or self.stopped:
                 break
-        return chunk
+        return chunk, carried
 
 
 def _length(row: Row) -> int:
@@ -192,6 +196,15 @@ def _length(row: Row) -> int:
             except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
                 raise InputError(f"expected text that UTF-8 can hold, got {text[error.start]!r} in {row.place}") from error
     return sum(map(len, texts))
+
+
+def _size(value: Any) -> int:
+    """Characters of the texts within, and one for anything else."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(name) + _size(one) for name, one in value.items())
+    return sum(map(_size, value)) if isinstance(value, list) else 1
 
 
 def _results(

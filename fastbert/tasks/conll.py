@@ -38,7 +38,7 @@ class Conll:
         if holds_json(sample):
             raise InputError(f"expected CoNLL, a word a line, got JSON in {name}: --format json or jsonl reads it")
         self.separator = _separator(sample.split("\n"))
-        self._lines, self._name, self._labelled = lines, name, labelled
+        self._lines, self._name, self._labelled, self._begun = lines, name, labelled, False
 
     def __iter__(self) -> Iterator[Sentence]:
         words: list[list[str]] = []
@@ -48,7 +48,7 @@ class Conll:
             line = text.rstrip("\r\n")
             if not line.strip() or line.split()[0] == DOCUMENT:
                 if words:
-                    yield Sentence(tuple(zip(*words)), tuple(comments), start)
+                    yield self._sentence(words, comments, start)
                     words, comments = [], []
                 continue
             word, *rest = line.split(self.separator)
@@ -60,7 +60,18 @@ class Conll:
             start = start if words else number
             words.append(fields)
         if words:
-            yield Sentence(tuple(zip(*words)), tuple(comments), start)
+            yield self._sentence(words, comments, start)
+
+    def _sentence(self, words: list[list[str]], comments: list[str], start: int) -> Sentence:
+        found = Sentence(tuple(zip(*words)), tuple(comments), start)
+        first = found.columns[0]
+        if not self._begun and len(first) > 2 and len(found.columns) > 3:
+            # CoNLL-U numbers its words, CoNLL-2012 has the document first: columns that would be tagged without a word of it.
+            if first == tuple(str(number) for number in range(1, len(first) + 1)) or len(set(first)) == 1:
+                got = f"{', '.join(first[:3])}, ..."
+                raise input_error(self._name, start, "the words in the first column", got)
+        self._begun = True
+        return found
 
     def _check(self, number: int, line: str, fields: list[str]) -> None:
         self.columns = self.columns or len(fields)

@@ -143,7 +143,7 @@ def _separated(lines: Lines, name: str, header: bool) -> Iterator[tuple[int, lis
 
 def _parts(line: str) -> list[str]:
     """The line, or several where there are carriage returns alone, which end a row too."""
-    if "\r" not in line[:-2]:
+    if "\r" not in line.rstrip("\r\n"):
         return [line]
     return list(io.StringIO(line, newline=""))
 

@@ -197,3 +197,25 @@ def test_a_file_is_never_in_memory_whole(tmp_path, name):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20  # of 4 MB
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1\tThe\tthe\tDET\t_", "2\tcat\tcat\tNOUN\t_", "3\tsat\tsit\tVERB\t_"],  # CoNLL-U
+        ["doc/1 0 0 The O", "doc/1 0 1 cat O", "doc/1 0 2 sat O"],  # CoNLL-2012
+    ],
+)
+def test_conll_whose_words_are_not_first_is_refused(tmp_path, tokenizer, lines):
+    from fastbert.tasks.conll import conll_rows
+
+    (tmp_path / "a.conll").write_text("\n".join(lines) + "\n\n")
+    with pytest.raises(InputError, match=r"expected the words in the first column, got (1, 2, 3|doc/1, .*), \.\.\. in line 1 of"):
+        list(conll_rows(tmp_path / "a.conll"))
+
+
+def test_a_last_row_of_one_letter_behind_a_carriage_return(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,label\ra,b\rc,d")
+    assert [(one.text, one.label) for one in read_sentences(tmp_path / "a.csv").examples] == [("a", "b"), ("c", "d")]
+    (tmp_path / "b.csv").write_bytes(b"text\ra\rb")
+    assert [one.text for one in read_sentences(tmp_path / "b.csv", labelled=False).examples] == ["a", "b"]
