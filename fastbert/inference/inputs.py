@@ -5,6 +5,7 @@ What a row has beside its texts is carried along, to be written beside its resul
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,24 @@ class Source:
     def name(self) -> str:
         return name_of(self.file)
 
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        return frozenset((*self.kind.roles, *self.kind.results))
+
     def __iter__(self) -> Iterator[Row]:
         """Raises InputError, with the place, for what is not of the format, and where there is no row at all."""
         columns: tuple[str, ...] | None = None
+        name = self.name
         for row in self._rows():
             if columns is None:
                 columns = self._choose(row)
-            value = self._value(row, columns)
-            yield Row(value, f"{row.place} of {self.name}", self._carried(row, columns))
+            if len(columns) == 1:
+                value: Any = self._text(row, columns[0])
+            else:
+                value = tuple([self._text(row, column) for column in columns])
+            yield Row(value, f"{row.unit} {row.line} of {name}", self._carried(row, columns))
         if columns is None:
-            raise InputError(f"expected texts in {self.name}, got none")
+            raise InputError(f"expected texts in {name}, got none")
 
     def _rows(self) -> Iterator[files.Row]:
         if self.format == "conll":
@@ -154,39 +163,34 @@ class Source:
             return tuple(found.values())
         return columns if len(columns) == len(roles) else ()
 
-    def _value(self, row: files.Row, columns: tuple[str, ...]) -> Any:
-        values = tuple(self._text(row, column) for column in columns)
-        return values[0] if len(values) == 1 else values
-
     def _text(self, row: files.Row, column: str) -> str | Words:
+        value = row.values.get(column)
+        if isinstance(value, str):
+            return value
         place = f"{row.place} of {self.name}"
         if column not in row.values:
             raise InputError(f"expected a value for {column}, got only {', '.join(row.values)} in {place}")
-        value = row.values[column]
-        if self.kind.words and isinstance(value, list):
-            if not value or not all(isinstance(word, str) and word for word in value):
-                raise InputError(f"expected a list of words as {column}, got {repr(value)[:80]} in {place}")
-            return Words(tuple(value))
-        if not isinstance(value, str):
+        if not self.kind.words or not isinstance(value, list):
             raise InputError(f"expected text as {column}, got {type(value).__name__} in {place}")
-        return value
+        if not value or not all(isinstance(word, str) and word for word in value):
+            raise InputError(f"expected a list of words as {column}, got {repr(value)[:80]} in {place}")
+        return Words(tuple(value))
 
     def _carried(self, row: files.Row, columns: tuple[str, ...]) -> dict[str, Any]:
-        taken = (*self.kind.roles, *self.kind.results)
-        found: dict[str, Any] = {}
-        for name, value in row.values.items():
-            if name in columns:
-                continue
-            written = name
-            if name in taken:
-                written = PREFIX + name
-                if written in row.values:
-                    raise InputError(
-                        f"expected no {written} beside {name}, which is written as that, got both in {row.place} of {self.name}"
-                    )
+        found = {name: value for name, value in row.values.items() if name not in columns}
+        if self._taken.isdisjoint(found):
+            return found
+        renamed = {}
+        for name, value in found.items():
+            written = PREFIX + name if name in self._taken else name
+            if written != name and written in row.values:
+                raise InputError(
+                    f"expected no {written} beside {name}, which is written as that, got both in {row.place} of {self.name}"
+                )
+            if written != name:
                 self.say(f"{self.name}: its {name} is written as {written}, beside the {name} of the results")
-            found[written] = value
-        return found
+            renamed[written] = value
+        return renamed
 
 
 def _format(file: Path | None, kind: Kind, given: str | None) -> str:

@@ -39,47 +39,47 @@ class Lines:
     """
 
     def __init__(self, handle: BinaryIO, name: str) -> None:
-        self._handle, self._name, self._number = handle, name, 0
+        self._lines = _numbered(handle, name)
         self._ahead: deque[tuple[int, str]] = deque()
         self._error: InputError | None = None
+        self._ended = False
 
     def sample(self) -> tuple[str, bool]:
         """(the text of the first lines, about SAMPLE_BYTES, whether that is all), which are still to come."""
         size = sum(len(line) for _, line in self._ahead)
-        while size < SAMPLE_BYTES and self._error is None:
+        while size < SAMPLE_BYTES and self._error is None and not self._ended:
             try:
-                found = self._read()
+                number, line = next(self._lines)
+            except StopIteration:
+                self._ended = True
             except InputError as error:  # to be met where it is
                 self._error = error
-                break
-            if found is None:
-                return "".join(line for _, line in self._ahead), True
-            self._ahead.append(found)
-            size += len(found[1])
-        return "".join(line for _, line in self._ahead), False
+            else:
+                self._ahead.append((number, line))
+                size += len(line)
+        return "".join(line for _, line in self._ahead), self._ended
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         while self._ahead:
             yield self._ahead.popleft()
         if self._error is not None:
             raise self._error
-        while (found := self._read()) is not None:
-            yield found
+        yield from self._lines
 
-    def _read(self) -> tuple[int, str] | None:
-        with _unpacking(self._name):
-            raw = self._handle.readline(MAX_LINE_BYTES + 1)
-        if not raw:
-            return None
-        self._number += 1
-        if len(raw) > MAX_LINE_BYTES:
-            raise InputError(
-                f"expected lines of at most {MAX_LINE_BYTES} bytes, got a longer one: line {self._number} of {self._name}"
-            )
-        try:
-            return self._number, raw.decode("utf-8-sig" if self._number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(raw[error.start], self._number, self._name) from error
+
+def _numbered(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    encoding, number = "utf-8-sig", 0
+    with _unpacking(name):
+        while raw := handle.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                raise InputError(f"expected lines of at most {MAX_LINE_BYTES} bytes, got a longer one: line {number} of {name}")
+            try:
+                text = raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(raw[error.start], number, name) from error
+            encoding = "utf-8"
+            yield number, text
 
 
 def pieces(handle: BinaryIO, name: str) -> Iterator[str]:

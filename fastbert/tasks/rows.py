@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastbert.checkpoints import InputError
 
@@ -19,8 +19,7 @@ MARKS = ",;\t"
 TEXT = "text"  # the column of plain text
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """values: by column. line: the number, from 1, of the unit: a line of the file, or an element of a JSON list."""
 
     values: dict[str, Any]

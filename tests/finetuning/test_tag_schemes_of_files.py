@@ -1,4 +1,4 @@
-"""Fine-tuning on tags of every scheme, from any suffix: the labels of the model, the scores, and inference on what comes out."""
+"""Fine-tuning on tags of every scheme, from any suffix: the model's labels, the scores, and tagging by what comes out."""
 
 import gzip
 import json
