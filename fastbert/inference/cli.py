@@ -30,7 +30,7 @@ Format = Annotated[
 Header = Annotated[
     bool, typer.Option("--header/--no-header", help="The first row of CSV and TSV names the columns; else these are 1, 2, ...")
 ]
-Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Write here, not to the standard output: FILE.jsonl.")]
+Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Write here, not to the standard output: JSONL.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished --out of the same command.")]
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward. Default: 4096 on a CPU, 32768 on a GPU.")]
 
@@ -104,7 +104,8 @@ def embed(
             f"{task.size} dimensions, at most {task.limit} tokens"
         )
         little = task.output_dtype.newbyteorder("<")
-        raw = npy_header(task.size, task.output_dtype), lambda row, vector: np.ascontiguousarray(vector, little).tobytes()
+        in_order = command.alone(lambda row, vector: np.ascontiguousarray(vector, little).tobytes(), out)
+        raw = npy_header(task.size, task.output_dtype), in_order
         command.run(
             task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, options=options,
             batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,

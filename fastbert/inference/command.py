@@ -13,7 +13,6 @@ import typer
 
 from ..checkpoints import InputError
 from ..console import console
-from ..tasks.lines import STDIN
 from ..version import __version__
 from .engine import Report, Row, Task, stream
 from .inputs import Kind, Source
@@ -48,7 +47,7 @@ def pick(
         return Source.of(file, kind, fields, format_, header=header, say=say)
     if not values or len(values) % len(roles):
         raise InputError(
-            f"expected {' and '.join(roles)} as arguments, --file, or text in {STDIN}, got {len(values)} argument(s)"
+            f"expected {' and '.join(roles)} as arguments, --file, or text in the standard input, got {len(values)} argument(s)"
         )
     if fields is not None or format_ is not None or not header:
         raise InputError("expected --file or the standard input beside --field, --format or --no-header, got arguments")
@@ -80,11 +79,13 @@ def run(
     written instead of JSONL. In JSONL, what a row carries is written before its result. Raises InputError for what cannot be
     run or resumed.
     """
+    record = _beside(record)
+    if out is not None:
+        check_name(out, raw is not None)
     if resume and (out is None or not isinstance(rows, Source) or rows.file is None):
         raise InputError("expected --file and --out beside --resume")
     output = None
     if out is not None:
-        check_name(out, raw is not None)
         identity = {"input": _input(rows), "model": _model(task), "options": options, "fastbert": __version__}
         output = Output(out, identity, resume=resume, **({} if raw is None else {"header": raw[0]}))
     saved = getattr(task, "saved", None)
@@ -98,23 +99,25 @@ def run(
             if check is not None:
                 check(row)
     if output is not None:
-        _write(task, rows, total, output, _to_bytes(record) if raw is None else _alone(raw[1], output.file), batch_tokens)
+        to_bytes = raw[1] if raw is not None else None
+        _write(task, rows, total, output, to_bytes or (lambda row, result: _json(record(row, result))), batch_tokens)
     elif isinstance(rows, list) and _is_terminal():
         console().print(table(list(stream(task, rows, batch_tokens=batch_tokens))))
     else:
         with _progress(total, 0, hidden=_is_terminal()) as report:
             results = stream(task, rows, batch_tokens=batch_tokens, report=report)
-            _print(_to_bytes(record), results)
+            _print(record(row, result) for row, result in results)
     for line in task.notes.lines():
         say(f"warning: {line}")
 
 
-def _to_bytes(record: Record) -> Callable[[Row, Any], bytes]:
-    return lambda row, result: _json({**row.carried, **record(row, result)})
+def _beside(record: Record) -> Record:
+    """The result of a row, behind what the row carries."""
+    return lambda row, result: {**row.carried, **record(row, result)}
 
 
-def _alone(to_bytes: Callable[[Row, Any], bytes], file: Path) -> Callable[[Row, Any], bytes]:
-    """Says once what rows carry and the file does not hold."""
+def alone(to_bytes: Callable[[Row, Any], bytes], file: Path | None) -> Callable[[Row, Any], bytes]:
+    """Says once what rows carry and the file, which has vectors alone, does not hold."""
     told: list[str] = []
 
     def written(row: Row, result: Any) -> bytes:
@@ -126,11 +129,11 @@ def _alone(to_bytes: Callable[[Row, Any], bytes], file: Path) -> Callable[[Row, 
     return written
 
 
-def _print(to_bytes: Callable[[Row, Any], bytes], results: Iterable[tuple[Row, Any]]) -> None:
+def _print(objects: Iterable[dict[str, Any]]) -> None:
     """A reader that has seen enough and closes the pipe, as `head` does, ends it without an error."""
     try:
-        for row, result in results:
-            sys.stdout.buffer.write(to_bytes(row, result))
+        for value in objects:
+            sys.stdout.buffer.write(_json(value))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails

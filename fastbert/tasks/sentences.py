@@ -14,9 +14,10 @@ TEXT_NAMES = (
     "headline", "title", "description",
 )  # fmt: skip
 PAIR_NAMES = (
+    ("first", "second"),
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("question1", "question2"),
     ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("sent1", "sent2"), ("s1", "s2"),
-    ("question", "sentence"), ("query", "passage"), ("question", "answer"), ("text", "text_pair"), ("first", "second"),
+    ("question", "sentence"), ("query", "passage"), ("question", "answer"), ("text", "text_pair"),
 )  # fmt: skip
 LABEL_NAMES = (
     "gold_label", "label", "labels", "category", "intent", "class", "sentiment", "target", "score", "similarity",
