@@ -7,6 +7,8 @@ import tracemalloc
 
 import pytest
 from file_kinds import KINDS, texts_for, write_kind
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastbert.checkpoints import InputError
 from fastbert.tasks.choices import read_choices
@@ -219,3 +221,42 @@ def test_a_last_row_of_one_letter_behind_a_carriage_return(tmp_path):
     assert [(one.text, one.label) for one in read_sentences(tmp_path / "a.csv").examples] == [("a", "b"), ("c", "d")]
     (tmp_path / "b.csv").write_bytes(b"text\ra\rb")
     assert [one.text for one in read_sentences(tmp_path / "b.csv", labelled=False).examples] == ["a", "b"]
+
+
+def damaged() -> st.SearchStrategy[bytes]:
+    """Whole files of some kind with bytes cut out, doubled or changed, or anything at all."""
+    rows = [{"id": "1", "text": 'a "b", c', "label": "x"}, {"id": "2", "text": "d\n\ne", "label": "y"}]
+    whole = [render(rows).encode() for _, render in KINDS.values()]
+    whole += [
+        b"-DOCSTART- O\n\nthe DT O\ncat NN B-X\n\n",
+        b'{"version": 1, "data": [{"paragraphs": [{"context": "a", "qas": []}]}]}',
+    ]
+
+    def damage(content: bytes, at: int, length: int, new: bytes) -> bytes:
+        at %= len(content)
+        return content[:at] + new + content[at + length :]
+
+    pieces = st.one_of(
+        st.binary(max_size=4), st.sampled_from([b'"', b"{", b"]", b",", b"\r", b"\n", b"\x00", b"NaN", b"\xef\xbb\xbf"])
+    )
+    changed = st.builds(damage, st.sampled_from(whole), st.integers(0, 500), st.integers(0, 40), pieces)
+    packed = st.builds(gzip.compress, changed)
+    cut = st.builds(lambda content, kept: content[: kept % len(content)], packed, st.integers(0, 500))
+    return st.one_of(changed, packed, cut, st.binary(max_size=80))
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=damaged(), suffix=st.sampled_from(["csv", "tsv", "jsonl", "json", "txt", "conll", "csv.gz", "json.gz"]))
+def test_damaged_files_are_read_or_refused(tmp_path, content, suffix):
+    """Never anything else than rows or a line that names the file."""
+    from fastbert.inference.inputs import ANSWER, CLASSIFY, TAG, Source
+
+    file = tmp_path / f"a.{suffix}"
+    file.write_bytes(content)
+    refused = []
+    for kind in (CLASSIFY, TAG, ANSWER):
+        try:
+            assert all(row.value is not None for row in Source.of(file, kind, say=lambda line: None))
+        except InputError as error:
+            refused.append(str(error))
+    assert all(str(file) in message and "\n" not in message for message in refused)
