@@ -44,12 +44,14 @@ def finetune(
     task: Annotated[
         Task,
         typer.Argument(
-            help="classify: one sentence. pair: two, a label or a number. qa: SQuAD 1.1 or 2.0. tag: CoNLL or JSONL spans. "
+            help="classify: one sentence. pair: two, a label or a number. qa: SQuAD 1.1 or 2.0. tag: CoNLL or JSON spans. "
             "choice: which ending fits."
         ),
     ],
     model: Annotated[str, typer.Option(help="A folder or a hub name of a BERT checkpoint.")],
-    train: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Examples to train on.")],
+    train: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="To train on: .csv, .tsv, .jsonl, .json, .conll; or .gz of these.")
+    ],
     evaluation: Annotated[
         Path, typer.Option("--eval", exists=True, dir_okay=False, help="Examples to score, and to choose by.")
     ],
@@ -61,6 +63,10 @@ def finetune(
     header: Annotated[
         bool, typer.Option("--header/--no-header", help="The first row of CSV and TSV names the columns.")
     ] = True,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="csv, tsv, jsonl, json or conll, for both files, instead of what their names end in."),
+    ] = None,
     regression: Annotated[
         bool | None, typer.Option("--regression/--labels", help="Labels are numbers (pair). Default: if some have fractions.")
     ] = None,
@@ -120,7 +126,7 @@ def finetune(
     if not (rate > 0 and epochs > 0):
         raise typer.BadParameter(f"expected a positive learning rate and epochs, got {rate} and {epochs}")
     setting = Setting(batch_size, rate, epochs, seed, warmup, dropout, weight_decay)
-    data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression)
+    data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression, format_)
     chosen = chosen_precision(precision)
     asked = None
     if frozen is not None:

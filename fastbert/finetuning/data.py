@@ -18,7 +18,8 @@ class DataOptions:
     """What decides how files become features.
 
     columns: by role, see the readers. header: whether the first row of a CSV or TSV names its columns. max_length, stride: in
-    tokens, None for the task's own. regression: labels are numbers; None leaves it to the file.
+    tokens, None for the task's own. regression: labels are numbers; None leaves it to the file. format: of both files, None for
+    what their names end in.
     """
 
     train: Path
@@ -29,6 +30,7 @@ class DataOptions:
     stride: int | None = None
     max_answer_length: int = 30
     regression: bool | None = None
+    format: str | None = None
 
 
 @dataclass

@@ -71,7 +71,9 @@ def load_questions(options: DataOptions, tokenizer: Any, config: Any) -> TaskDat
     """Raises InputError where a file is not as SQuAD's are."""
     max_length = length_limit(options.max_length, QA_MAX_LENGTH, config)
     stride = min(QA_STRIDE, max_length // 3) if options.stride is None else options.stride
-    train, evaluation = read_squad(options.train), read_squad(options.evaluation)
+    train, evaluation = (
+        read_squad(file, header=options.header, format_=options.format) for file in (options.train, options.evaluation)
+    )
     notes = [f"windows of {max_length} tokens that share {stride}"]
     windows = _windows(train, tokenizer, max_length, stride, notes)
     features = _labelled(train, windows, notes)

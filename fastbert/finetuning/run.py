@@ -272,6 +272,8 @@ def _difference(before: Any, now: Any, name: str = "options") -> tuple[str, Any,
 def _identity(options: Options) -> dict[str, Any]:
     """The options and what they point to: a training goes on with the same data, not with files of the same name."""
     data = asdict(options.data)
+    if options.data.format is None:
+        del data["format"]  # as of frozen below
     for name in ("train", "evaluation"):
         data[name] = hashlib.sha256(getattr(options.data, name).read_bytes()).hexdigest()
     values = {name: value for name, value in asdict(options).items() if name != "out"} | {"data": data}

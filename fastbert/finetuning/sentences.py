@@ -72,7 +72,9 @@ class Chosen(Rows):
 
 def load_sentences(options: DataOptions, tokenizer: Any, config: Any, *, pair: bool) -> TaskData:
     """Raises InputError where a file cannot be read as the task's, or evaluation has a label that training has not."""
-    settings: dict[str, Any] = {"columns": options.columns, "header": options.header, "pair": pair}
+    settings: dict[str, Any] = {
+        "columns": options.columns, "header": options.header, "pair": pair, "format_": options.format,
+    }  # fmt: skip
     train = read_sentences(options.train, **settings, regression=options.regression)
     regression = train.regression
     evaluation = read_sentences(options.evaluation, **settings, regression=regression)
@@ -106,7 +108,10 @@ def load_sentences(options: DataOptions, tokenizer: Any, config: Any, *, pair: b
 def load_choices(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
     """Raises InputError where a file cannot be read as the task's, or the numbers of endings differ."""
     max_length = length_limit(options.max_length, MAX_LENGTH, config)
-    data = [read_choices(file, columns=options.columns, header=options.header) for file in (options.train, options.evaluation)]
+    data = [
+        read_choices(file, columns=options.columns, header=options.header, format_=options.format)
+        for file in (options.train, options.evaluation)
+    ]
     count = len(data[0].examples[0].endings)
     notes: list[str] = []
     features = []

@@ -1,4 +1,4 @@
-"""`tag`: a BIO tag per word."""
+"""`tag`: a tag per word, of whichever scheme the training data has."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from fastbert.tasks.metrics import entity_metrics
 from fastbert.tasks.rows import input_error
 from fastbert.tasks.tagged import Tagged, read_tagged
-from fastbert.tasks.tags import OUTSIDE, word_logits, word_tags
+from fastbert.tasks.tags import OUTSIDE, SCHEMES, all_tags, scheme_of, tag_type, word_logits, word_tags
 from fastbert.tasks.windows import WordWindow, word_windows
 
 from .data import DataOptions, TaskData, as_checkpoint_has_them, label_settings, length_limit
@@ -51,24 +51,26 @@ class Tags(TaskData):
         return 0.0
 
     def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
-        """By type, B- and I- together, word by word."""
-        types = list(dict.fromkeys(_type(name) for name in self.settings["id2label"].values()))
+        """By type, whatever the mark, word by word."""
+        types = list(dict.fromkeys(tag_type(name) for name in self.settings["id2label"].values()))
         counts = np.zeros((len(types), len(types)), np.int64)
         for example, tags in zip(self.tagged.examples, self.guessed(outputs)):
             for right, guess in zip(example.tags or (), tags):
-                counts[types.index(_type(right)), types.index(_type(guess))] += 1
+                counts[types.index(tag_type(right)), types.index(tag_type(guess))] += 1
         return types, counts
 
 
 def load_tagged(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
-    """Raises InputError where a file cannot be read, or evaluation has a type that training has not."""
+    """Raises InputError where a file cannot be read, or evaluation has a type or a mark that training has not."""
     max_length = length_limit(options.max_length, MAX_LENGTH, config)
     stride = min(STRIDE, max_length // 4) if options.stride is None else options.stride
-    train, evaluation = (read_tagged(file, tokenizer) for file in (options.train, options.evaluation))
-    types = sorted({_type(tag) for example in train.examples for tag in example.tags or ()} - {OUTSIDE})
-    names = as_checkpoint_has_them([OUTSIDE, *(f"{mark}-{one}" for one in types for mark in "BI")], config)
-    _check_types(evaluation, types)
-    notes = [f"{len(types)} types: {', '.join(types)}"]
+    train, evaluation = (read_tagged(file, tokenizer, format_=options.format) for file in (options.train, options.evaluation))
+    tags = {tag for example in train.examples for tag in example.tags or ()}
+    names = as_checkpoint_has_them(all_tags(tags), config)
+    types = sorted({tag_type(tag) for tag in tags} - {OUTSIDE})
+    scheme = scheme_of(tags)
+    _check_tags(evaluation, types, scheme)
+    notes = [f"{len(types)} types: {', '.join(types)}; tags of {scheme}"]
     numbers = {name: number for number, name in enumerate(names)}
     features, windows = [], []
     for data in (train, evaluation):
@@ -93,14 +95,13 @@ def _feature(window: WordWindow, data: Tagged, numbers: dict[str, int]) -> Featu
     return Feature(((window.input_ids, window.token_type_ids),), {"labels": labels})
 
 
-def _check_types(data: Tagged, types: Sequence[str]) -> None:
-    known = {OUTSIDE, *types}
+def _check_tags(data: Tagged, types: Sequence[str], scheme: str) -> None:
     for example in data.examples:
         for place, tag in enumerate(example.tags or ()):
-            if _type(tag) not in known:
-                line = example.line + (place if data.format.startswith("CoNLL") else 0)
+            if tag == OUTSIDE:
+                continue
+            line = example.line + (place if data.format.startswith("CoNLL") else 0)
+            if tag_type(tag) not in types:
                 raise input_error(data.file, line, f"a type of the training data ({', '.join(types)})", repr(tag))
-
-
-def _type(tag: str) -> str:
-    return tag if tag == OUTSIDE else tag[2:]
+            if tag[0] not in SCHEMES[scheme]:
+                raise input_error(data.file, line, f"a tag of {scheme} as in the training data", repr(tag))

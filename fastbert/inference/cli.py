@@ -15,12 +15,20 @@ RequiredModel = Annotated[str, typer.Option(help="A folder or a hub name of a BE
 File = Annotated[
     Path | None,
     typer.Option(
-        dir_okay=False, help="One text a line, or FILE.jsonl, FILE.csv, FILE.tsv with a named field; read lazily, of any size."
+        dir_okay=False,
+        help="FILE.txt, a text a line, or FILE.csv, .tsv, .jsonl, .json, as fine-tuning reads them; or .gz of these; any size.",
     ),
 ]
-Field = Annotated[list[str] | None, typer.Option(help="The field or column that holds the text; for pairs give it twice.")]
+Field = Annotated[
+    list[str] | None,
+    typer.Option(help="The column of the text; for pairs give it twice. Further columns are written beside the results."),
+]
 Format = Annotated[
-    str | None, typer.Option("--format", help="text, jsonl, csv or tsv, instead of what the file's name ends in.")
+    str | None,
+    typer.Option("--format", help="text, csv, tsv, jsonl or json (tag: conll too), instead of what the file's name ends in."),
+]
+Header = Annotated[
+    bool, typer.Option("--header/--no-header", help="The first row of CSV and TSV names the columns; else these are 1, 2, ...")
 ]
 Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Write here, not to the standard output: JSONL.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished --out of the same command.")]
@@ -58,8 +66,12 @@ def embed(
     file: File = None,
     field: Field = None,
     format_: Format = None,
+    header: Header = True,
     out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="FILE.npy for an array, else JSONL; without it JSONL is printed.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="FILE.npy for an array of the vectors alone, else FILE.jsonl; without it JSONL is printed."
+        ),
     ] = None,
     resume: Resume = False,
     pooling: Annotated[Pooling | None, typer.Option(help="Default: what the checkpoint says, else mean.")] = None,
@@ -75,12 +87,12 @@ def embed(
     import numpy as np
 
     from ..console import plain_errors
-    from . import command, show
+    from . import command, inputs, show
     from .embedding import Embedding
     from .outputs import npy_header
 
     with plain_errors():
-        rows = command.pick(texts or [], ("text",), file, field, format_)
+        rows = command.pick(texts or [], inputs.EMBED, file, field, format_, header)
         task = Embedding(
             model, pooling=pooling.value if pooling else None, normalize=normalize, output_dtype=dtype.value,
             long=long.value, dtype=_dtype(precision),
@@ -92,7 +104,8 @@ def embed(
             f"{task.size} dimensions, at most {task.limit} tokens"
         )
         little = task.output_dtype.newbyteorder("<")
-        raw = npy_header(task.size, task.output_dtype), lambda row, vector: np.ascontiguousarray(vector, little).tobytes()
+        in_order = command.alone(lambda row, vector: np.ascontiguousarray(vector, little).tobytes(), out)
+        raw = npy_header(task.size, task.output_dtype), in_order
         command.run(
             task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, options=options,
             batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,
@@ -108,6 +121,7 @@ def fill_mask(
     file: File = None,
     field: Field = None,
     format_: Format = None,
+    header: Header = True,
     out: Out = None,
     resume: Resume = False,
     precision: PrecisionOption = None,
@@ -115,11 +129,11 @@ def fill_mask(
 ) -> None:
     """Name the likeliest tokens for each [MASK] of a text."""
     from ..console import plain_errors
-    from . import command, show
+    from . import command, inputs, show
     from .masked_words import MaskFilling
 
     with plain_errors():
-        rows = command.pick(texts or [], ("text",), file, field, format_)
+        rows = command.pick(texts or [], inputs.FILL_MASK, file, field, format_, header)
         task = MaskFilling(model, top=top, dtype=_dtype(precision))
         command.run(
             task, rows, record=show.filling, table=show.fillings, out=out, resume=resume,
@@ -135,6 +149,7 @@ def classify(
     file: File = None,
     field: Field = None,
     format_: Format = None,
+    header: Header = True,
     out: Out = None,
     resume: Resume = False,
     long: LongOption = Long.truncate,
@@ -144,12 +159,11 @@ def classify(
 ) -> None:
     """Label texts or pairs of texts."""
     from ..console import plain_errors
-    from . import command, show
+    from . import command, inputs, show
     from .classification import Classification
 
     with plain_errors():
-        fields = ("first", "second") if pairs else ("text",)
-        rows = command.pick(texts or [], fields, file, field, format_)
+        rows = command.pick(texts or [], inputs.CLASSIFY_PAIRS if pairs else inputs.CLASSIFY, file, field, format_, header)
         task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=_dtype(precision))
         command.run(
             task, rows, record=show.classification, table=show.classifications, out=out, resume=resume,
@@ -168,19 +182,20 @@ def next_sentence(
     file: File = None,
     field: Field = None,
     format_: Format = None,
+    header: Header = True,
     out: Out = None,
     resume: Resume = False,
     long: LongOption = Long.truncate,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Score how likely sentence B follows sentence A. Files have the fields `first` and `second`."""
+    """Score how likely sentence B follows sentence A. Files have the columns `first` and `second`, or others of usual names."""
     from ..console import plain_errors
-    from . import command, show
+    from . import command, inputs, show
     from .next_sentence import NextSentence
 
     with plain_errors():
-        rows = command.pick(texts or [], ("first", "second"), file, field, format_)
+        rows = command.pick(texts or [], inputs.NEXT, file, field, format_, header)
         task = NextSentence(model, long=long.value, dtype=_dtype(precision))
         command.run(
             task, rows, record=show.score, table=show.scores, out=out, resume=resume,
@@ -194,6 +209,7 @@ def tag(
     file: File = None,
     field: Field = None,
     format_: Format = None,
+    header: Header = True,
     out: Out = None,
     resume: Resume = False,
     max_length: MaxLength = None,
@@ -205,13 +221,13 @@ def tag(
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Tag every word of texts of any length and name the entities."""
+    """Tag every word of texts of any length and name the entities; of CoNLL files and lists of words the words as they are."""
     from ..console import plain_errors
-    from . import command, show
+    from . import command, inputs, show
     from .tagging import Tagging
 
     with plain_errors():
-        rows = command.pick(texts or [], ("text",), file, field, format_)
+        rows = command.pick(texts or [], inputs.TAG, file, field, format_, header)
         task = Tagging(model, max_length=max_length, stride=stride, characters=characters, dtype=_dtype(precision))
         options = {"command": "tag", "max_length": task.max_length, "stride": task.stride, "characters": task.characters}
         counts = {"words": 0, "entities": 0}
@@ -244,6 +260,7 @@ def answer(
     file: File = None,
     field: Field = None,
     format_: Format = None,
+    header: Header = True,
     out: Out = None,
     resume: Resume = False,
     max_length: MaxLength = None,
@@ -254,16 +271,16 @@ def answer(
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Find the answer to a question in a context of any length. Files have the fields `question` and `context`."""
+    """Find the answer to a question in a context of any length. Files are SQuAD's or have the columns question and context."""
     from ..checkpoints import InputError
     from ..console import plain_errors
-    from . import command, show
+    from . import command, inputs, show
     from .answering import Answering
 
     with plain_errors():
         if always and null_threshold is not None:
             raise InputError("expected --null-threshold or --always-answer, got both")
-        rows = command.pick(texts or [], ("question", "context"), file, field, format_)
+        rows = command.pick(texts or [], inputs.ANSWER, file, field, format_, header)
         threshold: Any = null_threshold if always or null_threshold is not None else "saved"
         task = Answering(
             model, top=top, null_threshold=threshold, max_length=max_length, stride=stride,

@@ -15,8 +15,8 @@ from ..checkpoints import InputError
 from ..console import console
 from ..version import __version__
 from .engine import Report, Row, Task, stream
-from .inputs import STDIN, Source
-from .outputs import Output, fingerprint
+from .inputs import Kind, Source
+from .outputs import Output, check_name, fingerprint
 
 # A result as a JSON object; results of a few arguments as a table.
 Record = Callable[[Row, Any], dict[str, Any]]
@@ -28,27 +28,31 @@ def say(line: str) -> None:
 
 
 def pick(
-    arguments: Sequence[str], fields: Sequence[str], file: Path | None, given: Sequence[str] | None, kind: str | None
+    arguments: Sequence[str],
+    kind: Kind,
+    file: Path | None,
+    fields: Sequence[str] | None,
+    format_: str | None,
+    header: bool = True,
 ) -> list[Row] | Source:
     """Rows of the arguments, or the file, or the standard input where there are no arguments and it is no terminal, or '-'.
 
-    fields: names of what makes a row; so many arguments make a row. Raises InputError for a mixture or nothing at all.
+    kind: of the command; as many arguments as it has roles make a row. The others as of `Source.of`. Raises InputError for a
+    mixture or nothing at all.
     """
-    values = list(arguments)
+    values, roles = list(arguments), kind.roles
     if file is not None and values:
         raise InputError(f"expected arguments or --file, got both: {values[0]!r} and {file}")
-    if values == ["-"] or (not values and file is None and not sys.stdin.isatty()):
-        return Source.of(None, fields, given, kind, say)
-    if file is not None:
-        return Source.of(file, fields, given, kind, say)
-    if not values or len(values) % len(fields):
+    if file is not None or values == ["-"] or (not values and not sys.stdin.isatty()):
+        return Source.of(file, kind, fields, format_, header=header, say=say)
+    if not values or len(values) % len(roles):
         raise InputError(
-            f"expected {' and '.join(fields)} as arguments, --file, or text in {STDIN}, got {len(values)} argument(s)"
+            f"expected {' and '.join(roles)} as arguments, --file, or text in the standard input, got {len(values)} argument(s)"
         )
-    if given is not None or kind is not None:
-        raise InputError("expected --file or the standard input beside --field or --format, got arguments")
-    groups = [tuple(values[at : at + len(fields)]) for at in range(0, len(values), len(fields))]
-    return [Row(one if len(fields) > 1 else one[0], f"argument {number}") for number, one in enumerate(groups, 1)]
+    if fields is not None or format_ is not None or not header:
+        raise InputError("expected --file or the standard input beside --field, --format or --no-header, got arguments")
+    groups = [tuple(values[at : at + len(roles)]) for at in range(0, len(values), len(roles))]
+    return [Row(one if len(roles) > 1 else one[0], f"argument {number}") for number, one in enumerate(groups, 1)]
 
 
 def _is_terminal() -> bool:
@@ -72,8 +76,12 @@ def run(
 
     options: what the results depend on, beside input and model; a run that is resumed must have the same. check: raises
     InputError for a bad row; a file is checked whole before anything is written. raw: (header, bytes of a result), what is
-    written instead of JSONL. Raises InputError for what cannot be run or resumed.
+    written instead of JSONL. In JSONL, what a row carries is written before its result. Raises InputError for what cannot be
+    run or resumed.
     """
+    record = _beside(record)
+    if out is not None:
+        check_name(out, raw is not None)
     if resume and (out is None or not isinstance(rows, Source) or rows.file is None):
         raise InputError("expected --file and --out beside --resume")
     output = None
@@ -101,6 +109,24 @@ def run(
             _print(record(row, result) for row, result in results)
     for line in task.notes.lines():
         say(f"warning: {line}")
+
+
+def _beside(record: Record) -> Record:
+    """The result of a row, behind what the row carries."""
+    return lambda row, result: {**row.carried, **record(row, result)}
+
+
+def alone(to_bytes: Callable[[Row, Any], bytes], file: Path | None) -> Callable[[Row, Any], bytes]:
+    """Says once what rows carry and the file, which has vectors alone, does not hold."""
+    told: list[str] = []
+
+    def written(row: Row, result: Any) -> bytes:
+        if row.carried and not told:
+            told.extend(row.carried)
+            say(f"{file}: vectors alone, in the order of the rows; --out FILE.jsonl keeps {', '.join(told)} beside them")
+        return to_bytes(row, result)
+
+    return written
 
 
 def _print(objects: Iterable[dict[str, Any]]) -> None:
@@ -156,7 +182,7 @@ def _write(
 def _input(rows: list[Row] | Source) -> dict[str, Any]:
     if isinstance(rows, list):
         return {"arguments": [row.value for row in rows]}
-    described: dict[str, Any] = {"name": rows.name, "format": rows.kind, "fields": list(rows.fields)}
+    described: dict[str, Any] = {"name": rows.name, "format": rows.format, "fields": rows.fields, "header": rows.header}
     return described if rows.file is None else described | {"name": str(rows.file.resolve())} | fingerprint(rows.file)
 
 
@@ -171,7 +197,11 @@ def _model(task: Task[Any]) -> dict[str, Any]:
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    # What a row carries is written as it came: NaN, which Python's JSON has, and half of a surrogate pair too.
+    try:
+        return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(value) + "\n").encode()
 
 
 @contextmanager

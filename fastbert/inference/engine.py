@@ -5,10 +5,11 @@ two exist, so memory does not grow with the input. Within a window sequences are
 into batches of a budget of tokens; nothing is padded.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,17 +25,29 @@ WINDOW_BATCHES = 64
 FIRST_WINDOW_BATCHES = 4  # the model waits for the first window: a small one
 WINDOW_ROWS = 16384
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1 << 20  # what is tokenised in one call
+WINDOW_CARRIED = 1 << 25  # characters of what the rows of a window carry
 
 # How a pass tells its progress: rows done so far, a part of a window in proportion.
 Report = Callable[[float], None]
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Words:
+    """A text that is cut into words already, none of them empty."""
+
+    words: tuple[str, ...]
+
+
 class Row(NamedTuple):
-    """value: a text or a tuple of texts. place: what an error calls it, such as "row 3" or "line 3 of FILE"."""
+    """value: a text, a tuple of two texts, or Words. place: what an error calls it, such as "row 3" or "line 3 of FILE".
+
+    carried: what else the row has, which is written beside its result.
+    """
 
     value: Any
     place: str
+    carried: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -143,34 +156,37 @@ class _Windows:
 
     def make(self) -> list[tuple[Row, list[Encoded]]]:
         window: list[tuple[Row, list[Encoded]]] = []
-        tokens = 0
-        while tokens < self.tokens and len(window) < WINDOW_ROWS and not self.stopped:
-            chunk = self._chunk()
+        tokens = carried = 0
+        while tokens < self.tokens and len(window) < WINDOW_ROWS and carried < WINDOW_CARRIED and not self.stopped:
+            chunk, more = self._chunk()
             if not chunk:
                 break
+            carried += more
             encoded = self.task.encode(chunk)
             window.extend(zip(chunk, encoded))
             tokens += sum(len(one.ids) for sequences in encoded for one in sequences)
         self.tokens = min(2 * self.tokens, self.most)
         return window
 
-    def _chunk(self) -> list[Row]:
+    def _chunk(self) -> tuple[list[Row], int]:
+        """(rows, characters of what they carry)."""
         chunk: list[Row] = []
-        characters = 0
+        characters = carried = 0
         for row in islice(self.rows, CHUNK_ROWS):
             chunk.append(row)
             characters += _length(row)
-            if characters >= CHUNK_CHARACTERS or self.stopped:
+            carried += _size(row.carried)
+            if characters >= CHUNK_CHARACTERS or carried >= WINDOW_CARRIED or self.stopped:
                 break
-        return chunk
+        return chunk, carried
 
 
 def _length(row: Row) -> int:
     """Characters of the row. Raises InputError where it is neither a text nor a pair of texts that UTF-8 can hold."""
     value = row.value
-    if not isinstance(value, str) and not (isinstance(value, tuple) and len(value) == 2):
+    if not isinstance(value, str | Words) and not (isinstance(value, tuple) and len(value) == 2):
         raise InputError(f"expected a text or a pair of texts, got {type(value).__name__} in {row.place}")
-    texts = (value,) if isinstance(value, str) else value
+    texts = value.words if isinstance(value, Words) else (value,) if isinstance(value, str) else value
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"expected text, got {type(text).__name__} in {row.place}")
@@ -180,6 +196,15 @@ def _length(row: Row) -> int:
             except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
                 raise InputError(f"expected text that UTF-8 can hold, got {text[error.start]!r} in {row.place}") from error
     return sum(map(len, texts))
+
+
+def _size(value: Any) -> int:
+    """Characters of the texts within, and one for anything else."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(name) + _size(one) for name, one in value.items())
+    return sum(map(_size, value)) if isinstance(value, list) else 1
 
 
 def _results(

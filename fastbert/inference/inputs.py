@@ -1,162 +1,211 @@
-"""Texts, or pairs of texts, from a file or the standard input, read lazily: a row at a time, each with its place.
+"""Rows of texts, or pairs of texts, from a file or the standard input, read as `fastbert finetune` reads them: a row at a time.
 
-text            one text a line; a blank line is an empty text
-jsonl           one object a line with the fields; blank lines are left out
-csv, tsv        a header with the columns; in tsv a quote is text, in csv it quotes as usual
+What a row has beside its texts is carried along, to be written beside its result.
 """
 
-import csv
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..checkpoints import InputError
-from .engine import Row
+from ..tasks import rows as files
+from ..tasks.conll import WORDS as CONLL_WORDS
+from ..tasks.conll import conll_rows, looks_like_words, looks_tagged
+from ..tasks.formats import CONLL_TOO, TABLES, format_of, holds_json, known_format, suffix_of
+from ..tasks.lines import name_of, sample_of
+from ..tasks.sentences import text_columns
+from ..tasks.squad import ARTICLE, questions_of
+from ..tasks.tagged import WORD_NAMES
+from .engine import Row, Words
 
-FORMATS = ("text", "jsonl", "csv", "tsv")
-MAX_LINE_BYTES = 1 << 26
-STDIN = "the standard input"
+PREFIX = "input_"  # before the name of a column that a result has too
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Source:
-    """file: None for the standard input. fields: names of what makes a row, one for a text, two for a pair.
+class Kind:
+    """What rows of a command are. roles: the names of a row's texts. results: the names its results are written under.
 
-    given: whether the user named the fields; else, where they are absent, as many columns as are there stand for them, and
-    `say` tells it. kind: one of FORMATS.
+    words: whether a text may be given as words, as in CoNLL. questions: whether published SQuAD files are read.
+    """
+
+    roles: tuple[str, ...]
+    results: tuple[str, ...]
+    words: bool = False
+    questions: bool = False
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return (*TABLES, *(("text",) if len(self.roles) == 1 else ()), *(("conll",) if self.words else ()))
+
+
+EMBED = Kind(("text",), ("embedding",))
+FILL_MASK = Kind(("text",), ("masks",))
+CLASSIFY = Kind(("text",), ("labels",))
+CLASSIFY_PAIRS = Kind(("first", "second"), ("labels",))
+NEXT = Kind(("first", "second"), ("score",))
+TAG = Kind(("text",), ("words", "tags", "scores", "entities"), words=True)
+ANSWER = Kind(("question", "context"), ("answers",), questions=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """file: None for the standard input. fields: the user's names of the columns that are the texts, None where there are none.
+
+    Else these are the columns of the roles' names, or of the names that fine-tuning goes by, or, where there are as many
+    columns as texts, those; `say` tells it. format: one of the kind's.
     """
 
     file: Path | None
-    fields: tuple[str, ...]
-    given: bool
-    kind: str
+    kind: Kind
+    fields: tuple[str, ...] | None
+    format: str
+    header: bool
     say: Say
 
     @classmethod
-    def of(cls, file: Path | None, fields: Sequence[str], given: Sequence[str] | None, kind: str | None, say: Say) -> "Source":
-        """kind: None for what the file's name ends in: .jsonl, .csv, .tsv or text; the standard input is text, pairs JSONL.
+    def of(
+        cls,
+        file: Path | None,
+        kind: Kind,
+        fields: Sequence[str] | None = None,
+        format_: str | None = None,
+        *,
+        header: bool = True,
+        say: Say,
+    ) -> "Source":
+        """format_: None for what the file's name ends in; the standard input is text, pairs JSONL.
 
         Raises InputError for what is not known or does not fit, OSError where there is no such file.
         """
-        if kind is None:
-            suffix = "" if file is None else file.suffix.removeprefix(".").lower()
-            kind = suffix if suffix in FORMATS[1:] else "jsonl" if len(fields) > 1 and file is None else "text"
-        name = STDIN if file is None else str(file)
-        if kind not in FORMATS:
-            raise InputError(f"expected a format among {', '.join(FORMATS)}, got {kind!r}")
-        if given is not None and len(given) != len(fields):
-            raise InputError(f"expected {len(fields)} field(s), {' and '.join(fields)}, got {len(given)}: {', '.join(given)}")
-        if kind == "text" and len(fields) > 1:
-            raise InputError(f"expected jsonl, csv or tsv with {' and '.join(fields)}, got plain text in {name}")
-        if kind == "text" and given is not None:
-            raise InputError(f"expected jsonl, csv or tsv beside a named field, got plain text in {name}")
+        roles, name, said = kind.roles, name_of(file), set[str]()
         if file is not None:
             with file.open("rb"):
                 pass
-        return cls(file, tuple(given or fields), given is not None, kind, say)
+        found = _format(file, kind, format_)
+        if fields is not None and len(fields) != len(roles):
+            raise InputError(f"expected {len(roles)} field(s), {' and '.join(roles)}, got {len(fields)}: {', '.join(fields)}")
+        if found in ("text", "conll") and fields is not None:
+            raise InputError(f"expected {', '.join(TABLES)} beside a named field, got {found} in {name}")
+        if not header and found not in ("csv", "tsv"):
+            raise InputError(f"expected csv or tsv beside --no-header, got {found} in {name}")
+
+        def say_once(line: str) -> None:
+            if line not in said:
+                said.add(line)
+                say(line)
+
+        return cls(file, kind, tuple(fields) if fields is not None else None, found, header, say_once)
 
     @property
     def name(self) -> str:
-        return STDIN if self.file is None else str(self.file)
+        return name_of(self.file)
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        return frozenset((*self.kind.roles, *self.kind.results))
 
     def __iter__(self) -> Iterator[Row]:
-        """Raises InputError, with the line, for what is not of the format, and where there is no row at all."""
-        if self.file is None:
-            yield from self._some(sys.stdin.buffer)
-            return
-        with self.file.open("rb") as handle:
-            yield from self._some(handle)
-
-    def _some(self, handle: BinaryIO) -> Iterator[Row]:
-        lines = _lines(handle, self.name)
-        read = {"text": self._text, "jsonl": self._jsonl, "csv": self._csv, "tsv": self._tsv}[self.kind]
-        number = 0
-        for number, row in enumerate(read(lines), 1):  # noqa: B007
-            yield row
-        if not number:
-            raise InputError(f"expected texts in {self.name}, got none")
-
-    def _text(self, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-        return (Row(line.rstrip("\r\n"), self._place(number)) for number, line in lines)
-
-    def _jsonl(self, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-        fields: tuple[str, ...] | None = None
-        for number, line in lines:
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"expected a JSON object in {self._place(number)}, got {error}") from error
-            if not isinstance(value, dict):
-                raise InputError(f"expected a JSON object in {self._place(number)}, got {type(value).__name__}")
-            fields = fields or self._choose(list(value), "fields")
-            yield self._row([self._field(value, name, number) for name in fields], number)
-
-    def _field(self, value: dict[str, Any], name: str, number: int) -> str:
-        if name not in value:
-            raise InputError(f"expected a field {name!r} in {self._place(number)}, got {sorted(value)}")
-        if not isinstance(value[name], str):
-            raise InputError(f"expected text in {name!r} in {self._place(number)}, got {type(value[name]).__name__}")
-        return value[name]
-
-    def _csv(self, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-        csv.field_size_limit(MAX_LINE_BYTES)  # also ends a quote that never closes
-        reader = csv.reader((line for _, line in lines), strict=True)
-        try:
-            yield from self._table((reader.line_num, cells) for cells in reader)
-        except csv.Error as error:
-            raise InputError(f"expected CSV in {self._place(reader.line_num)}, got {error}") from error
-
-    def _tsv(self, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-        stripped = ((number, line.rstrip("\r\n")) for number, line in lines)
-        yield from self._table((number, line.split("\t") if line else []) for number, line in stripped)
-
-    def _table(self, records: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
-        header: list[str] | None = None
-        places: list[int] = []
-        for number, cells in records:
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-                places = [header.index(name) for name in self._choose(header, "columns")]
-            elif len(cells) != len(header):
-                raise InputError(f"expected {len(header)} columns in {self._place(number)}, got {len(cells)}")
+        """Raises InputError, with the place, for what is not of the format, and where there is no row at all."""
+        columns: tuple[str, ...] | None = None
+        name = self.name
+        for row in self._rows():
+            if columns is None:
+                columns = self._choose(row)
+            if len(columns) == 1:
+                value: Any = self._text(row, columns[0])
             else:
-                yield self._row([cells[place] for place in places], number)
+                value = tuple([self._text(row, column) for column in columns])
+            yield Row(value, f"{row.unit} {row.line} of {name}", self._carried(row, columns))
+        if columns is None:
+            raise InputError(f"expected texts in {name}, got none")
 
-    def _choose(self, names: list[str], what: str) -> tuple[str, ...]:
-        """The fields by name; where none was given and as many as needed are there, those, in order."""
-        if all(names.count(name) == 1 for name in self.fields):
-            return self.fields
-        if self.given or len(names) != len(self.fields):
-            raise InputError(
-                f"expected {what} {' and '.join(self.fields)} in {self.name}, got {', '.join(names)}: name them with --field"
-            )
-        self.say(f"{self.name}: {' and '.join(names)} taken for {' and '.join(self.fields)}")
-        return tuple(names)
+    def _rows(self) -> Iterator[files.Row]:
+        if self.format == "conll":
+            self.say(f"{self.name}: CoNLL; the first column is read as words, the others are carried along")
+            yield from conll_rows(self.file)
+            return
+        for row in files.read_rows(self.file, self.format, header=self.header):
+            if isinstance(row.values.get(ARTICLE), list):
+                if not self.kind.questions:
+                    raise InputError(f"expected rows with {' and '.join(self.kind.roles)}, got SQuAD's articles in {self.name}")
+                yield from questions_of(row, self.name)
+            else:
+                yield row
 
-    def _row(self, values: list[str], number: int) -> Row:
-        return Row(values[0] if len(values) == 1 else tuple(values), self._place(number))
+    def _choose(self, row: files.Row) -> tuple[str, ...]:
+        """The columns of the texts."""
+        if self.format == "conll":
+            return (CONLL_WORDS,)
+        columns, roles = tuple(row.values), self.kind.roles
+        wanted = self.fields or roles
+        words = [name for name in WORD_NAMES if self.kind.words and isinstance(row.values.get(name), list)]
+        if self.fields is None and words:
+            return (words[0],)
+        if all(name in columns for name in wanted):
+            return wanted
+        usual = self._usual(columns) if self.fields is None else ()
+        if not usual:
+            hint = "" if self.fields else ": name them with --field"
+            raise InputError(f"expected columns {' and '.join(wanted)} in {self.name}, got {', '.join(columns)}{hint}")
+        self.say(f"{self.name}: {' and '.join(usual)} taken for {' and '.join(roles)}")
+        return usual
 
-    def _place(self, number: int) -> str:
-        return f"line {number} of {self.name}"
+    def _usual(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        roles = self.kind.roles
+        lower = {name.lower(): name for name in reversed(columns)}
+        if all(role in lower for role in roles):
+            return tuple(lower[role] for role in roles)
+        if roles != ANSWER.roles and (found := text_columns(columns, {}, pair=len(roles) > 1)):
+            return tuple(found.values())
+        return columns if len(columns) == len(roles) else ()
+
+    def _text(self, row: files.Row, column: str) -> str | Words:
+        value = row.values.get(column)
+        if isinstance(value, str):
+            return value
+        place = f"{row.place} of {self.name}"
+        if column not in row.values:
+            raise InputError(f"expected a value for {column}, got only {', '.join(row.values)} in {place}")
+        if not self.kind.words or not isinstance(value, list):
+            raise InputError(f"expected text as {column}, got {type(value).__name__} in {place}")
+        if not value or not all(isinstance(word, str) and word for word in value):
+            raise InputError(f"expected a list of words as {column}, got {repr(value)[:80]} in {place}")
+        return Words(tuple(value))
+
+    def _carried(self, row: files.Row, columns: tuple[str, ...]) -> dict[str, Any]:
+        found = {name: value for name, value in row.values.items() if name not in columns}
+        if self._taken.isdisjoint(found):
+            return found
+        renamed = {}
+        for name, value in found.items():
+            written = PREFIX + name if name in self._taken else name
+            if written != name and written in row.values:
+                raise InputError(
+                    f"expected no {written} beside {name}, which is written as that, got both in {row.place} of {self.name}"
+                )
+            if written != name:
+                self.say(f"{self.name}: its {name} is written as {written}, beside the {name} of the results")
+            renamed[written] = value
+        return renamed
 
 
-def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, text with its end). Raises InputError where a line is too long or not UTF-8."""
-    number = 0
-    while raw := handle.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if len(raw) > MAX_LINE_BYTES:
-            raise InputError(f"expected lines of at most {MAX_LINE_BYTES} bytes, got a longer one: line {number} of {name}")
-        try:
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"expected UTF-8, got byte 0x{raw[error.start]:02x} in line {number} of {name}") from error
+def _format(file: Path | None, kind: Kind, given: str | None) -> str:
+    if file is None or given is not None:
+        usual = "text" if "text" in kind.formats else "jsonl"
+        return known_format(given or usual, kind.formats)
+    # Tags in .txt and .tsv, as fine-tuning reads them, show themselves: each line ends in one.
+    suffix = suffix_of(file)
+    sample = sample_of(file) if suffix in CONLL_TOO else ("", True)
+    if kind.words and suffix in CONLL_TOO and looks_tagged(*sample):
+        return "conll"
+    found = format_of(file, kind.formats)
+    if found == "text":
+        if holds_json(sample[0]):
+            raise InputError(f"expected texts, one a line, got JSON in {file}: say --format jsonl, json or text")
+        if kind.words and looks_like_words(*sample):
+            raise InputError(f"expected texts, one a line, got one word a line in {file}: say --format conll or text")
+    return found

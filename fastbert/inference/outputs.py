@@ -18,6 +18,14 @@ from ..checkpoints import InputError
 from ..files import write_whole
 
 SAVE_SECONDS = 5.0
+# Names that would say something else of what is JSONL.
+OTHER_NAMES = (".csv", ".tsv", ".tab", ".json", ".txt", ".parquet", ".xlsx", ".npy", ".npz", ".pt", ".safetensors", ".gz")
+
+
+def check_name(file: Path, vectors: bool) -> None:
+    """Raises InputError where a file that becomes JSONL has the name of another format. vectors: it becomes .npy."""
+    if not vectors and file.suffix.lower() in OTHER_NAMES:
+        raise InputError(f"expected --out to end in .jsonl (or .npy for embed), got {file}")
 
 
 class Output:

@@ -86,7 +86,7 @@ def scores(results: Results) -> Table:
 
 
 def tagging(row: Row, result: Any) -> dict[str, Any]:
-    return {"text": row.value} | result
+    return ({"text": row.value} if isinstance(row.value, str) else {}) | result
 
 
 def taggings(results: Results) -> Table:

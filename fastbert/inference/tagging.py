@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import InputError
-from ..tasks.tagged import split_characters
-from ..tasks.tags import OUTSIDE, spans, word_logits, word_tags
+from ..tasks.tagged import split_characters, with_offsets
+from ..tasks.tags import scheme_of, spans, word_logits, word_tags
 from ..tasks.windows import WordWindow, split_words, word_windows
-from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
+from .engine import Batch, Encoded, Row, Task, Words, host, rows_of, stream
 from .loading import Model, load, require_offsets
 from .saved import Saved
 
@@ -19,10 +19,15 @@ CLASSES = ("BertForTokenClassification",)
 STRIDE = 128
 
 
-class _Words(NamedTuple):
+class _Cut(NamedTuple):
+    text: str
+    words: Sequence[str]
+    offsets: Sequence[tuple[int, int]]
+
+
+class _Extra(NamedTuple):
     window: WordWindow
-    words: list[str]
-    offsets: list[tuple[int, int]]
+    cut: _Cut
 
 
 class Tagging(Task[dict[str, Any]]):
@@ -42,7 +47,10 @@ class Tagging(Task[dict[str, Any]]):
         require_offsets(self.loaded)
         names: dict[int, str] = self.loaded.config.id2label
         self.labels = [names[number] for number in range(self.loaded.config.num_labels)]
-        self.has_entities = all(label == OUTSIDE or label[:2] in ("B-", "I-") for label in self.labels)
+        try:
+            self.has_entities = bool(scheme_of(self.labels))
+        except ValueError:
+            self.has_entities = False
         self.saved = Saved(self.loaded, "tag")
         self.max_length, self.stride = self.saved.lengths(max_length, stride, (self.loaded.limit, STRIDE))
         self.characters: bool = self.saved.take("characters", characters, False)
@@ -50,19 +58,32 @@ class Tagging(Task[dict[str, Any]]):
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
         for row in rows:
             self._check(row)
-        texts = [row.value for row in rows]
-        split = [split_characters(one) for one in texts] if self.characters else split_words(self.loaded.tokenizer, texts)
+        cuts = self._cut(rows)
         found: list[list[Encoded]] = [[] for _ in rows]
-        words = [words for words, _ in split]
+        words = [one.words for one in cuts]
         for window in word_windows(self.loaded.tokenizer, words, max_length=self.max_length, stride=self.stride):
-            extra = _Words(window, *split[window.example])
+            extra = _Extra(window, cuts[window.example])
             found[window.example].append(Encoded(window.input_ids, window.token_type_ids, extra))
         return found
 
+    def _cut(self, rows: Sequence[Row]) -> list[_Cut]:
+        texts = [row.value for row in rows if isinstance(row.value, str)]
+        split = [split_characters(one) for one in texts] if self.characters else split_words(self.loaded.tokenizer, texts)
+        cut = iter(split)
+        found = []
+        for row in rows:
+            if isinstance(row.value, str):
+                found.append(_Cut(row.value, *next(cut)))
+            else:
+                words = row.value.words
+                text, offsets = with_offsets(words, self.characters and all(len(word) == 1 for word in words))
+                found.append(_Cut(text, words, offsets))
+        return found
+
     def _check(self, row: Row) -> None:
-        if not isinstance(row.value, str):
+        if not isinstance(row.value, str | Words):
             raise InputError(f"expected a text, got {type(row.value).__name__} in {row.place}")
-        if not row.value.strip():
+        if isinstance(row.value, str) and not row.value.strip():
             self.notes.add("empty texts, without words to tag", row.place)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -72,12 +93,12 @@ class Tagging(Task[dict[str, Any]]):
         return np.split(host(outputs, self), batch.bounds[1:-1])
 
     def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[np.ndarray]) -> dict[str, Any]:
-        _, words, offsets = sequences[0].extra
+        text, words, offsets = sequences[0].extra.cut
         logits = word_logits([one.extra.window for one in sequences], outcomes, len(words))
         tags, scores = word_tags(logits, self.labels)
-        entities = spans(tags, offsets, row.value, scores) if self.has_entities else []
-        return {
-            "words": words,
+        entities = spans(tags, offsets, text, scores) if self.has_entities else []
+        return ({"text": text} if isinstance(row.value, Words) else {}) | {
+            "words": list(words),
             "tags": tags,
             "scores": [float(score) for score in scores],
             "entities": [
@@ -130,8 +151,9 @@ def tag(
 
     Of a text: {"words", "tags": one per word, "scores": the tag's probability, "entities": a list}. An entity is
     {"entity_group", "score": mean over its words, "word": text[start:end], "start", "end": in characters}; there are none where
-    the labels are not O, B- and I-. Words are what BERT takes apart at blanks and punctuation; the tag is that of the first
-    piece. A text over the limit is read in windows, and each word tagged where it has most context.
+    the labels are not tags of one scheme, BIO, BIOES or BILOU, with types or without (then the group is "_"). Words are what
+    BERT takes apart at blanks and punctuation; the tag is that of the first piece. A text over the limit is read in windows,
+    and each word tagged where it has most context.
     model: a name, a folder or (model, tokenizer) of class BertForTokenClassification. max_length, stride: tokens of a window,
     and those that windows share. characters: a word is a single character, blanks included, as the model was trained. None:
     what the checkpoint was fine-tuned with by fastbert, else the model's limit, 128 or a third of it, and False. batch_tokens,

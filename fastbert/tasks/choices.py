@@ -35,15 +35,22 @@ class Choices:
     examples: tuple[ChoiceExample, ...]
 
 
-def read_choices(file: Path, *, columns: dict[str, str] | None = None, header: bool = True, labelled: bool = True) -> Choices:
-    """Every row of a CSV, TSV, JSON or JSONL file as an example.
+def read_choices(
+    file: Path,
+    *,
+    columns: dict[str, str] | None = None,
+    header: bool = True,
+    labelled: bool = True,
+    format_: str | None = None,
+) -> Choices:
+    """Every row of a CSV, TSV, JSON or JSONL file as an example. format_: which, None for what its name ends in.
 
     columns: names for any of prompt, second (what begins every ending, or is asked), label, choices (several, with commas
     between). Else they are found: a list named choices, endings or options, or numbered columns such as ending0, ending1.
     A label is the number of the right ending, from 0, or its letter, A, B, ... Raises InputError, with file and line, where
     a column is missing, a text is empty, a label is out of range, or a row has another number of endings than the first.
     """
-    table = read_table(file, header=header)
+    table = read_table(file, header=header, format_=format_)
     names, endings = _columns(table, columns or {}, labelled)
     examples: list[ChoiceExample] = []
     for row in table.rows:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .tags import as_bioes
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 
@@ -39,12 +41,15 @@ def regression_metrics(predictions: Sequence[float], labels: Sequence[float]) ->
 
 
 def entity_metrics(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, float]:
-    """precision, recall and f1 of whole entities over all sentences, as seqeval (and conlleval) counts; accuracy per word."""
+    """precision, recall and f1 of whole entities over all sentences, as seqeval (and conlleval) counts; accuracy per word.
+
+    BILOU is counted as BIOES: seqeval's count, but for its strict mode, would take U-X U-X for one entity.
+    """
     import warnings
 
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-    guessed, wanted = [list(one) for one in predictions], [list(one) for one in tags]
+    guessed, wanted = _tag_lists(predictions), _tag_lists(tags)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tags that are no entities, and of no entities at all: then the score is 0
         return {
@@ -63,10 +68,12 @@ def entity_report(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report: Any = classification_report(
-            [list(one) for one in tags], [list(one) for one in predictions], output_dict=True, zero_division=0
-        )
+        report: Any = classification_report(_tag_lists(tags), _tag_lists(predictions), output_dict=True, zero_division=0)
     return {label: {name: float(value) for name, value in row.items()} for label, row in report.items()}
+
+
+def _tag_lists(tags: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[as_bioes(tag) for tag in one] for one in tags]
 
 
 def normalise_answer(text: str) -> str:

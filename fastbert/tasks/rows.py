@@ -1,26 +1,34 @@
-"""Rows of CSV, TSV, JSON and JSONL files as they are in the wild, each with the line it stands on."""
+"""Rows of CSV, TSV, JSON, JSONL and text files as they are in the wild, one at a time, each with its place."""
 
 import csv
 import io
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastbert.checkpoints import InputError
 
-DELIMITERS = {".tsv": "\t", ".tab": "\t", ".csv": None}
-SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json")
+from . import lines as text_lines
+from .formats import TABLES, format_of, holds_json
+from .json_values import json_objects, parse
+from .lines import Lines, name_of, opened, pieces
+
+MARKS = ",;\t"
+TEXT = "text"  # the column of plain text
 
 
-@dataclass(frozen=True)
-class Row:
-    """values: by column. line: of the file, from 1; in a JSON list the number of the element, from 1."""
+class Row(NamedTuple):
+    """values: by column. line: the number, from 1, of the unit: a line of the file, or an element of a JSON list."""
 
     values: dict[str, Any]
     line: int
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.line}"
 
 
 @dataclass(frozen=True)
@@ -36,115 +44,119 @@ class Table:
         return input_error(self.file, row if isinstance(row, int) else row.line, expected, got, self.unit)
 
 
-def input_error(file: Path, line: int, expected: str, got: str, unit: str = "line") -> InputError:
-    return InputError(f"expected {expected}, got {got} in {file}, {unit} {line}")
+def input_error(file: Path | str, line: int, expected: str, got: str, unit: str = "line") -> InputError:
+    return InputError(f"expected {expected}, got {got} in {unit} {line} of {file}")
 
 
-def read_utf8(file: Path) -> str:
-    """The text of a file without its byte order mark. Raises InputError where it is no UTF-8, OSError where there is none."""
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise input_error(file, line, "UTF-8", f"the byte 0x{content[error.start]:02x}") from error
+def read_table(file: Path, *, header: bool = True, format_: str | None = None) -> Table:
+    """All rows of a file of one of TABLES. format_: None for what its name ends in. The others as of `read_rows`.
 
-
-def read_json(file: Path) -> Any:
-    """The value that a JSON file holds. Raises InputError where it holds none."""
-    try:
-        return json.loads(read_utf8(file))
-    except json.JSONDecodeError as error:
-        raise input_error(file, error.lineno, "JSON", error.msg) from error
-
-
-def read_table(file: Path, *, header: bool = True) -> Table:
-    """All rows of a file; its name ends in one of SUFFIXES.
-
-    CSV follows RFC 4180, with commas, or semicolons or tabs where the first line has no comma. In TSV a quotation mark is
-    text. header: False names the columns 1, 2, ... Raises InputError where a row has other columns than the first, or the file
-    has no rows.
+    Raises InputError where the format is not known, a row has other columns than the first, or the file has no rows.
     """
-    suffix = file.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {file}")
-    if suffix == ".json":
-        table = _json_list(file)
-    elif suffix in (".jsonl", ".ndjson"):
-        rows = tuple(json_lines(file))
-        table = Table(file, tuple(rows[0].values) if rows else (), rows)
-    else:
-        table = _delimited(file, DELIMITERS[suffix], header)
-    if not table.rows:
+    rows = tuple(read_rows(file, format_of(file, TABLES, format_), header=header))
+    if not rows:
         raise InputError(f"expected rows in {file}, got none")
-    return table
+    return Table(file, tuple(rows[0].values), rows, rows[0].unit)
 
 
-def json_lines(file: Path) -> Iterator[Row]:
-    """The objects of a JSONL file, blank lines left out."""
-    for number, line in enumerate(read_utf8(file).split("\n"), 1):  # not splitlines: JSON may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise input_error(file, number, "a JSON object", error.msg) from error
-        if not isinstance(values, dict):
-            raise input_error(file, number, "a JSON object", type(values).__name__)
-        yield Row(values, number)
+def read_rows(file: Path | None, format_: str, *, header: bool = True) -> Iterator[Row]:
+    """The rows of a file, or of the standard input where it is None, read lazily: memory does not grow with the file.
+
+    format_: one of TABLES or "text", a text a line. CSV follows RFC 4180, with commas, or semicolons or tabs where only these
+    make columns. In TSV a quotation mark is text. JSON is a list of objects, an object with a list "data", or an object after
+    the other; JSONL an object a line, or such a list. header: False names the columns of CSV and TSV 1, 2, ...
+    Raises InputError, with the place, for what is not of the format, and OSError where there is no such file.
+    """
+    name = name_of(file)
+    with opened(file) as handle:
+        if format_ == "json":
+            yield from _objects(pieces(handle, name), name)
+            return
+        lines = Lines(handle, name)
+        if format_ == "jsonl":
+            yield from _json_lines(lines, name)
+        elif format_ == "text":
+            yield from (Row({TEXT: line.rstrip("\r\n")}, number) for number, line in lines)
+        else:
+            yield from _delimited(lines, name, format_, header)
 
 
-def _json_list(file: Path) -> Table:
-    found = read_json(file)
-    if isinstance(found, dict) and isinstance(found.get("data"), list):
-        found = found["data"]
-    if not isinstance(found, list):
-        raise InputError(f"expected a list of objects in {file}, got {type(found).__name__}")
-    for number, values in enumerate(found, 1):
-        if not isinstance(values, dict):
-            raise input_error(file, number, "a JSON object", type(values).__name__, "element")
-    rows = tuple(Row(values, number) for number, values in enumerate(found, 1))
-    return Table(file, tuple(rows[0].values) if rows else (), rows, "element")
+def _objects(text: Iterator[str], name: str) -> Iterator[Row]:
+    return (Row(values, number, unit) for values, unit, number in json_objects(text, name))
 
 
-def _delimited(file: Path, delimiter: str | None, header: bool) -> Table:
-    text = read_utf8(file)
-    records = _tab_separated(text) if delimiter == "\t" else _comma_separated(file, text)
+def _json_lines(lines: Lines, name: str) -> Iterator[Row]:
+    if lines.sample()[0].lstrip().startswith("["):
+        yield from _objects((line for _, line in lines), name)
+        return
+    for number, line in lines:
+        if line.strip():
+            yield Row(parse(line, number, name), number)
+
+
+def _delimited(lines: Lines, name: str, format_: str, header: bool) -> Iterator[Row]:
+    if holds_json(lines.sample()[0]):
+        raise InputError(f"expected {format_.upper()}, got JSON in {name}: --format json or jsonl reads it")
     columns: tuple[str, ...] | None = None
-    rows = []
-    for line, fields in records:
+    for line, fields in _tab_separated(lines) if format_ == "tsv" else _separated(lines, name, header):
         if columns is None:
-            columns = tuple(name.strip() for name in fields) if header else tuple(str(n + 1) for n in range(len(fields)))
+            columns = tuple(field.strip() for field in fields) if header else tuple(str(n + 1) for n in range(len(fields)))
             if len(set(columns)) != len(columns):
-                raise input_error(file, line, "different names of columns", repr(list(columns)))
+                raise input_error(name, line, "different names of columns", ", ".join(columns))
             if header:
                 continue
         if len(fields) != len(columns):
-            raise input_error(file, line, f"{len(columns)} fields ({', '.join(columns)})", str(len(fields)))
-        rows.append(Row(dict(zip(columns, fields)), line))
-    return Table(file, columns or (), tuple(rows))
+            quoted = format_ == "tsv" and any(field.startswith('"') for field in fields)
+            hint = ": --format csv reads quoted fields, with tabs too" if quoted else ""
+            raise InputError(
+                f"expected {len(columns)} fields ({', '.join(columns)}), got {len(fields)} in line {line} of {name}{hint}"
+            )
+        yield Row(dict(zip(columns, fields)), line)
 
 
-def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
+def _tab_separated(lines: Lines) -> Iterator[tuple[int, list[str]]]:
+    for number, text in lines:
+        line = text.rstrip("\r\n")
         if line:
             yield number, line.split("\t")
 
 
-def _comma_separated(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(sys.maxsize)
-    first = text[: text.find("\n")] if "\n" in text else text
-    delimiter = "," if "," in first else next((mark for mark in ";\t" if mark in first), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _separated(lines: Lines, name: str, header: bool) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(text_lines.MAX_LINE_BYTES)  # also ends a quotation mark that is never closed
+    delimiter, first = _delimiter(*lines.sample())
+    blanks = header and len(first) > 1 and all(field.startswith(" ") for field in first[1:])  # the file writes ", "
+    ends = (part for _, line in lines for part in _parts(line))
+    reader = csv.reader(ends, delimiter=delimiter, skipinitialspace=blanks, strict=True)
     line = 1
     while True:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise input_error(file, line, "CSV", str(error)) from error
+            raise input_error(name, line, "CSV", str(error)) from error
         if fields is None:
             return
         if fields:
             yield line, fields
         line = reader.line_num + 1
+
+
+def _parts(line: str) -> list[str]:
+    """The line, or several where there are carriage returns alone, which end a row too."""
+    if "\r" not in line.rstrip("\r\n"):
+        return [line]
+    return list(io.StringIO(line, newline=""))
+
+
+def _delimiter(sample: str, whole: bool) -> tuple[str, list[str]]:
+    """(delimiter, fields of the first row): a comma, else what splits that row; of several, what gives every row as many."""
+    found: dict[str, list[list[str]]] = {}
+    for mark in MARKS:
+        try:
+            rows = [row for row in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), 50) if row]
+        except csv.Error:
+            continue
+        if rows and len(rows[0]) > 1:
+            found[mark] = rows if whole or len(rows) < 2 else rows[:-1]
+    even = [mark for mark, rows in found.items() if len({len(row) for row in rows}) == 1]
+    chosen = next(iter([*even, *found]), ",")
+    return chosen, found.get(chosen, [[]])[0]

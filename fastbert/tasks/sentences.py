@@ -1,6 +1,6 @@
 """Examples of `classify` (one text) and `pair` (two texts) from tables of any column names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ TEXT_NAMES = (
     "headline", "title", "description",
 )  # fmt: skip
 PAIR_NAMES = (
+    ("first", "second"),
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("question1", "question2"),
     ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("sent1", "sent2"), ("s1", "s2"),
     ("question", "sentence"), ("query", "passage"), ("question", "answer"), ("text", "text_pair"),
@@ -54,15 +55,16 @@ def read_sentences(
     header: bool = True,
     regression: bool | None = None,
     labelled: bool = True,
+    format_: str | None = None,
 ) -> Sentences:
-    """Every row of a CSV, TSV, JSON or JSONL file as an example.
+    """Every row of a CSV, TSV, JSON or JSONL file as an example. format_: which, None for what its name ends in.
 
     columns: names for any of text, pair, label; the others are found by their usual names, upper or lower case. header:
     False where the first row is an example; the columns are then 1, 2, ... regression: labels are numbers; None means they
     are if all of them are numbers and some are no integers (pairs only). labelled: False asks for no label column.
     Raises InputError, with file and line, where a column is missing or not to be told, a text is empty or a label is none.
     """
-    table = read_table(file, header=header)
+    table = read_table(file, header=header, format_=format_)
     names = _columns(table, pair, columns or {}, labelled)
     rows, left_out = list(table.rows), 0
     if labelled:
@@ -132,21 +134,12 @@ def _columns(table: Table, pair: bool, given: dict[str, str], labelled: bool) ->
         if name not in table.columns:
             raise InputError(f"expected a column {name} ({role}) in {table.file}, got {', '.join(table.columns)}")
     found = dict(given)
-    lower = {name.lower(): name for name in reversed(table.columns)}
     if labelled and "label" not in found:
+        lower = {name.lower(): name for name in reversed(table.columns)}
         candidates = [lower[name] for name in LABEL_NAMES if name in lower and lower[name] not in found.values()]
         if candidates:
             found["label"] = candidates[0]
-    if pair and not {"text", "pair"} <= set(found):
-        for first, second in PAIR_NAMES:
-            names = {"text": found.get("text", lower.get(first)), "pair": found.get("pair", lower.get(second))}
-            if all(names.values()) and names["text"] != names["pair"]:
-                found |= {role: str(name) for role, name in names.items()}
-                break
-    elif not pair and "text" not in found:
-        candidates = [lower[name] for name in TEXT_NAMES if name in lower and lower[name] != found.get("label")]
-        if candidates:
-            found["text"] = candidates[0]
+    found |= text_columns(table.columns, found, pair=pair)
     wanted = ["text", *(["pair"] if pair else []), *(["label"] if labelled else [])]
     missing = [role for role in wanted if role not in found]
     if missing:
@@ -155,3 +148,16 @@ def _columns(table: Table, pair: bool, given: dict[str, str], labelled: bool) ->
             "name them"
         )
     return {role: found[role] for role in wanted}
+
+
+def text_columns(columns: Sequence[str], found: Mapping[str, str], *, pair: bool) -> dict[str, str]:
+    """Columns for text, and pair, by their usual names, upper or lower case, beside those that are found; {} where none are."""
+    lower = {name.lower(): name for name in reversed(columns)}
+    if not pair:
+        names = [lower[name] for name in TEXT_NAMES if name in lower and lower[name] != found.get("label")]
+        return {"text": found.get("text", names[0])} if names else {}
+    for first, second in PAIR_NAMES:
+        names = [found.get("text", lower.get(first, "")), found.get("pair", lower.get(second, ""))]
+        if all(names) and names[0] != names[1]:
+            return dict(zip(("text", "pair"), names))
+    return {}

@@ -1,12 +1,17 @@
-"""Questions on paragraphs from SQuAD 1.1 and 2.0 files, every answer's place checked."""
+"""Questions on paragraphs from SQuAD 1.1 and 2.0 files, published or as tables, every answer's place checked."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastbert.checkpoints import InputError
 
-from .rows import read_json
+from .formats import TABLES, format_of
+from .rows import Row, read_rows
+
+ARTICLE = "paragraphs"  # what a row of a published file has
 
 
 @dataclass(frozen=True)
@@ -29,65 +34,103 @@ class Questions:
     some_unanswerable: bool
 
 
-def read_squad(file: Path, *, labelled: bool = True) -> Questions:
-    """All questions of a file, in order. labelled: False asks for no answers.
+def read_squad(file: Path, *, labelled: bool = True, header: bool = True, format_: str | None = None) -> Questions:
+    """All questions of a file, in order. labelled: False asks for no answers. header, format_: as of `read_table`.
 
+    A file is a published one, JSON of articles with paragraphs with questions, or a table of questions with the columns
+    question and context, and id and answers if any: {"text": [...], "answer_start": [...]}, without any where there is no
+    answer, or a list as in the published ones; in CSV and TSV as JSON.
     Raises InputError, with file and place, where the format is another, a question or context is empty, a key comes twice,
     an answer does not stand where answer_start says, or a question that is_impossible does not name has no answer.
     """
-    found = read_json(file)
-    if not isinstance(found, dict) or not isinstance(found.get("data"), list):
-        raise InputError(f'expected a SQuAD file, an object with a list "data", got {type(found).__name__} in {file}')
     examples: list[QuestionExample] = []
     keys: set[str] = set()
-    for a, article in enumerate(found["data"], 1):
-        for p, paragraph in enumerate(_list(article, "paragraphs", file, f"article {a}"), 1):
-            place = f"article {a}, paragraph {p}"
-            context = _text(paragraph, "context", file, place)
-            for q, entry in enumerate(_list(paragraph, "qas", file, place), 1):
-                example = _question(entry, context, file, f"{place}, question {q}", labelled)
-                if example.key in keys:
-                    raise InputError(f"expected an id once, got {example.key!r} again in {file}, {example.place}")
-                keys.add(example.key)
-                examples.append(example)
+    for row in read_rows(file, format_of(file, TABLES, format_), header=header):
+        for one in questions_of(row, str(file)):
+            example = _question(one, file, labelled, published=ARTICLE in row.values)
+            if example.key in keys:
+                raise InputError(f"expected an id once, got {example.key!r} again in {example.place} of {file}")
+            keys.add(example.key)
+            examples.append(example)
     if not examples:
         raise InputError(f"expected questions in {file}, got none")
     return Questions(file, tuple(examples), labelled and any(not example.answers for example in examples))
 
 
-def _question(entry: Any, context: str, file: Path, place: str, labelled: bool) -> QuestionExample:
-    question = _text(entry, "question", file, place)
-    key = entry.get("id", place)
+def questions_of(row: Row, file: str) -> Iterator[Row]:
+    """Each question of an article of a published file, as a row with its own values, its context and the title; else the row.
+
+    Raises InputError where a list of the format is missing.
+    """
+    if ARTICLE not in row.values:
+        yield row
+        return
+    article = f"article {row.line}"
+    title = {name: row.values[name] for name in ("title",) if name in row.values}
+    for p, paragraph in enumerate(_list(row.values, ARTICLE, file, article), 1):
+        place = f"{article}, paragraph {p}"
+        for q, entry in enumerate(_list(paragraph, "qas", file, place), 1):
+            if not isinstance(entry, dict):
+                raise InputError(f"expected a question as a JSON object, got {type(entry).__name__} in {place} of {file}")
+            context = {name: paragraph[name] for name in ("context",) if name in paragraph}
+            yield Row(title | context | entry, q, f"{place}, question")
+
+
+def _question(row: Row, file: Path, labelled: bool, *, published: bool) -> QuestionExample:
+    place, values = row.place, row.values
+    context, question = _text(values, "context", file, place), _text(values, "question", file, place)
+    key = values.get("id", place)
     if not isinstance(key, str | int):
-        raise InputError(f"expected an id of text, got {key!r} in {file}, {place}")
+        raise InputError(f"expected an id of text, got {key!r} in {place} of {file}")
     place = f"{place} (id {key})"
     answers = []
-    if labelled and not entry.get("is_impossible", False):
-        for answer in _list(entry, "answers", file, place):
+    if labelled and not values.get("is_impossible", False):
+        found = _list(values, "answers", file, place) if published else _column_of_answers(values, file, place)
+        for answer in found:
             text, start = _text(answer, "text", file, place), answer.get("answer_start")
             if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
                 there = repr(context[start : start + len(text)]) if isinstance(start, int) else "no number"
                 raise InputError(
-                    f"expected the answer {text!r} at answer_start {start!r} of the context, got {there} in {file}, {place}"
+                    f"expected the answer {text!r} at answer_start {start!r} of the context, got {there} in {place} of {file}"
                 )
             answers.append((text, start))
-        if not answers and "is_impossible" not in entry:
-            raise InputError(f"expected answers, or is_impossible as in SQuAD 2.0, got neither in {file}, {place}")
-        if not answers:
-            raise InputError(f"expected answers where is_impossible is false, got none in {file}, {place}")
+        if not answers and published and "is_impossible" not in values:
+            raise InputError(f"expected answers, or is_impossible as in SQuAD 2.0, got neither in {place} of {file}")
+        if not answers and published:
+            raise InputError(f"expected answers where is_impossible is false, got none in {place} of {file}")
     return QuestionExample(str(key), question, context, tuple(answers), place)
 
 
-def _text(values: Any, name: str, file: Path, place: str) -> str:
+def _column_of_answers(values: dict[str, Any], file: Path, place: str) -> list[Any]:
+    """The answers of a table as the published files write them."""
+    value = values.get("answers")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise InputError(f"expected answers as JSON, got {value[:60]!r} in {place} of {file}") from error
+    if isinstance(value, list):
+        return value
+    texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, dict) else (None, None)
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        expected = '{"text": [...], "answer_start": [...]}, as many of both'
+        got = repr(value)[:60] if "answers" in values else f"only {', '.join(values)}"
+        raise InputError(f"expected answers, {expected}, got {got} in {place} of {file}")
+    return [{"text": text, "answer_start": start} for text, start in zip(texts, starts)]
+
+
+def _text(values: Any, name: str, file: Path | str, place: str) -> str:
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, str) or not value.strip():
         got = "an empty one" if isinstance(value, str) else repr(value)
-        raise InputError(f"expected text as {name}, got {got} in {file}, {place}")
+        if isinstance(values, dict) and name not in values:
+            got = f"only {', '.join(values)}"
+        raise InputError(f"expected text as {name}, got {got} in {place} of {file}")
     return value
 
 
-def _list(values: Any, name: str, file: Path, place: str) -> list[Any]:
+def _list(values: Any, name: str, file: Path | str, place: str) -> list[Any]:
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, list):
-        raise InputError(f"expected a list {name}, got {type(value).__name__} in {file}, {place}")
+        raise InputError(f"expected a list {name}, got {type(value).__name__} in {place} of {file}")
     return value

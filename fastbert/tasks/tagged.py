@@ -1,4 +1,4 @@
-"""Tagged sentences: CoNLL columns with BIO tags, JSONL with tokens and tags, JSONL with spans of characters."""
+"""Tagged sentences: CoNLL columns with tags, JSON objects with tokens and tags, JSON objects with spans of characters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,11 @@ from typing import Any
 
 from fastbert.checkpoints import InputError
 
-from .rows import Table, input_error, json_lines, read_utf8
-from .tags import OUTSIDE, bio_tags
+from .conll import Conll
+from .formats import CONLL_TOO, TAGGED, format_of
+from .lines import Lines, opened
+from .rows import Table, read_table
+from .tags import TAGS, bio_tags, is_tag, scheme_of
 from .windows import split_words
 
 SPAN_NAMES = ("slots", "spans", "entities", "labels", "label")
@@ -39,20 +42,27 @@ class Tagged:
     characters: bool = False
 
 
-def read_tagged(file: Path, tokenizer: Any, *, labelled: bool = True) -> Tagged:
-    """All sentences of a file: JSONL by its name, else CoNLL.
+def read_tagged(file: Path, tokenizer: Any, *, labelled: bool = True, format_: str | None = None) -> Tagged:
+    """All sentences of a file of one of TAGGED. format_: None for what its name ends in; .txt, .tsv and .tab are CoNLL too.
 
     CoNLL: a word a line, first column the word and last the tag, with tabs or blanks between; a blank line ends a sentence;
     `-DOCSTART-` and comments before a sentence ("## ...", or "# ..." with other columns than a word has) are left out.
-    JSONL: "tokens" with "tags", or "text" with spans as [start, end, label] or {"start", "end", "label"} under one of
-    SPAN_NAMES, cut into words by `tokenizer`.
-    Raises InputError, with file and line, where numbers of words and tags differ, a tag is neither O nor B- or I- with a type,
-    a span lies outside of its text or over another, or a text is empty.
+    JSON and JSONL: "tokens" with "tags", or "text" with spans as [start, end, label] or {"start", "end", "label"} under one of
+    SPAN_NAMES, cut into words by `tokenizer`. Tags are those of the module `tags`, of one scheme.
+    Raises InputError, with file and line, where numbers of words and tags differ, a tag is none, a span lies outside of its
+    text or over another, or a text is empty.
     """
-    is_json = file.suffix.lower() in (".jsonl", ".ndjson")
-    found = _json(file, tokenizer, labelled) if is_json else _conll(file, labelled)
+    kind = format_of(file, TAGGED, format_, dict.fromkeys(CONLL_TOO, "conll"))
+    if kind == "conll":
+        found = _conll(file, labelled)
+    else:
+        found = _json(read_table(file, format_=kind), kind.upper(), tokenizer, labelled)
     if not found.examples:
         raise InputError(f"expected sentences in {file}, got none")
+    try:
+        scheme_of(tag for example in found.examples for tag in example.tags or ())
+    except ValueError as error:
+        raise InputError(f"{error} in {file}") from error
     return found
 
 
@@ -72,57 +82,28 @@ def split_characters(text: str) -> tuple[list[str], list[tuple[int, int]]]:
 
 
 def _conll(file: Path, labelled: bool) -> Tagged:
-    sentences: list[tuple[int, list[str], list[str]]] = []
-    in_sentence = False
-    columns = 0
-    lines = read_utf8(file).split("\n")
-    separator = "\t" if any("\t" in line for line in lines) else " "
-    for number, line in enumerate(lines, 1):
-        line = line.removesuffix("\r")
-        if not line.strip():
-            in_sentence = False
-            continue
-        word, *rest = line.split(separator)
-        fields = [word, *(field for field in rest if field.strip())]  # some files end every line with a separator
-        if word == "-DOCSTART-" or (not in_sentence and _is_comment(line, len(fields), columns or 2)):
-            continue
-        columns = columns or len(fields)
-        if not word or len(fields) != columns or (labelled and columns < 2):
-            expected = "a word and a tag" if columns < 2 else f"{columns} columns"
-            raise input_error(file, number, expected, f"{len(fields) if word else 'no word'} in {line[:60]!r}")
-        tag = fields[-1].strip()
-        if labelled:
-            _check_tag(file, number, tag)
-        if not in_sentence:
-            sentences.append((number, [], []))
-            in_sentence = True
-        sentences[-1][1].append(word)
-        sentences[-1][2].append(tag)
-    characters = bool(sentences) and all(len(word) == 1 for _, words, _ in sentences for word in words)
+    with opened(file) as handle:
+        lines = Lines(handle, str(file))
+        conll = Conll(lines, lines.sample()[0], str(file), labelled=labelled)
+        sentences = list(conll)
+    characters = bool(sentences) and all(len(word) == 1 for one in sentences for word in one.columns[0])
     examples = []
-    for number, words, tags in sentences:
-        text, offsets = with_offsets(words, characters)
-        examples.append(TaggedExample(tuple(words), tuple(tags) if labelled else None, text, offsets, number))
-    between, unit = "tabs" if separator == "\t" else "blanks", "character" if characters else "word"
-    kind = f"CoNLL, {columns} columns with {between}, a {unit} a line"
+    for one in sentences:
+        text, offsets = with_offsets(one.columns[0], characters)
+        examples.append(TaggedExample(one.columns[0], one.columns[-1] if labelled else None, text, offsets, one.line))
+    between, unit = "tabs" if conll.separator == "\t" else "blanks", "character" if characters else "word"
+    kind = f"CoNLL, {conll.columns} columns with {between}, a {unit} a line"
     return Tagged(file, kind, tuple(examples), characters=characters)
 
 
-def _is_comment(line: str, fields: int, columns: int) -> bool:
-    return line.startswith("## ") or (line.startswith("# ") and fields != columns)
-
-
-def _json(file: Path, tokenizer: Any, labelled: bool) -> Tagged:
-    rows = tuple(json_lines(file))
-    if not rows:
-        raise InputError(f"expected rows in {file}, got none")
-    table = Table(file, tuple(rows[0].values), rows)
+def _json(table: Table, kind: str, tokenizer: Any, labelled: bool) -> Tagged:
+    rows = table.rows
     word_column = next((name for name in WORD_NAMES if name in table.columns), None)
     if word_column is not None:
         tag_column = next((name for name in TAG_NAMES if name in table.columns), None)
         if labelled and tag_column is None:
             raise table.error(rows[0], f"tags as one of {', '.join(TAG_NAMES)}", ", ".join(table.columns))
-        return _tokens(table, word_column, tag_column if labelled else None)
+        return _tokens(table, kind, word_column, tag_column if labelled else None)
     if "text" not in table.columns:
         raise table.error(rows[0], "text, or tokens", ", ".join(table.columns))
     column = next((name for name in SPAN_NAMES if name in table.columns), None)
@@ -141,10 +122,10 @@ def _json(file: Path, tokenizer: Any, labelled: bool) -> Tagged:
             edges = {edge for start, end, _ in entities for edge in (start, end)}
             mixed += sum(any(start < edge < end for edge in edges) for start, end in offsets)
         examples.append(TaggedExample(tuple(words), tags, row.values["text"], tuple(offsets), row.line))
-    return Tagged(file, f"JSONL, spans in {column}" if labelled else "JSONL, text", tuple(examples), mixed)
+    return Tagged(table.file, f"{kind}, spans in {column}" if labelled else f"{kind}, text", tuple(examples), mixed)
 
 
-def _tokens(table: Table, word_column: str, tag_column: str | None) -> Tagged:
+def _tokens(table: Table, kind: str, word_column: str, tag_column: str | None) -> Tagged:
     examples = []
     for row in table.rows:
         words = row.values.get(word_column)
@@ -158,10 +139,11 @@ def _tokens(table: Table, word_column: str, tag_column: str | None) -> Tagged:
             if len(tags) != len(words):
                 raise table.error(row, f"{len(words)} tags, one per word", str(len(tags)))
             for tag in tags:
-                _check_tag(table.file, row.line, tag)
+                if not is_tag(tag):
+                    raise table.error(row, f"a tag ({TAGS})", repr(tag))
         text, offsets = with_offsets(words)
         examples.append(TaggedExample(tuple(words), None if tags is None else tuple(tags), text, offsets, row.line))
-    return Tagged(table.file, f"JSONL, {word_column}" + (f" with {tag_column}" if tag_column else ""), tuple(examples))
+    return Tagged(table.file, f"{kind}, {word_column}" + (f" with {tag_column}" if tag_column else ""), tuple(examples))
 
 
 def _spans(table: Table, row: Any, column: str) -> list[tuple[int, int, str]]:
@@ -185,8 +167,3 @@ def _spans(table: Table, row: Any, column: str) -> list[tuple[int, int, str]]:
         if after[0] < before[1]:
             raise table.error(row, "spans that do not overlap", f"{list(before)} and {list(after)}")
     return found
-
-
-def _check_tag(file: Path, line: int, tag: str) -> None:
-    if tag != OUTSIDE and not (tag[:2] in ("B-", "I-") and len(tag) > 2):
-        raise input_error(file, line, "a BIO tag (O, B-TYPE or I-TYPE)", repr(tag))

@@ -198,3 +198,22 @@ def test_what_is_not_finite_is_an_error(checkpoints, sentences):
 def test_no_budget_is_an_error(task):
     with pytest.raises(ValueError, match="at least one token in a batch, got batch_tokens 0"):
         stream(task, iter([]), batch_tokens=0)
+
+
+def test_what_rows_carry_bounds_a_window(monkeypatch):
+    """Short texts with long columns beside them: the rows of a window are few."""
+    monkeypatch.setattr(engine, "WINDOW_CARRIED", 10_000)
+    taken: list[int] = []
+
+    def rows():
+        for number in range(5000):
+            taken.append(number)
+            yield engine.Row("a", f"row {number}", {"id": number, "body": ["x" * 50, {"more": "y" * 50}]})
+
+    class Counting:
+        def encode(self, some):
+            return [[engine.Encoded(np.zeros(3, np.int32))] for _ in some]
+
+    windows = engine._Windows(Counting(), rows(), 4096)
+    assert len(windows.make()) <= 100
+    assert len(taken) <= 100

@@ -268,7 +268,7 @@ def test_a_bad_row_is_met_before_anything_is_written(call, tmp_path):
     assert f"expected [MASK] in the text, got none in line 51 of {file}" in done.stderr
     (tmp_path / "b.csv").write_text("text,label\nthe cat,1\nthe dog\n")
     done = call("embed", "BertModel", "--file", tmp_path / "b.csv", "--out", tmp_path / "b.npy", status=2)
-    assert f"expected 2 columns in line 3 of {tmp_path / 'b.csv'}, got 1" in done.stderr
+    assert f"expected 2 fields (text, label), got 1 in line 3 of {tmp_path / 'b.csv'}" in done.stderr
     done = call("embed", "BertModel", "--file", tmp_path / "b.csv", status=2)
     assert done.stdout == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.csv"]
@@ -352,7 +352,7 @@ def test_real_files(call, tmp_path):
     """Line breaks in quotes, quotes as text: as many rows as the file has."""
     call("embed", "BertModel", "--file", DATA / "classify" / "banking77_test.csv", "--out", tmp_path / "a.npy")
     assert np.load(tmp_path / "a.npy", mmap_mode="r").shape == (3080, 32)
-    done = call("next", "BertForPreTraining", "--file", DATA / "pair" / "snli_test.tsv", status=2)
+    done = call("fill-mask", "BertForPreTraining", "--file", DATA / "pair" / "snli_test.tsv", status=2)
     assert "got premise, hypothesis, label: name them with --field" in done.stderr
 
 

@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from fastbert.checkpoints import InputError
-from fastbert.inference import inputs
+from fastbert.inference.inputs import EMBED as TEXT
+from fastbert.inference.inputs import NEXT as PAIR
 from fastbert.inference.inputs import Source
+from fastbert.tasks import lines
 
-TEXT, PAIR = ("text",), ("first", "second")
 
-
-def source(file, fields=TEXT, given=None, kind=None, said=None) -> Source:
-    return Source.of(file, fields, given, kind, (said if said is not None else []).append)
+def source(file, kind=TEXT, fields=None, format_=None, said=None) -> Source:
+    return Source.of(file, kind, fields, format_, say=(said if said is not None else []).append)
 
 
 def values(file, *args, **kwargs) -> list:
@@ -45,7 +45,7 @@ def test_jsonl_by_field(tmp_path):
 def test_csv_and_tsv_by_column(tmp_path):
     csv = write(tmp_path / "a.csv", 'label,text\r\n1,"One, ""two""\nand three"\r\n2,Four\r\n\r\n3,\r\n')
     assert values(csv) == ['One, "two"\nand three', "Four", ""]
-    assert [row.place for row in source(csv)] == [f"line {number} of {csv}" for number in (3, 4, 6)]
+    assert [row.place for row in source(csv)] == [f"line {number} of {csv}" for number in (2, 4, 6)]
     tsv = write(tmp_path / "a.tsv", 'premise\thypothesis\tlabel\nA "quote\tB\t1\nC\t\t2\n')
     assert values(tsv, PAIR, ["premise", "hypothesis"]) == [('A "quote', "B"), ("C", "")]
     assert values(tsv, TEXT, ["hypothesis"]) == ["B", ""]
@@ -69,17 +69,17 @@ def test_columns_that_nobody_named_are_told(tmp_path):
         ("a.txt", "", None, r"expected texts in .*a\.txt, got none"),
         ("a.csv", "text\n", None, r"expected texts in .*a\.csv, got none"),
         ("a.txt", b"one\ntw\xff\n", None, r"expected UTF-8, got byte 0xff in line 2 of .*a\.txt"),
-        ("a.jsonl", '{"text": "a"}\n{', None, r"expected a JSON object in line 2 of .*a\.jsonl"),
-        ("a.jsonl", '{"text": "a"}\n[1]', None, "JSON object in line 2 .*got list"),
-        ("a.jsonl", '{"text": "a"}\n{"body": "b"}', None, r"field 'text' in line 2 .*got \['body'\]"),
-        ("a.jsonl", '{"text": "a"}\n{"text": 5}', None, "expected text in 'text' in line 2 .*got int"),
-        ("a.jsonl", '{"a": "a", "b": "b"}', None, r"expected fields text in .*got a, b: name them with --field"),
+        ("a.jsonl", '{"text": "a"}\n{', None, r"expected a JSON object, got .* in line 2 of .*a\.jsonl"),
+        ("a.jsonl", '{"text": "a"}\n[1]', None, "expected a JSON object, got list in line 2 of"),
+        ("a.jsonl", '{"text": "a"}\n{"body": "b"}', None, "expected a value for text, got only body in line 2 of"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 5}', None, "expected text as text, got int in line 2 of"),
+        ("a.jsonl", '{"a": "a", "b": "b"}', None, r"expected columns text in .*got a, b: name them with --field"),
         ("a.csv", "a,b\n1,2\n", None, r"expected columns text in .*got a, b: name them with --field"),
         ("a.csv", "a,b\n1,2\n", ["c"], r"expected columns c in .*got a, b"),
-        ("a.csv", "text,text\n1,2\n", None, r"expected columns text in .*got text, text"),
-        ("a.csv", "text,b\n1,2\n3\n", None, r"expected 2 columns in line 3 of .*a\.csv, got 1"),
-        ("a.tsv", "text\tb\n1\t2\n3\t4\t5\n", None, r"expected 2 columns in line 3 of .*a\.tsv, got 3"),
-        ("a.csv", 'text\n"never closed\nand on\n', None, r"expected CSV in line 3 of .*a\.csv, got unexpected end of data"),
+        ("a.csv", "text,text\n1,2\n", None, r"expected different names of columns, got text, text in line 1 of .*a\.csv"),
+        ("a.csv", "text,b\n1,2\n3\n", None, r"expected 2 fields \(text, b\), got 1 in line 3 of .*a\.csv"),
+        ("a.tsv", "text\tb\n1\t2\n3\t4\t5\n", None, r"expected 2 fields \(text, b\), got 3 in line 3 of .*a\.tsv"),
+        ("a.csv", 'text\n"never closed\nand on\n', None, r"expected CSV, got unexpected end of data in line 2 of .*a\.csv"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, name, content, given, message):
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_named(tmp_path, name, content, given, message):
 
 
 def test_a_line_without_end_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 100)
     with pytest.raises(InputError, match=r"lines of at most 100 bytes, got a longer one: line 2 of .*a\.txt"):
         values(write(tmp_path / "a.txt", "One.\n" + "x" * 101))
     with pytest.raises(InputError, match="field larger than field limit"):
@@ -105,10 +105,10 @@ def test_rows_come_one_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "given", "kind", "message"),
     [
-        (TEXT, None, "xml", "expected a format among text, jsonl, csv, tsv, got 'xml'"),
+        (TEXT, None, "xml", "expected a format among csv, tsv, jsonl, json, text, got 'xml'"),
         (PAIR, ["a"], "jsonl", r"expected 2 field\(s\), first and second, got 1: a"),
-        (PAIR, None, "text", "expected jsonl, csv or tsv with first and second, got plain text"),
-        (TEXT, ["a"], "text", "expected jsonl, csv or tsv beside a named field"),
+        (PAIR, None, "text", "expected a format among csv, tsv, jsonl, json, got 'text'"),
+        (TEXT, ["a"], "text", "expected csv, tsv, jsonl, json beside a named field, got text in"),
     ],
 )
 def test_options_that_do_not_fit_are_named(tmp_path, fields, given, kind, message):

@@ -88,7 +88,7 @@ def test_pairs_with_fractions_are_regression(tmp_path):
     assert not read_sentences(whole, pair=True).regression
     assert read_sentences(whole, pair=True, regression=True).examples[0].label == 3.0
     words = write(tmp_path / "c.csv", "sentence1,sentence2,score\na,b,3\na,b,nan\n")
-    with pytest.raises(InputError, match=r"expected a number as label, got 'nan' in .*c\.csv, line 3"):
+    with pytest.raises(InputError, match=r"expected a number as label, got 'nan' in line 3 of .*c\.csv"):
         read_sentences(words, pair=True, regression=True)
 
 
@@ -100,20 +100,20 @@ def test_text_alone_needs_no_label(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\na,1\nb\n", r"expected 2 fields \(text, label\), got 1 in .*a\.csv, line 3"),
-        ("a.csv", "text,label\na,b,1\n", r"expected 2 fields \(text, label\), got 3 in .*a\.csv, line 2"),
-        ("a.csv", 'text,label\n"a\nb",1\nc,d,1\n', "got 3 in .*, line 4"),
-        ("a.csv", 'text,label\na,1\n"b,1\nc,1\n', r"expected CSV, got .* in .*a\.csv, line 3"),
-        ("a.tsv", "text\tlabel\n\n \t1\n", "expected text as text, got an empty one in .*a.tsv, line 3"),
-        ("a.tsv", "text\tlabel\na\t \n", "expected a label as label, got ' ' in .*a.tsv, line 2"),
+        ("a.csv", "text,label\na,1\nb\n", r"expected 2 fields \(text, label\), got 1 in line 3 of .*a\.csv"),
+        ("a.csv", "text,label\na,b,1\n", r"expected 2 fields \(text, label\), got 3 in line 2 of .*a\.csv"),
+        ("a.csv", 'text,label\n"a\nb",1\nc,d,1\n', "got 3 in line 4 of .*"),
+        ("a.csv", 'text,label\na,1\n"b,1\nc,1\n', r"expected CSV, got .* in line 3 of .*a\.csv"),
+        ("a.tsv", "text\tlabel\n\n \t1\n", "expected text as text, got an empty one in line 3 of .*a.tsv"),
+        ("a.tsv", "text\tlabel\na\t \n", "expected a label as label, got ' ' in line 2 of .*a.tsv"),
         ("a.tsv", "text\ttext\na\tb\n", "expected different names of columns"),
         ("a.tsv", "text\tlabel\n", "expected rows in .*a.tsv, got none"),
-        ("a.csv", b"text,label\na,1\nb\xff,1\n", r"expected UTF-8, got the byte 0xff in .*a\.csv, line 3"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "expected a value for label, got only text in .*, line 2"),
-        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"expected a label as label, got \[1\] in .*, line 1"),
-        ("a.jsonl", '{"text": 5, "label": 1}\n', "expected text as text, got int in .*, line 1"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{\n', r"expected a JSON object, got .* in .*a\.jsonl, line 2"),
-        ("a.json", '[{"text": "a", "label": 1}, 3]', r"expected a JSON object, got int in .*a\.json, element 2"),
+        ("a.csv", b"text,label\na,1\nb\xff,1\n", r"expected UTF-8, got byte 0xff in line 3 of .*a\.csv"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "expected a value for label, got only text in line 2 of .*"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"expected a label as label, got \[1\] in line 1 of .*"),
+        ("a.jsonl", '{"text": 5, "label": 1}\n', "expected text as text, got int in line 1 of .*"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{\n', r"expected a JSON object, got .* in line 2 of .*a\.jsonl"),
+        ("a.json", '[{"text": "a", "label": 1}, 3]', r"expected a JSON object, got int in element 2 of .*a\.json"),
         ("a.xlsx", "text", r"expected a file that ends in \.csv"),
     ],
 )
@@ -149,7 +149,7 @@ def test_choices_come_as_a_list_or_in_numbered_columns(tmp_path):
         ([{"context": "a", "choices": ["x", ""], "label": 0}], "expected at least two texts as choices"),
         (
             [{"context": "a", "choices": ["x", "y"], "label": 0}, {"context": "a", "choices": ["x", "y", "z"], "label": 0}],
-            "expected 2 endings as before, got 3 in .*, line 2",
+            "expected 2 endings as before, got 3 in line 2 of .*",
         ),
         ([{"context": "a", "label": 0}], "expected to find choices among the columns"),
     ],
@@ -184,8 +184,8 @@ def test_squad_of_both_versions(tmp_path):
     [
         (
             {**GOOD, "answers": [{"text": "Paris", "answer_start": 16}]},
-            r"expected the answer 'Paris' at answer_start 16 of the context, got ' Pari' in .*a\.json, article 1, paragraph 1, "
-            r"question 1 \(id 1\)",
+            r"expected the answer 'Paris' at answer_start 16 of the context, got ' Pari' in article 1, paragraph 1, question 1 "
+            r"\(id 1\) of .*a\.json",
         ),
         ({**GOOD, "answers": [{"text": "Paris", "answer_start": -6}]}, "expected the answer 'Paris' at answer_start -6"),
         ({**GOOD, "answers": [{"text": "", "answer_start": 0}]}, "expected text as text, got an empty one"),
@@ -201,10 +201,10 @@ def test_bad_questions_are_errors_with_their_place(tmp_path, question, message):
 
 
 def test_an_id_comes_once_and_the_file_is_squads(tmp_path):
-    with pytest.raises(InputError, match=r"expected an id once, got '1' again in .*question 2"):
+    with pytest.raises(InputError, match=r"expected an id once, got '1' again in .*question 2 \(id 1\) of .*a\.json"):
         read_squad(squad(tmp_path / "a.json", GOOD, GOOD))
-    with pytest.raises(InputError, match=r'expected a SQuAD file, an object with a list "data", got list'):
-        read_squad(write(tmp_path / "b.json", "[]"))
+    with pytest.raises(InputError, match=r"expected text as context, got only version in element 1 of .*b\.json"):
+        read_squad(write(tmp_path / "b.json", '[{"version": "1.1"}]'))
     with pytest.raises(InputError, match=r"expected questions in .*c\.json, got none"):
         read_squad(write(tmp_path / "c.json", '{"data": []}'))
 
@@ -260,21 +260,21 @@ def test_tokens_of_jsonl_come_with_their_tags(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.conll", "Anna\tB-PER\nin\n", r"expected 2 columns, got 1 in 'in' in .*a\.conll, line 2"),
-        ("a.conll", "Anna B-PER\nin x O\n", r"expected 2 columns, got 3 in 'in x O' in .*a\.conll, line 2"),
-        ("a.conll", "Anna\nin\n", "expected a word and a tag, got 1 in 'Anna' in .*, line 1"),
+        ("a.conll", "Anna\tB-PER\nin\n", r"expected 2 columns, got 1 in 'in' in line 2 of .*a\.conll"),
+        ("a.conll", "Anna B-PER\nin x O\n", r"expected 2 columns, got 3 in 'in x O' in line 2 of .*a\.conll"),
+        ("a.conll", "Anna\nin\n", "expected a word and a tag, got 1 in 'Anna' in line 1 of .*"),
         ("a.conll", "\tO\n", "expected 2 columns|expected a word"),
-        ("a.conll", "Anna\tPER\n", r"expected a BIO tag \(O, B-TYPE or I-TYPE\), got 'PER' in .*, line 1"),
-        ("a.conll", "Anna\tB-\n", "expected a BIO tag"),
+        ("a.conll", "Anna\tPER\n", r"expected a tag \(O, or B, I, E, S, L or U, alone or as B-TYPE\), got 'PER' in line 1"),
+        ("a.conll", "Anna\tB-\n", "expected a tag"),
         ("a.conll", "\n\n", "expected sentences in .*, got none"),
-        ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', "expected 2 tags, one per word, got 1 in .*, line 1"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O"]}', "expected 2 tags, one per word, got 1 in line 1 of .*"),
         ("a.jsonl", '{"tokens": ["a", ""], "tags": ["O", "O"]}', "expected a list of words as tokens"),
         ("a.jsonl", '{"tokens": ["a"], "tags": [1]}', "expected a list of tags, as text, as tags"),
         ("a.jsonl", '{"text": "ab", "spans": [[0, 3, "X"]]}', "expected a span inside of the text, 0 to 2, got 0 to 3"),
         ("a.jsonl", '{"text": "ab", "spans": [[1, 1, "X"]]}', "expected a span inside of the text"),
         ("a.jsonl", '{"text": "abc", "spans": [[0, 2, "X"], [1, 3, "Y"]]}', "expected spans that do not overlap"),
         ("a.jsonl", '{"text": "abc", "spans": [[0, "2", "X"]]}', r"expected spans as \[start, end, label\]"),
-        ("a.jsonl", '{"text": " ", "spans": []}', "expected text, got an empty one in .*, line 1"),
+        ("a.jsonl", '{"text": " ", "spans": []}', "expected text, got an empty one in line 1 of .*"),
         ("a.jsonl", '{"body": "x"}', "expected text, or tokens, got body"),
         ("a.jsonl", '{"text": "x"}', "expected spans as one of slots"),
     ],
