@@ -35,7 +35,7 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
     """Prints the demonstration; returns whether the two embeddings are equal to rounding."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    source = open_checkpoint(checkpoint or packaged_checkpoint())
+    source = open_checkpoint(packaged_checkpoint() if checkpoint is None else checkpoint)
     tokenizer = source.require_tokenizer()
     texts = read_texts(text)
     theirs = source.load(transformers, "BertModel", dtype=dtype).to(device)

@@ -10,6 +10,9 @@ from fastbert.direction import head_class
 
 NEW_IS_FINE = ("bert.pooler.", "bert.last_token_pooler.")  # what pre-training without sentence pairs leaves out
 
+# Where sentence-transformers writes how a CrossEncoder scores: of the head that was, not of the new one.
+ACTIVATIONS = ("sentence_transformers", "sbert_ce_default_activation_function")
+
 
 def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, dropout: float = 0.1) -> tuple[Any, list[str]]:
     """(model in float32, names of its new parameters). New ones are drawn from torch's generator: seed it before.
@@ -21,6 +24,8 @@ def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, d
     config = deepcopy(checkpoint.config)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     config.classifier_dropout = None  # the hidden one
+    for name in ACTIVATIONS:
+        vars(config).pop(name, None)
     for name, value in settings.items():
         setattr(config, name, value)
     model, found = checkpoint.read(

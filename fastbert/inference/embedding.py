@@ -20,6 +20,7 @@ CLASSES = (
     "BertModel",
     "BertForPreTraining",
     "BertForMaskedLM",
+    "BertLMHeadModel",
     "BertForNextSentencePrediction",
     "BertForSequenceClassification",
     "BertForMultipleChoice",

@@ -74,14 +74,20 @@ def load(
     if "BertModel" not in classes and is_frozen(source.path):
         found = _frozen(source.path, classes, kind)
     else:
+        head = head_class(classes[0], source.config)
         _refuse_other_tasks(source, classes, path)
-        found, info = source.read(head_class(classes[0], source.config), dtype=kind, **kwargs)
+        found, info = source.read(head, dtype=kind, **kwargs)
         missing = sorted(info["missing_keys"])
         if missing:
             more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
             raise InputError(
                 f"expected a checkpoint with the weights of {' or '.join(classes)}, got {source.saved_from or 'one'} without "
                 f"{', '.join(missing[:SHOWN_KEYS])}{more} in {path}"
+            )
+        if source.saved_from is None and classes[0] in ALIKE:
+            raise InputError(
+                f"expected architectures in the config.json of {path}, got none, and its weights could be of "
+                f'{" or ".join(ALIKE)}: if they are, add "architectures": ["{classes[0]}"]'
             )
     tokenizer = source.require_tokenizer()
     if folder is not None:
@@ -90,17 +96,9 @@ def load(
 
 
 def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str) -> None:
-    """Weights of another head can have the names and shapes of the one that is wanted: `architectures` tells them apart.
-
-    Raises InputError where it names another class, or none and the weights do not tell.
-    """
+    """Raises InputError where `architectures` names another class, whose head can have weights of the same names and shapes."""
     fit = {one.__name__ for name in classes for one in (LEFT_TO_RIGHT.get(name), SHALLOW.get(name)) if one is not None}
     fit.update(classes)
-    if source.saved_from is None and classes[0] in ALIKE:
-        raise InputError(
-            f"expected architectures in the config.json of {path}, got none, and its weights do not tell a classifier of texts "
-            f'from one of tokens: if it is one, add "architectures": ["{classes[0]}"]'
-        )
     if source.saved_from is not None and source.saved_from not in fit:
         hint = "" if "BertModel" in classes else ": `fastbert finetune` gives it a head"
         names = " or ".join(classes) if len(classes) <= SHOWN_KEYS else "one of BERT's classes"

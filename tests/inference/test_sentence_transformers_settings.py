@@ -527,6 +527,26 @@ def test_a_cross_encoder_that_cannot_be_followed_is_refused(checkpoints, tmp_pat
         classify(PAIRS, old)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    ],
+)
+def test_a_new_head_does_not_score_as_the_old_one_did(tmp_path, said):
+    from fastbert.checkpoints import open_checkpoint
+    from fastbert.finetuning.model import load_model
+
+    folder = save(tmp_path / "a", "BertForSequenceClassification", num_labels=1)
+    edit(tmp_path / "a" / "config.json", **said)
+    model, _ = load_model(open_checkpoint(folder), "BertForSequenceClassification", {"num_labels": 3})
+    model.save_pretrained(tmp_path / "b")
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "b")
+    assert scores(str(tmp_path / "b")).sum(1) == pytest.approx(1)
+    assert scores(folder).max() > 1
+
+
 def test_the_words_of_the_tests_are_in_the_vocabulary():
     """Else every text were unknown words, and every vector right."""
     assert {"the", "cat", "question", "answer", "long", "please"} <= set(WORDS)
