@@ -8,8 +8,8 @@ import transformers
 from .errors import in_one_line
 
 FILES = ("tokenizer.json", "vocab.txt")
-# Those that a configuration names on purpose; of pad_token_id it has a default.
-ROLES = ("unk", "cls", "sep", "mask", "bos", "eos")
+# That texts are read with. A configuration that names one does so on purpose; of pad_token_id it has a default.
+ROLES = ("unk", "cls", "sep", "mask")
 
 
 def read_tokenizer(path: str, config: transformers.BertConfig) -> tuple[Any | None, str | None]:

@@ -130,17 +130,19 @@ def read_sentence_folder(path: str, wanted: str) -> SentenceFolder | None:
     listed = read_json(path, MODULES)
     if listed is None:
         return None
-    model = _settings(path, MODEL_CONFIG, (*MODEL_KEYS, *CROSS_ENCODER_KEYS))
-    kind = model.get("model_type", ENCODER)
+    model = read_json(path, MODEL_CONFIG) or {}
+    kind = model.get("model_type", ENCODER) if isinstance(model, dict) else ENCODER
     if kind != wanted:
         hint = f": {HINTS[kind]}" if kind in HINTS else ""
         raise InputError(f"expected a {wanted} of sentence-transformers in {path}, got a {kind}{hint}")
+    _known(path, MODEL_CONFIG, model, (*MODEL_KEYS, *CROSS_ENCODER_KEYS) if wanted == CROSS_ENCODER else MODEL_KEYS)
     _refuse(path, MODEL_CONFIG, model, "keep_in_fp32_modules", None, [])
     if not isinstance(listed, list) or not listed:
         raise InputError(f"expected a list of modules in {MODULES} of {path}, got {listed!r}")
     first, *others = (_module(path, one) for one in listed)
-    if first.kind != "Transformer":
-        raise InputError(f"expected the module Transformer first in {MODULES} of {path}, got {first.kind}")
+    kinds = [first.kind, *(one.kind for one in others)]
+    if [kind == "Transformer" for kind in kinds] != [True] + [False] * len(others):
+        raise InputError(f"expected one module Transformer, and first, in {MODULES} of {path}, got {', '.join(kinds)}")
     if wanted == CROSS_ENCODER and others:
         raise InputError(f"expected no module behind the Transformer in {MODULES} of {path}, got {others[0].kind}")
     transformer = _transformer(path, first.folder, wanted)

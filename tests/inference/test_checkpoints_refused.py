@@ -280,7 +280,7 @@ def test_a_tokenizer_that_belongs_to_them(tmp_path, kind):
         tokenizer.add_special_tokens({"additional_special_tokens": ["[E1]"]})
         tokenizer.save_pretrained(folder)
     elif kind == "said as it is":
-        config.cls_token_id, config.mask_token_id, config.bos_token_id = 2, 4, 2
+        config.cls_token_id, config.mask_token_id, config.bos_token_id, config.eos_token_id = 2, 4, 0, 0  # of generation
     elif kind == "vocab.txt":
         (folder / "tokenizer.json").unlink()
     elif kind == "tokenizer.json":

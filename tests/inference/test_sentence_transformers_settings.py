@@ -290,6 +290,7 @@ def test_what_changes_no_vector_is_passed_over(checkpoints, texts, tmp_path):
         ("config_sentence_transformers.json", {"query_prefix": "q "}, r"expected settings that fastbert knows .*query_prefix$"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, r"a SentenceTransformer .* SparseEncoder"),
         ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, r"got a CrossEncoder: classify scores its pairs"),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.Identity"}, r"got activation_fn$"),
         ("config_sentence_transformers.json", {"truncate_dim": "8"}, r"expected truncate_dim of at least 1 in .*, got '8'"),
         ("config_sentence_transformers.json", {"prompts": ["q"]}, r"expected prompts by name in .*, got \['q'\]"),
         ("config_sentence_transformers.json", {"prompts": {"q": 1}}, r"expected prompts\.q of type str in .*, got 1"),
@@ -368,7 +369,8 @@ def test_modules_in_an_order_that_makes_no_vectors(checkpoints, tmp_path):
     modules = json.loads(file.read_text())
     for content, message in (
         (modules[:1], "expected a module Pooling in modules.json of .*, got none"),
-        (modules[1:], r"expected the module Transformer first in modules\.json of .*, got Pooling"),
+        (modules[1:], r"expected one module Transformer, and first, in modules\.json of .*, got Pooling"),
+        ([modules[0], modules[0], modules[1]], "got Transformer, Transformer, Pooling"),
         ([], r"expected a list of modules in modules\.json of .*, got \[\]"),
         ({"0": modules[0]}, "expected a list of modules"),
     ):
