@@ -1,7 +1,7 @@
 """From a name or a folder to a BERT checkpoint: configuration, tokenizer, and the class it was saved from."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,9 @@ from typing import Any
 
 import transformers
 
-
-class InputError(ValueError):
-    """What the user named cannot be used; the message says what was expected and what came."""
-
+from .errors import InputError as InputError
+from .folders import find_model, read_config, reading, require_weights
+from .vocabulary import advice, read_tokenizer
 
 CLASS_NAMES = (
     "BertModel",
@@ -27,34 +26,84 @@ CLASS_NAMES = (
 )
 
 
+SHOWN_KEYS = 3
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: folder or hub name. class_name: one of CLASS_NAMES, what the checkpoint was saved from. tokenizer: or None."""
+    """path: folder or hub name where the weights are. class_name: one of CLASS_NAMES, what the checkpoint was saved from.
+
+    tokenizer: the one that belongs to the weights, or None. misfit: why the one that is there was not taken, None where none
+    is there.
+    """
 
     path: str
     config: transformers.BertConfig
     class_name: str
     tokenizer: Any | None
+    misfit: str | None = None
+
+    @property
+    def saved_from(self) -> str | None:
+        """The first of `architectures`, whatever it is; None where the configuration names none."""
+        return (self.config.architectures or [None])[0]
+
+    def require_tokenizer(self) -> Any:
+        """The tokenizer. Raises InputError, saying what to do, where there is none that belongs to the weights."""
+        if self.tokenizer is None:
+            raise InputError(advice(self.path, self.misfit))
+        return self.tokenizer
+
+    def read(self, model_class: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """(the model, what was missing or unexpected), as of from_pretrained with output_loading_info.
+
+        Raises InputError where the weights are not there, cannot be read, or have other shapes.
+        """
+        with quiet(), reading("weights of the shapes that config.json names", self.path):
+            try:
+                return model_class.from_pretrained(self.path, output_loading_info=True, **kwargs)
+            except OSError:
+                require_weights(self.path)
+                raise
 
     def load(self, library: Any, class_name: str | None = None, **kwargs: Any) -> Any:
-        """The model in eval mode from `library`, transformers or fastbert; a class other than its own on request."""
-        return getattr(library, class_name or self.class_name).from_pretrained(self.path, **kwargs).eval()
+        """The model in eval mode from `library`, transformers or fastbert; a class other than its own on request.
+
+        A head may be new, and the pooler of a BertModel. Raises InputError where another weight is missing, and as `read`.
+        """
+        name = class_name or self.class_name
+        model, found = self.read(getattr(library, name), **kwargs)
+        if name != self.class_name:
+            may_be_new = [key for key in found["missing_keys"] if not key.startswith(ENCODER)]
+        else:
+            may_be_new = [key for key in found["missing_keys"] if name == "BertModel" and key.startswith("pooler.")]
+        refuse_missing(self.path, name, set(found["missing_keys"]) - set(may_be_new))
+        return model.eval()
+
+
+ENCODER = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
+
+
+def refuse_missing(path: str, class_name: str, keys: Iterable[str]) -> None:
+    """Raises InputError, naming the first of the weights, where there are any."""
+    missing = sorted(keys)
+    if missing:
+        more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
+        names = ", ".join(missing[:SHOWN_KEYS])
+        raise InputError(f"expected all weights of {class_name} in {path}, got none for {names}{more}")
 
 
 def open_checkpoint(path: str) -> Checkpoint:
     """Reads configuration and tokenizer of a BERT checkpoint. path: a folder or a name on the hub.
 
-    Raises InputError where the checkpoint is of another model type, OSError (transformers' own) where there is none.
+    Raises InputError, in one line that says what to do, where there is none, or one of another model type.
     """
-    config = transformers.AutoConfig.from_pretrained(path)
-    if config.model_type != "bert":
-        raise InputError(f"expected a checkpoint of model type 'bert', got {config.model_type!r} in {path}")
+    place = find_model(path)
+    with quiet():
+        config = read_config(place)
+        tokenizer, wrong = read_tokenizer(place, config)
     saved_from = (config.architectures or ["BertModel"])[0]
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):
-        tokenizer = None
-    return Checkpoint(path, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer)
+    return Checkpoint(place, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer, wrong)
 
 
 @contextmanager

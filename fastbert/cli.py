@@ -116,6 +116,7 @@ def verify(
     report = Report(console())
     with plain_errors():
         source = open_checkpoint(checkpoint)
+        source.require_tokenizer()
         texts = read_texts(text)[: max_texts or 16]
         report.begin(source, texts, torch_dtype, device, kernels)
         rows = verification.verify(

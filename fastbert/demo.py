@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastbert
 
-from .checkpoints import InputError, open_checkpoint, packaged_checkpoint, read_texts
+from .checkpoints import open_checkpoint, packaged_checkpoint, read_texts
 from .sample_text import MASKED
 from .timing import interleaved
 
@@ -35,14 +35,13 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
     """Prints the demonstration; returns whether the two embeddings are equal to rounding."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    source = open_checkpoint(checkpoint or packaged_checkpoint())
-    if source.tokenizer is None:
-        raise InputError(f"expected a tokenizer beside the checkpoint in {source.path}, got none that transformers can read")
+    source = open_checkpoint(packaged_checkpoint() if checkpoint is None else checkpoint)
+    tokenizer = source.require_tokenizer()
     texts = read_texts(text)
     theirs = source.load(transformers, "BertModel", dtype=dtype).to(device)
     ours = source.load(fastbert, "BertModel", dtype=dtype).to(device)
-    limit = min(source.config.max_position_embeddings, getattr(source.tokenizer, "model_max_length", 512))
-    batch = source.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
+    limit = min(source.config.max_position_embeddings, getattr(tokenizer, "model_max_length", 512))
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
 
     fill = batch["attention_mask"].float().mean().item()
     real_tokens = int(batch["attention_mask"].sum())

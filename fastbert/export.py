@@ -103,7 +103,7 @@ def _models(checkpoint: str) -> tuple[Any, Any, str]:
 
     import fastbert
 
-    from .checkpoints import CLASS_NAMES, InputError, open_checkpoint, quiet
+    from .checkpoints import CLASS_NAMES, InputError, open_checkpoint, refuse_missing
     from .finetuning.frozen import is_frozen
 
     source = open_checkpoint(checkpoint)
@@ -111,20 +111,19 @@ def _models(checkpoint: str) -> tuple[Any, Any, str]:
     if named not in CLASS_NAMES or is_frozen(checkpoint):
         got = "an encoder with the head of --frozen" if is_frozen(checkpoint) else named
         raise InputError(f"expected a checkpoint of a class among {', '.join(CLASS_NAMES)}, got {got} in {checkpoint}")
+    if source.misfit is not None:  # none is fine: the export holds none
+        source.require_tokenizer()
     options: dict[str, Any] = {}
     found = []
-    with quiet():
-        for library in (fastbert, transformers):
-            model, info = getattr(library, named).from_pretrained(
-                checkpoint, dtype=torch.float32, output_loading_info=True, **options
-            )
-            missing = sorted(info["missing_keys"])
-            if named == "BertModel" and missing and all(name.startswith("pooler.") for name in missing):
-                options = {"add_pooling_layer": False}  # a pooler of random weights is of no use
-                model = getattr(library, named).from_pretrained(checkpoint, dtype=torch.float32, **options)
-            elif missing:
-                raise InputError(f"expected all weights of {named} in {checkpoint}, got none for {missing[0]}")
-            found.append(model.eval())
+    for library in (fastbert, transformers):
+        model, info = source.read(getattr(library, named), dtype=torch.float32, **options)
+        missing = sorted(info["missing_keys"])
+        if named == "BertModel" and missing and all(name.startswith("pooler.") for name in missing):
+            options = {"add_pooling_layer": False}  # a pooler of random weights is of no use
+            model, _ = source.read(getattr(library, named), dtype=torch.float32, **options)
+        else:
+            refuse_missing(checkpoint, named, missing)
+        found.append(model.eval())
     return found[0], found[1], named
 
 

@@ -25,7 +25,8 @@ import fastbert
 from fastbert.kernels.accuracy import OUT_FACTOR, Accuracy, measure
 from fastbert.kernels.backend import interpreter_obstacle
 
-from .checkpoints import CLASS_NAMES, Checkpoint, InputError, open_checkpoint, read_texts
+from .checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
+from .errors import InputError
 
 GRADIENT_FACTOR = 3.0
 NUM_CHOICES = 2
@@ -59,10 +60,8 @@ def worst_of(accuracies: list[Accuracy]) -> Accuracy:
 
 
 def tokenize(checkpoint: Checkpoint, texts: list[str], device: torch.device) -> dict[str, Tensor]:
-    """The texts as one padded batch. Raises InputError where the checkpoint has no tokenizer."""
-    if checkpoint.tokenizer is None:
-        raise InputError(f"expected a tokenizer beside the checkpoint in {checkpoint.path}, got none transformers can read")
-    encoded = checkpoint.tokenizer(
+    """The texts as one padded batch. Raises InputError where the checkpoint has no tokenizer that belongs to it."""
+    encoded = checkpoint.require_tokenizer()(
         texts, padding=True, truncation=True, max_length=checkpoint.config.max_position_embeddings, return_tensors="pt"
     )
     return {name: tensor.to(device) for name, tensor in encoded.items()}
@@ -83,14 +82,15 @@ def verify(
     path: folder or hub name of a BERT checkpoint. texts: sentences to run, the built-in ones where None. dtype, device:
     bfloat16 on a GPU where there is one, else float32 on the CPU. heads: every other head on this encoder too. kernels:
     each Triton kernel on this machine too, where Triton is installed, on `samples_per_operation` of its samples (None: all).
-    Raises InputError for a checkpoint that is not BERT or has no tokenizer, and for versions of Triton and NumPy whose kernels
-    cannot be checked on a CPU; OSError where there is no checkpoint.
+    Raises InputError where there is no checkpoint, one that is not BERT, one that lacks a weight or its tokenizer, and for
+    versions of Triton and NumPy whose kernels cannot be checked on a CPU.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     checkpoint = open_checkpoint(path)
+    checkpoint.require_tokenizer()
     texts = read_texts(None) if texts is None else texts
     kernels = kernels and importlib.util.find_spec("triton") is not None
     if kernels and device.type == "cpu":
@@ -213,7 +213,7 @@ def _three_models(checkpoint: Checkpoint, class_name: str, dtype: torch.dtype, d
 
 
 def _names_in_checkpoint(checkpoint: Checkpoint, class_name: str) -> set[str]:
-    model, info = getattr(transformers, class_name).from_pretrained(checkpoint.path, output_loading_info=True)
+    model, info = checkpoint.read(getattr(transformers, class_name))
     return set(model.state_dict()) - set(info["missing_keys"])
 
 

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 import fastbert
 from fastbert.checkpoints import InputError, quiet
 from fastbert.files import write_whole
+from fastbert.folders import reading
 
 from .features import Feature, batches_by_length, collate, collate_labels
 from .frozen_heads import KINDS, FrozenHead, Shape, pool
@@ -222,7 +223,7 @@ def load_frozen(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Fr
         head.load_state_dict(load_file(folder / HEAD))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise InputError(f"expected the weights of {folder / SHAPE} in {folder / HEAD}, got: {error}") from error
-    with quiet():
+    with quiet(), reading("weights of the shapes that config.json names", str(folder)):
         encoder, found = fastbert.BertModel.from_pretrained(
             str(folder), add_pooling_layer=False, dtype=dtype, output_loading_info=True
         )

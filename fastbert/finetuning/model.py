@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 
-from fastbert.checkpoints import Checkpoint, InputError, quiet
+from fastbert.checkpoints import Checkpoint, InputError
 from fastbert.direction import head_class
 
 NEW_IS_FINE = ("bert.pooler.", "bert.last_token_pooler.")  # what pre-training without sentence pairs leaves out
+
+# Where sentence-transformers writes how a CrossEncoder scores: of the head that was, not of the new one.
+ACTIVATIONS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, dropout: float = 0.1) -> tuple[Any, list[str]]:
@@ -16,17 +19,18 @@ def load_model(checkpoint: Checkpoint, head: str, settings: dict[str, Any], *, d
 
     head: a class of fastbert; over a left-to-right encoder the one of `direction` in its place. settings: for the
     configuration, such as num_labels and id2label. dropout: of hidden states, attention and the head. Raises
-    InputError where the checkpoint lacks a weight of the encoder, or has it in another shape.
+    InputError where the checkpoint lacks a weight of the encoder or has it in another shape, and as `Checkpoint.read`.
     """
     config = deepcopy(checkpoint.config)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
     config.classifier_dropout = None  # the hidden one
+    for name in ACTIVATIONS:
+        vars(config).pop(name, None)
     for name, value in settings.items():
         setattr(config, name, value)
-    with quiet():
-        model, found = head_class(head, config).from_pretrained(
-            checkpoint.path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+    model, found = checkpoint.read(
+        head_class(head, config), config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )  # fmt: skip
     other = sorted(str(one[0] if isinstance(one, list | tuple) else one) for one in found["mismatched_keys"])
     for kind, names in (("all weights of the encoder", sorted(found["missing_keys"])), ("the encoder's own shapes", other)):
         wrong = [name for name in names if name.startswith("bert.") and not name.startswith(NEW_IS_FINE)]

@@ -70,10 +70,8 @@ def finetune(options: Options, console: Console) -> dict[str, Any]:
     arguments = training_arguments(options.setting, 1, options.out, options.precision, console)
     console.quiet = console.quiet or not arguments.should_save  # which also lets the processes meet
     checkpoint = open_checkpoint(options.model)
-    if checkpoint.tokenizer is None or not checkpoint.tokenizer.is_fast:
-        raise InputError(
-            f"expected a fast tokenizer in {options.model}, got {'none' if checkpoint.tokenizer is None else 'a slow one'}"
-        )
+    if not checkpoint.require_tokenizer().is_fast:
+        raise InputError(f"expected a fast tokenizer in {options.model}, got a slow one")
     identity = _identity(options)
     finished = agreed(lambda: _check_folder(options.out, identity))
     if finished is not None:

@@ -5,12 +5,14 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import InputError
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
-from .loading import Model, load
+from .loading import Loaded, Model, load
 from .saved import Saved
+from .sentence_folder import CROSS_ENCODER, config_activation
+from .sentence_modules import activation
 from .tokenizing import Encoder
 
 CLASSES = ("BertForSequenceClassification",)
@@ -18,7 +20,10 @@ Labels = list[dict[str, Any]]
 
 
 class Classification(Task[Labels]):
-    """The likeliest labels of each text or pair. Arguments as of `classify`."""
+    """The likeliest labels of each text or pair. Arguments as of `classify`.
+
+    activation: what turns logits into scores. prompt: what stands before each text, or the first of a pair.
+    """
 
     def __init__(
         self,
@@ -32,29 +37,30 @@ class Classification(Task[Labels]):
     ) -> None:
         if top is not None and top < 1:
             raise InputError(f"expected top of at least 1 or None, got {top}")
-        super().__init__(load(model, CLASSES, device=device, dtype=dtype))
+        super().__init__(load(model, CLASSES, device=device, dtype=dtype, sentences=CROSS_ENCODER))
         config = self.loaded.config
-        kind = config.problem_type
-        if kind == "regression":
-            self.activation = "none"
-        elif kind == "multi_label_classification" or (kind is None and config.num_labels == 1):
-            self.activation = "sigmoid"
-        else:
-            self.activation = "softmax"
+        self.is_cross_encoder, self.activation = _activation(self.loaded)
         self.labels: dict[int, str] = config.id2label
         self.top = config.num_labels if top is None else min(top, config.num_labels)
         self.saved = Saved(self.loaded, "classify", "pair")
-        self._encoder = Encoder(self.loaded, self.notes, long, self.saved.length(max_length, self.loaded.limit))
+        limit = self.saved.length(max_length, self.loaded.limit)
+        self.prompt = "" if self.loaded.folder is None else self.loaded.folder.prompt()
+        self._encoder = Encoder(self.loaded, self.notes, long, limit, self.prompt)
         self.max_length = self._encoder.limit
+
+    @property
+    def line(self) -> str | None:
+        """For the user, what sentence-transformers saved with the checkpoint; None where it did not."""
+        if not self.is_cross_encoder:
+            return None
+        prompt = f", prompt {self.prompt!r}" if self.prompt else ""
+        return f"{self.loaded.name}: a CrossEncoder, its scores by {type(self.activation).__name__} of the logits{prompt}"
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
         return [[one] for one in self._encoder(rows)]
 
     def forward(self, batch: Batch) -> Tensor:
-        logits = self.loaded.model(**batch.inputs).logits.float()
-        if self.activation == "none":
-            return logits
-        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(-1)
+        return self.activation(self.loaded.model(**batch.inputs).logits.float())
 
     def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
         return list(host(outputs, self))
@@ -63,6 +69,21 @@ class Classification(Task[Labels]):
         scores = outcomes[0]
         best = np.argsort(-scores, kind="stable")[: self.top].tolist()
         return [{"label": self.labels[number], "score": float(scores[number])} for number in best]
+
+
+def _activation(loaded: Loaded) -> tuple[bool, nn.Module]:
+    """(whether sentence-transformers saved it as a CrossEncoder, the activation)."""
+    config, folder = loaded.config, loaded.folder
+    name = config_activation(config, loaded.name) if folder is None else folder.activation
+    if name is not None:
+        return True, activation(name, f"config.json of {loaded.name}")
+    if folder is not None:
+        return True, nn.Sigmoid() if config.num_labels == 1 else nn.Identity()
+    if config.problem_type == "regression":
+        return False, nn.Identity()
+    several = config.problem_type == "multi_label_classification"
+    one = config.problem_type is None and config.num_labels == 1
+    return False, nn.Sigmoid() if several or one else nn.Softmax(-1)
 
 
 @overload
@@ -107,7 +128,8 @@ def classify(
     """For each text, or pair of texts as a tuple, its `top` likeliest labels, best first; for a single one its labels.
 
     Each is {"label", "score"}: softmax over the labels, a sigmoid of each where the checkpoint is multi-label or has a single
-    output, the value itself where it is a regression. top: None for all labels.
+    output, the value itself where it is a regression; of a CrossEncoder that sentence-transformers saved, what its `predict`
+    gives. top: None for all labels.
     model: a name, a folder or (model, tokenizer) of class BertForSequenceClassification. long: what to do with a text over the
     limit, "truncate" (of a pair the longer text first) or "error". max_length: that limit, in tokens; None for the one that
     fastbert fine-tuned the checkpoint with, else the model's. batch_tokens, device, dtype: as of

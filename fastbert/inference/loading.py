@@ -1,6 +1,5 @@
 """From a name, a folder or a loaded pair to a model of fastbert's classes with its tokenizer, ready for inference."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,26 +7,33 @@ from typing import Any
 import torch
 import transformers
 
-from ..checkpoints import InputError, open_checkpoint, quiet
-from ..direction import head_class
+from ..checkpoints import SHOWN_KEYS, Checkpoint, InputError, open_checkpoint
+from ..direction import LEFT_TO_RIGHT, head_class
 from ..finetuning.frozen import is_frozen, load_frozen
 from ..modeling import berts
+from ..shallow import HEADS as SHALLOW
+from ..vocabulary import advice, misfit
+from .sentence_folder import SentenceFolder, read_sentence_folder
 
 # A name or a folder, or (model, tokenizer), the model one of fastbert's classes in eval mode.
 Model = str | Path | tuple[Any, Any]
-SHOWN_KEYS = 3
-POOLINGS = ("mean", "cls", "max")
+# What `classifier` is of cannot be told from its weights.
+ALIKE = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """name: for messages. limit: most tokens of a sequence, special ones included. path: the checkpoint, None for a pair."""
+    """name: for messages. limit: most tokens of a sequence, special ones included. path: of the weights, None for a pair.
+
+    folder: what sentence-transformers saved beside them, None where it did not.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     limit: int
     path: str | None = None
+    folder: SentenceFolder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -44,14 +50,17 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    sentences: str | None = None,
     **kwargs: Any,
 ) -> Loaded:
     """model: see `Model`. classes: names of fastbert's classes that can do the task; a checkpoint is loaded as the first, or as
     what stands for it over an encoder that reads in one direction.
 
-    device: None for CUDA if there is one. dtype: None for bfloat16 on CUDA, float32 elsewhere. kwargs: of from_pretrained.
-    Raises InputError for another architecture, a checkpoint that lacks a weight the class needs, a missing or unfit tokenizer,
-    a pair of other classes or in training mode, or a device or dtype beside a pair.
+    device: None for CUDA if there is one. dtype: None for bfloat16 on CUDA, float32 elsewhere. sentences: the kind of folders
+    of sentence-transformers whose settings are followed. kwargs: of from_pretrained.
+    Raises InputError, in one line, for a checkpoint that cannot be read, of another architecture or task, or without a weight
+    that the class needs, a tokenizer that is not there or not that of the weights, a pair of other classes or in training
+    mode, or a device or dtype beside a pair.
     """
     if isinstance(model, tuple):
         if device is not None or dtype is not None:
@@ -59,24 +68,41 @@ def load(
         return _checked(*_pair(model, classes), None)
     path = str(model)
     source = open_checkpoint(path)
+    folder = None if sentences is None else read_sentence_folder(path, sentences)
     where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
-    if "BertModel" not in classes and is_frozen(path):
-        return _checked(_frozen(path, classes, kind).to(where), source.tokenizer, path, path)
-    with quiet():
-        try:
-            head = head_class(classes[0], source.config)
-            found, info = head.from_pretrained(path, dtype=kind, output_loading_info=True, **kwargs)
-        except RuntimeError as error:
-            raise InputError(f"expected weights of the shapes that config.json names in {path}, got: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
-        raise InputError(
-            f"expected a checkpoint with the weights of {' or '.join(classes)}, got {source.class_name} without "
-            f"{', '.join(missing[:SHOWN_KEYS])}{more} in {path}"
-        )
-    return _checked(found.eval().to(where), source.tokenizer, path, path)
+    if "BertModel" not in classes and is_frozen(source.path):
+        found = _frozen(source.path, classes, kind)
+    else:
+        head = head_class(classes[0], source.config)
+        _refuse_other_tasks(source, classes, path)
+        found, info = source.read(head, dtype=kind, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
+            raise InputError(
+                f"expected a checkpoint with the weights of {' or '.join(classes)}, got {source.saved_from or 'one'} without "
+                f"{', '.join(missing[:SHOWN_KEYS])}{more} in {path}"
+            )
+        if source.saved_from is None and classes[0] in ALIKE:
+            raise InputError(
+                f"expected architectures in the config.json of {path}, got none, and its weights could be of "
+                f'{" or ".join(ALIKE)}: if they are, add "architectures": ["{classes[0]}"]'
+            )
+    tokenizer = source.require_tokenizer()
+    if folder is not None:
+        folder.prepare(tokenizer)
+    return _checked(found.eval().to(where), tokenizer, path, source.path, folder)
+
+
+def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str) -> None:
+    """Raises InputError where `architectures` names another class, whose head can have weights of the same names and shapes."""
+    fit = {one.__name__ for name in classes for one in (LEFT_TO_RIGHT.get(name), SHALLOW.get(name)) if one is not None}
+    fit.update(classes)
+    if source.saved_from is not None and source.saved_from not in fit:
+        hint = "" if "BertModel" in classes else ": `fastbert finetune` gives it a head"
+        names = " or ".join(classes) if len(classes) <= SHOWN_KEYS else "one of BERT's classes"
+        raise InputError(f"expected a checkpoint of {names}, got one of {source.saved_from} in {path}{hint}")
 
 
 def require_offsets(loaded: Loaded) -> None:
@@ -111,52 +137,8 @@ def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, s
     return found, tokenizer, name
 
 
-def _checked(model: Any, tokenizer: Any, name: str, path: str | None) -> Loaded:
-    if tokenizer is None:
-        raise InputError(f"expected a tokenizer beside the checkpoint in {name}, got none that transformers can read")
-    config = model.config
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"expected a tokenizer of at most {config.vocab_size} entries (vocab_size) for {name}, got {len(tokenizer)}"
-        )
-    limit = min(config.max_position_embeddings, tokenizer.model_max_length)
-    return Loaded(name, model, tokenizer, limit, path)
-
-
-def sentence_settings(path: str | None, pooling: str | None = None) -> dict[str, Any]:
-    """What a checkpoint saved by sentence-transformers says of its vectors: pooling, normalize, max_seq_length.
-
-    path: a folder or a hub name, None for no file to ask; a name is left out where nothing is said of it. pooling: already
-    chosen, and then not read. Raises InputError for a pooling that is not mean, cls or max.
-    """
-    modules = None if path is None else _read_json(path, "modules.json")
-    if modules is None:
-        return {}
-    found: dict[str, Any] = {"normalize": False}
-    for module in modules:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind == "Normalize":
-            found["normalize"] = True
-        elif kind == "Pooling" and pooling is None:
-            found["pooling"] = _pooling(str(path), f"{module['path']}/config.json")
-        elif kind not in ("Transformer", "Pooling"):
-            raise InputError(f"expected modules Transformer, Pooling and Normalize in modules.json of {path}, got {kind}")
-    limit = (_read_json(str(path), "sentence_bert_config.json") or {}).get("max_seq_length")
-    return found if limit is None else found | {"max_seq_length": int(limit)}
-
-
-def _read_json(path: str, file: str) -> Any | None:
-    found = transformers.utils.cached_file(
-        path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
-
-
-def _pooling(path: str, file: str) -> str:
-    config = _read_json(path, file) or {}
-    old = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
-    asked = [old.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    mode = config.get("pooling_mode", asked[0] if len(asked) == 1 else asked)
-    if mode not in POOLINGS:
-        raise InputError(f"expected mean, cls or max pooling in {file} of {path}, got {mode}: name one of the three")
-    return mode
+def _checked(model: Any, tokenizer: Any, name: str, path: str | None, folder: SentenceFolder | None = None) -> Loaded:
+    if path is None and (wrong := "none" if tokenizer is None else misfit(tokenizer, model.config)) is not None:
+        raise InputError(advice(name, wrong))
+    limit = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+    return Loaded(name, model, tokenizer, limit, path, folder)

@@ -17,13 +17,25 @@ class Encoder:
     """Rows of a text or a pair of texts to `Encoded`, special tokens included.
 
     long: "truncate" cuts at the limit, of a pair the longer text first; "error" raises. None leaves the sequence whole.
+    prompt: stands before each text, of a pair before the first. prompt_tokens: how many tokens it is, [CLS] included.
+    Raises InputError for a prompt that leaves no room for a text.
     """
 
-    def __init__(self, loaded: Loaded, notes: Notes, long: str | None = "truncate", limit: int | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, notes: Notes, long: str | None = "truncate", limit: int | None = None, prompt: str = ""
+    ) -> None:
         if long is not None and long not in LONG:
             raise InputError(f"expected long to be {' or '.join(LONG)}, got {long!r}")
         self.tokenizer, self.notes, self.long = loaded.tokenizer, notes, long
         self.limit = loaded.limit if limit is None else min(limit, loaded.limit)
+        self.prompt, self.prompt_tokens = "", 0
+        if prompt:
+            ids = self._tokenize([prompt])[0].ids
+            self.prompt_tokens = len(ids) - (len(ids) > 0 and int(ids[-1]) in self.tokenizer.all_special_ids)
+            if self.prompt_tokens + 1 >= self.limit:
+                got = f"got {self.prompt_tokens} of {prompt[:40]!r}"
+                raise InputError(f"expected a prompt of fewer tokens than the limit of {self.limit} leaves to texts, {got}")
+            self.prompt = prompt
 
     def __call__(self, rows: Sequence[Row]) -> list[Encoded]:
         """Raises InputError naming the row that is no text, or too long where that is an error."""
@@ -38,12 +50,13 @@ class Encoder:
 
     def _check(self, row: Row) -> None:
         if not any(text.strip() for text in ((row.value,) if isinstance(row.value, str) else row.value)):
-            self.notes.add("empty texts, run as special tokens alone", row.place)
+            alone = "the prompt" if self.prompt else "special tokens"
+            self.notes.add(f"empty texts, run as {alone} alone", row.place)
 
     def _encode(self, rows: Sequence[Row], places: Sequence[int], found: list[Encoded]) -> None:
         if not places:
             return
-        values = [rows[place].value for place in places]
+        values = [self._prompted(rows[place].value) for place in places]
         long: list[int] = []
         for place, one in zip(places, self._tokenize(values)):
             found[place] = one
@@ -54,9 +67,13 @@ class Encoder:
                 self.notes.add(f"texts cut at {self.limit} tokens", rows[place].place)
                 long.append(place)
         if long:
-            cut = self._tokenize([rows[place].value for place in long], truncation=True, max_length=self.limit)
+            whole = [self._prompted(rows[place].value) for place in long]
+            cut = self._tokenize(whole, truncation=True, max_length=self.limit)
             for place, one in zip(long, cut):
                 found[place] = one
+
+    def _prompted(self, value: Any) -> Any:
+        return self.prompt + value if isinstance(value, str) else (self.prompt + value[0], value[1])
 
     def _tokenize(self, values: Sequence[Any], **options: Any) -> list[Encoded]:
         pairs = not isinstance(values[0], str)

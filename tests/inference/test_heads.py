@@ -1,5 +1,6 @@
 """Masked words, labels and next sentences against transformers' pipelines and models; checkpoints that cannot do them."""
 
+import json
 import shutil
 
 import pytest
@@ -150,20 +151,39 @@ def test_a_loaded_pair_stays_as_it_is(checkpoints):
 
 
 @pytest.mark.parametrize(
-    ("call", "class_name", "missing"),
+    ("call", "class_name", "wanted", "missing"),
     [
-        (lambda folder: fill_mask("the [MASK]", folder), "BertModel", r"cls\.predictions"),
-        (lambda folder: fill_mask("the [MASK]", folder), "BertForNextSentencePrediction", r"cls\.predictions"),
-        (lambda folder: next_sentence(("a", "b"), folder), "BertForMaskedLM", r"(bert\.pooler|cls\.seq_relationship)"),
-        (lambda folder: next_sentence(("a", "b"), folder), "BertModel", r"cls\.seq_relationship"),
-        (lambda folder: classify("a", folder), "BertForPreTraining", r"classifier\.bias"),
-        (lambda folder: tag("a", folder), "BertForPreTraining", r"classifier\.bias"),
+        (lambda folder: fill_mask("the [MASK]", folder), "BertModel", "BertForMaskedLM", r"cls\.predictions"),
+        (
+            lambda folder: fill_mask("the [MASK]", folder),
+            "BertForNextSentencePrediction",
+            "BertForPreTraining",
+            r"cls\.predictions",
+        ),
+        (
+            lambda folder: next_sentence(("a", "b"), folder),
+            "BertForMaskedLM",
+            "BertForPreTraining",
+            r"(bert\.pooler|cls\.seq_relationship)",
+        ),
+        (
+            lambda folder: next_sentence(("a", "b"), folder),
+            "BertModel",
+            "BertForNextSentencePrediction",
+            r"cls\.seq_relationship",
+        ),
+        (lambda folder: classify("a", folder), "BertForPreTraining", "BertForSequenceClassification", r"classifier\.bias"),
+        (lambda folder: tag("a", folder), "BertForPreTraining", "BertForTokenClassification", r"classifier\.bias"),
     ],
 )
-def test_a_head_that_is_missing_is_never_random(checkpoints, call, class_name, missing):
-    folder = checkpoints[class_name]
-    with pytest.raises(InputError, match=rf"expected .* got {class_name} without .*{missing}.* in {folder}"):
-        call(folder)
+def test_a_head_that_is_missing_is_never_random(checkpoints, tmp_path, call, class_name, wanted, missing):
+    """Even where config.json names a class that has it."""
+    folder = tmp_path / "a"
+    shutil.copytree(checkpoints[class_name], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [wanted]}))
+    with pytest.raises(InputError, match=rf"expected .* got {wanted} without .*{missing}.* in {folder}"):
+        call(str(folder))
 
 
 def test_models_that_cannot_be_taken_are_named(checkpoints, tmp_path):
@@ -179,7 +199,7 @@ def test_models_that_cannot_be_taken_are_named(checkpoints, tmp_path):
         fill_mask("the [MASK]", (model.train(), tokenizer))
     with pytest.raises(InputError, match="got a tuple of 1"):
         fill_mask("the [MASK]", (model,))
-    with pytest.raises(InputError, match="expected a tokenizer"):
+    with pytest.raises(InputError, match=r"expected the tokenizer that .*, got none"):
         fill_mask("the [MASK]", (model.eval(), None))
     transformers.RobertaConfig(vocab_size=20, hidden_size=16).save_pretrained(tmp_path / "roberta")
     with pytest.raises(InputError, match="model type 'bert', got 'roberta'"):
@@ -194,7 +214,7 @@ def test_a_checkpoint_that_does_not_fit_itself_is_an_error(checkpoints, tmp_path
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "a")
     tokenizer.add_tokens(["unheard", "of"])
     tokenizer.save_pretrained(tmp_path / "a")
-    with pytest.raises(InputError, match="expected a tokenizer of at most"):
+    with pytest.raises(InputError, match="got one of 99 entries, ids to 98, for a vocab_size of 97"):
         fill_mask("the [MASK]", str(tmp_path / "a"))
     shutil.copytree(checkpoints["BertForMaskedLM"], tmp_path / "b")
     config = transformers.BertConfig.from_pretrained(tmp_path / "b")

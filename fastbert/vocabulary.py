@@ -1,0 +1,61 @@
+"""Does a tokenizer belong to the weights? Where a folder has none, transformers makes one in which every word is unknown."""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from .errors import in_one_line
+
+FILES = ("tokenizer.json", "vocab.txt")
+# That texts are read with. A configuration that names one does so on purpose; of pad_token_id it has a default.
+ROLES = ("unk", "cls", "sep", "mask")
+
+
+def read_tokenizer(path: str, config: transformers.BertConfig) -> tuple[Any | None, str | None]:
+    """(the tokenizer of a checkpoint, None), or (None, why not the one that is there, None where there is none)."""
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(path, config=config)
+    except Exception as error:  # of a damaged file `tokenizers` raises no more than that
+        return None, f"one that cannot be read ({in_one_line(error)})" if _has_files(path) else None
+    wrong = misfit(found, config)
+    if wrong is None:
+        return found, None
+    return None, wrong if _has_files(path) else None
+
+
+def _has_files(path: str) -> bool:
+    return not Path(path).is_dir() or any((Path(path) / name).is_file() for name in FILES)
+
+
+def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
+    """What shows that the tokenizer is not the one of the weights, to follow "got"; None where nothing does.
+
+    A table of embeddings may have more rows than the tokenizer has entries: many are padded to a round size.
+    """
+    vocabulary = tokenizer.get_vocab()
+    special = set(tokenizer.all_special_tokens)
+    if not vocabulary.keys() - special:
+        return "one of special tokens alone, to which every word is unknown"
+    last = max(vocabulary.values())
+    if last >= config.vocab_size:
+        return f"one of {len(vocabulary)} entries, ids to {last}, for a vocab_size of {config.vocab_size}"
+    for role in ROLES:
+        wanted, came = getattr(config, f"{role}_token_id", None), getattr(tokenizer, f"{role}_token_id", None)
+        if isinstance(wanted, int) and came is not None and came != wanted:
+            return f"one whose {role}_token_id is {came}, not {wanted} as {role}_token_id in config.json"
+    # A tokenizer with its padding elsewhere works, as long as the row that is never trained is not a word's.
+    pad = config.pad_token_id
+    if pad is not None and pad != tokenizer.pad_token_id:
+        word = next((token for token, number in vocabulary.items() if number == pad), None)
+        if word is not None and word not in special and not (word[0] in "[<" and word[-1] in "]>"):
+            return f"one whose entry {pad}, pad_token_id in config.json, is the word {word!r}"
+    return None
+
+
+def advice(name: str, got: str | None) -> str:
+    """What to tell the user of a checkpoint without the tokenizer that belongs to it."""
+    return (
+        f"expected the tokenizer that {name} was trained with, got {got or 'none'}: "
+        f"put its files, {' or '.join(FILES)} and tokenizer_config.json, beside the weights"
+    )

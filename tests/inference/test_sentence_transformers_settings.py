@@ -1,0 +1,555 @@
+"""Folders that sentence-transformers saves, one for each setting: vectors and scores are those of its own classes."""
+
+import json
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_checkpoints import SPECIAL, WORDS, save
+from typer.testing import CliRunner
+
+from fastbert.checkpoints import InputError
+from fastbert.inference.classification import classify
+from fastbert.inference.embedding import Embedding, embed
+
+sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from sentence_transformers import CrossEncoder, SentenceTransformer, models
+
+runner = CliRunner()
+FP32 = {"dtype": torch.float32, "device": "cpu"}
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+OLD = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+PAIRS = [("the cat", "sat down on the mat"), ("A dog!", "who plays guitar"), ("the man", "the man")]
+
+
+@pytest.fixture
+def texts(sentences) -> list[str]:
+    return [*sentences[:12], "", "The CAT lost my Card", "dog " * 100]
+
+
+def build(base: str, folder: Path, *modules, pooling="mean", transformer=None, **options) -> str:
+    """A folder of sentence-transformers over a checkpoint: Transformer, Pooling (None for none) and `modules`."""
+    chain = [models.Transformer(base, **(transformer or {}))]
+    if pooling is not None:
+        chain.append(pooling if isinstance(pooling, torch.nn.Module) else models.Pooling(32, pooling))
+    torch.manual_seed(1)
+    model = SentenceTransformer(modules=[*chain, *modules], device="cpu", **options)
+    model.save_pretrained(str(folder))
+    return str(folder)
+
+
+def compare(folder: str, texts: list[str], ours: dict | None = None, **theirs) -> np.ndarray:
+    """Asserts that the vectors are those of `SentenceTransformer(folder).encode`, and returns them."""
+    expected = SentenceTransformer(folder, device="cpu").encode(texts, **theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # texts that are cut and empty
+        found = embed(texts, folder, **FP32, **(theirs if ours is None else ours))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    return found
+
+
+def edit(file: Path, **values) -> None:
+    """Sets keys of a JSON file; None as a value is kept, ... takes the key away."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    content.update(values)
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("pooling", [*MODES, ("cls", "mean"), ("max", "mean_sqrt_len_tokens", "weightedmean"), ("mean",)])
+def test_every_pooling_mode_and_several_side_by_side(checkpoints, texts, tmp_path, pooling):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", pooling=pooling)
+    found = compare(folder, texts)
+    modes = [pooling] if isinstance(pooling, str) else pooling
+    assert found.shape[1] == 32 * len(modes)
+    # as versions before 5.4 spell it; they put several in an order of their own
+    config = {"word_embedding_dimension": 32, **{OLD[mode]: mode in modes for mode in MODES}}
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    compare(folder, texts)
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32}))
+    compare(folder, texts)
+
+
+def test_old_pooling_with_no_mode_set_is_the_mean(checkpoints, texts, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a")
+    config = {"word_embedding_dimension": 32, **dict.fromkeys(OLD.values(), False)}
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    compare(folder, texts)
+
+
+def test_pooling_can_be_chosen_in_the_place_of_the_folders(checkpoints, texts, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Normalize(), pooling=("cls", "mean"))
+    other = build(checkpoints["BertModel"], tmp_path / "b", models.Normalize(), pooling="lasttoken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [embed(texts, folder, pooling="lasttoken", **FP32), embed(texts, other, **FP32)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_normalize_and_the_choice_against_it(checkpoints, texts, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Normalize())
+    assert np.linalg.norm(compare(folder, texts), axis=1) == pytest.approx(1, abs=1e-5)
+    shutil.rmtree(tmp_path / "a" / "2_Normalize")  # older versions leave nothing there
+    compare(folder, texts)
+    plain = build(checkpoints["BertModel"], tmp_path / "b")
+    compare(plain, texts)
+    compare(plain, texts, {"normalize": True}, normalize_embeddings=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(embed(texts, folder, normalize=False, **FP32), embed(texts, plain, **FP32))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [models.Dense(32, 16)],
+        lambda: [models.Dense(32, 48, bias=False, activation_function=torch.nn.Identity()), models.Normalize()],
+        lambda: [models.Dense(32, 32, activation_function=torch.nn.GELU(), use_residual=True)],
+        lambda: [models.Dense(32, 8, use_residual=True), models.LayerNorm(8), models.Dropout(0.5)],
+        lambda: [models.Normalize(), models.Dense(32, 16, activation_function=torch.nn.PReLU()), models.Normalize()],
+        lambda: [models.Dense(32, 16), models.Dense(16, 24, activation_function=torch.nn.ReLU())],
+    ],
+    ids=["tanh", "no-bias", "residual", "layer-norm", "prelu", "two"],
+)
+@pytest.mark.parametrize("old", [False, True], ids=["safetensors", "bin"])
+def test_dense_and_what_stands_around_it(checkpoints, texts, tmp_path, make, old):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", *make())
+    if old:
+        for file in list((tmp_path / "a").glob("*_*/model.safetensors")):
+            from safetensors.torch import load_file
+
+            torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+            file.unlink()
+    compare(folder, texts)
+
+
+def test_dense_on_the_tokens(checkpoints, texts, tmp_path):
+    dense = models.Dense(32, 16, module_input_name="token_embeddings")
+    build(checkpoints["BertModel"], tmp_path / "a", dense, models.Pooling(16, "mean"), pooling=None)
+    compare(str(tmp_path / "a"), texts)
+
+
+def test_truncate_dim(checkpoints, texts, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Normalize(), truncate_dim=8)
+    assert compare(folder, texts).shape[1] == 8
+    compare(folder, texts, {"normalize": True}, normalize_embeddings=True)
+    compare(folder, texts, truncate_dim=5)
+    assert compare(folder, texts, truncate_dim=100).shape[1] == 32
+    with pytest.raises(InputError, match="expected truncate_dim of at least 1, got 0"):
+        embed(texts, folder, truncate_dim=0)
+
+
+PROMPTS = {"query": "the question: ", "passage": "a long answer "}
+
+
+def test_prompts(checkpoints, texts, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", prompts=PROMPTS)
+    plain = compare(folder, texts)
+    named = compare(folder, texts, prompt_name="query")
+    assert np.abs(named - plain).max() > 1e-2
+    compare(folder, texts, prompt_name="document")  # it has every folder, with nothing in it
+    compare(folder, texts, prompt="please ")
+    default = build(checkpoints["BertModel"], tmp_path / "b", prompts=PROMPTS, default_prompt_name="passage")
+    with_default = compare(default, texts)
+    assert np.abs(with_default - plain).max() > 1e-2
+    np.testing.assert_array_equal(compare(default, texts, prompt=""), plain)
+    compare(default, texts, prompt_name="query")
+    with pytest.raises(InputError, match=r"a prompt of .*, which are 'document', 'passage', 'query', got 'title'"):
+        embed("the cat", folder, prompt_name="title")
+    with pytest.raises(InputError, match="expected a prompt or the name of one, got both: 'x' and 'query'"):
+        embed("the cat", folder, prompt="x", prompt_name="query")
+    with pytest.raises(InputError, match="expected a prompt of fewer tokens than the limit of 64 leaves to texts, got 81"):
+        embed("the cat", folder, prompt="dog " * 80)
+    edit(tmp_path / "b" / "config_sentence_transformers.json", default_prompt_name="title")
+    with pytest.raises(InputError, match="got 'title'"):
+        embed("the cat", default)
+
+
+def test_a_prompt_stands_before_texts_of_any_checkpoint(checkpoints):
+    folder = checkpoints["BertModel"]
+    np.testing.assert_array_equal(embed("the cat", folder, prompt="a dog "), embed("a dog the cat", folder))
+    with pytest.raises(InputError, match="which are none, got 'query'"):
+        embed("the cat", folder, prompt_name="query")
+
+
+@pytest.mark.parametrize("pooling", [*MODES, ("cls", "weightedmean", "max", "mean", "lasttoken")])
+def test_the_prompt_can_be_left_out_of_the_pooling(checkpoints, texts, tmp_path, pooling):
+    with_it = build(checkpoints["BertModel"], tmp_path / "a", pooling=pooling, prompts=PROMPTS)
+    head = models.Pooling(32, pooling, include_prompt=False)
+    without = build(checkpoints["BertModel"], tmp_path / "b", pooling=head, prompts=PROMPTS, default_prompt_name="query")
+    found = compare(without, texts)
+    other = compare(with_it, texts, prompt_name="query")
+    assert (np.abs(found - other).max() > 1e-3) == (pooling != "lasttoken")
+    compare(without, texts, prompt="")
+
+
+def test_a_prompt_that_melts_into_the_text_is_an_error(checkpoints, tmp_path):
+    head = models.Pooling(32, "mean", include_prompt=False)
+    folder = build(checkpoints["BertModel"], tmp_path / "a", pooling=head)
+    with pytest.raises(
+        InputError, match="expected tokens behind those of the prompt 'ca', got none in row 2: end the prompt in"
+    ):
+        embed(["the cat", "t"], folder, prompt="ca")
+
+
+def cased(folder: Path) -> str:
+    """Its vocabulary is in lower case, its tokenizer leaves the case as it is."""
+    save(folder, "BertModel")
+    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"), do_lower_case=False)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_do_lower_case(texts, tmp_path):
+    base = cased(tmp_path / "cased")
+    plain = build(base, tmp_path / "a")
+    vectors = compare(plain, texts)
+    edit(tmp_path / "a" / "sentence_bert_config.json", do_lower_case=True)
+    lowered = compare(plain, texts)
+    assert np.abs(lowered - vectors).max() > 1e-2
+    compare(build(base, tmp_path / "b", transformer={"do_lower_case": True}), texts)
+    compare(build(save(tmp_path / "lower", "BertModel"), tmp_path / "c", transformer={"do_lower_case": True}), texts)
+
+
+@pytest.mark.parametrize("limit", [7, 40])
+def test_max_seq_length_comes_before_the_tokenizers_own(checkpoints, texts, tmp_path, limit):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", transformer={"max_seq_length": 20})
+    compare(folder, texts)
+    assert Embedding(folder).limit == 20
+    file = tmp_path / "a" / "sentence_bert_config.json"
+    edit(file, max_seq_length=limit)
+    compare(folder, texts)
+    assert Embedding(folder).limit == limit
+    edit(file, max_seq_length=None)
+    compare(folder, texts)
+    edit(file, max_seq_length=12, tokenizer_args={"model_max_length": 9})
+    compare(folder, texts)
+    edit(file, tokenizer_args=..., processing_kwargs={"text": {"max_length": 11}})
+    compare(folder, texts)
+    assert Embedding(folder).limit == 11
+    edit(file, processing_kwargs=..., max_seq_length=0)
+    with pytest.raises(InputError, match=r"expected max_seq_length of at least 1 in sentence_bert_config\.json of .*, got 0"):
+        embed("the cat", folder)
+
+
+def test_a_model_in_a_folder_of_its_own(checkpoints, texts, tmp_path):
+    """As old versions lay it out; every command finds it."""
+    import fastbert
+
+    folder = Path(build(checkpoints["BertModel"], tmp_path / "a", models.Normalize(), transformer={"max_seq_length": 15}))
+    (folder / "0_Transformer").mkdir()
+    for file in list(folder.iterdir()):
+        if file.is_file() and file.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
+            file.rename(folder / "0_Transformer" / file.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    for path in ("0_Transformer", "0_Transformer/"):
+        modules[0]["path"] = path
+        modules[0]["type"] = "sentence_transformers.models.Transformer"
+        modules[1]["type"] = "sentence_transformers.models.Pooling"
+        modules[2]["type"] = "sentence_transformers.models.Normalize"
+        (folder / "modules.json").write_text(json.dumps(modules))
+        edit(folder / "0_Transformer" / "sentence_bert_config.json", max_seq_length=15, do_lower_case=False)
+        compare(str(folder), texts)
+        assert Embedding(str(folder)).limit == 15
+    rows = fastbert.verify(str(folder), texts=texts[:3], dtype=torch.float32, heads=False, kernels=False)
+    assert all(row.passed for row in rows)
+
+
+def test_what_changes_no_vector_is_passed_over(checkpoints, texts, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", similarity_fn_name="dot")
+    edit(tmp_path / "a" / "config_sentence_transformers.json", requirements={"sentence_transformers": ">=2"})
+    edit(
+        tmp_path / "a" / "sentence_bert_config.json", unpad_inputs=False, model_args={"attn_implementation": "eager"},
+        tokenizer_args={}, config_args={"trust_remote_code": True}, processing_kwargs={"text": {"padding": True}},
+        query_length=None,
+    )  # fmt: skip
+    modules = json.loads((tmp_path / "a" / "modules.json").read_text())
+    modules[0]["kwargs"] = ["task"]
+    (tmp_path / "a" / "modules.json").write_text(json.dumps(modules))
+    compare(folder, texts)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config_sentence_transformers.json", {"query_prefix": "q "}, r"expected settings that fastbert knows .*query_prefix$"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, r"a SentenceTransformer .* SparseEncoder"),
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, r"got a CrossEncoder: classify scores its pairs"),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.Identity"}, r"got activation_fn$"),
+        ("config_sentence_transformers.json", {"truncate_dim": "8"}, r"expected truncate_dim of at least 1 in .*, got '8'"),
+        ("config_sentence_transformers.json", {"prompts": ["q"]}, r"expected prompts by name in .*, got \['q'\]"),
+        ("config_sentence_transformers.json", {"prompts": {"q": 1}}, r"expected prompts\.q of type str in .*, got 1"),
+        ("sentence_bert_config.json", {"pad_left": True}, r"sentence_bert_config\.json of .*, got pad_left$"),
+        ("sentence_bert_config.json", {"do_lower_case": "yes"}, r"expected do_lower_case of type bool .*, got 'yes'"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, r"expected transformer_task to be 'feature"),
+        ("sentence_bert_config.json", {"query_expansion": {"length": 32}}, r"expected query_expansion to be None"),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "other"}, r"expected tokenizer_name_or_path to be None"),
+        ("sentence_bert_config.json", {"model_args": {"gain": 2}}, r"got model_args\.gain$"),
+        ("sentence_bert_config.json", {"processor_kwargs": {"strip_accents": True}}, r"got processor_kwargs\.strip_accents$"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"common": {"x": 1}}}, r"got processing_kwargs\.common$"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"add_special_tokens": False}}},
+            r"got processing_kwargs\.text\.add_special_tokens$",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
+            r"expected a modality_config of text alone, by forward and its last_hidden_state, in .*pooler_output",
+        ),
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}, r"expected pooling_mode of mean, .*, got attention"),
+        ("1_Pooling/config.json", {"temperature": 2}, r"in 1_Pooling/config\.json of .*, got temperature$"),
+        ("2_Dense/config.json", {"scale": 2}, r"in 2_Dense/config\.json of .*, got scale$"),
+        ("2_Dense/config.json", {"in_features": 31}, r"expected in_features 32 in 2_Dense/config\.json of .*, got 31"),
+        ("2_Dense/config.json", {"activation_function": "my.Own"}, r"expected an activation of torch\.nn .*, got 'my\.Own'"),
+        (
+            "2_Dense/config.json",
+            {"activation_function": "torch.nn.modules.activation.Threshold"},
+            r"expected an activation of torch\.nn without options",
+        ),
+        ("2_Dense/config.json", {"activation_function": "torch.nn.modules.linear.Linear"}, r"got 'torch\.nn\.modules\.linear"),
+        ("2_Dense/config.json", {"module_input_name": "sparse"}, r"expected module_input_name and module_output_name t"),
+        ("2_Dense/config.json", {"bias": False}, r"expected the weights of Dense in 2_Dense in .*, got: Error"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_refused_by_name(checkpoints, tmp_path, file, values, message):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 16))
+    assert embed("the cat", folder).shape == (16,)
+    edit(tmp_path / "a" / file, **values)
+    with pytest.raises(InputError, match=message) as refused:
+        embed("the cat", folder)
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path / "a") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            {"type": "sentence_transformers.models.WordWeights"},
+            r"expected modules among Transformer, Pooling, .*, got WordWeights",
+        ),
+        ({"type": "sentence_transformers.models.WeightedLayerPooling"}, "got WeightedLayerPooling"),
+        ({"type": "sentence_transformers.base.modules.router.Router"}, "got Router"),
+        (
+            {"type": "custom_st.Pooling"},
+            r"expected modules of sentence-transformers in modules\.json .*, got custom_st\.Pooling",
+        ),
+        ({"path": "../1_Pooling"}, r"expected the path of a folder inside .*, got '\.\./1_Pooling'"),
+        ({"path": "/etc"}, "got '/etc'"),
+        ({"weight": 2}, r"expected idx, name, path and type of each module in modules\.json .*, got weight"),
+    ],
+)
+def test_modules_that_are_not_known_are_refused_by_name(checkpoints, tmp_path, module, message):
+    folder = build(checkpoints["BertModel"], tmp_path / "a")
+    modules = json.loads((tmp_path / "a" / "modules.json").read_text())
+    (tmp_path / "a" / "modules.json").write_text(json.dumps([modules[0], modules[1] | module]))
+    with pytest.raises(InputError, match=message):
+        embed("the cat", folder)
+
+
+def test_modules_in_an_order_that_makes_no_vectors(checkpoints, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a")
+    file = tmp_path / "a" / "modules.json"
+    modules = json.loads(file.read_text())
+    for content, message in (
+        (modules[:1], "expected a module Pooling in modules.json of .*, got none"),
+        (modules[1:], r"expected one module Transformer, and first, in modules\.json of .*, got Pooling"),
+        ([modules[0], modules[0], modules[1]], "got Transformer, Transformer, Pooling"),
+        ([], r"expected a list of modules in modules\.json of .*, got \[\]"),
+        ({"0": modules[0]}, "expected a list of modules"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=message):
+            embed("the cat", folder)
+    file.write_text("[{")
+    with pytest.raises(InputError, match=r"expected JSON in modules\.json in .*, got"):
+        embed("the cat", folder)
+
+
+def test_no_code_of_a_weight_file_is_run(checkpoints, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "harm",))
+
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 16))
+    (tmp_path / "a" / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"expected model\.safetensors or pytorch_model\.bin in 2_Dense of .*, got neither"):
+        embed("the cat", folder)
+    torch.save({"linear.weight": Harm()}, tmp_path / "a" / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="expected the weights of Dense in 2_Dense"):
+        embed("the cat", folder)
+    (tmp_path / "a" / "2_Dense" / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(InputError, match="expected the weights of Dense in 2_Dense"):
+        embed("the cat", folder)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_command_follows_prompts_and_says_what_it_does(app, checkpoints, tmp_path):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 16), prompts=PROMPTS, truncate_dim=4)
+
+    def vector(*options: str) -> tuple[np.ndarray, str]:
+        done = runner.invoke(app, ["embed", "--model", folder, "--precision", "float32", *options, "the cat"])
+        assert done.exit_code == 0, done.output
+        return np.float32(json.loads(done.stdout)["embedding"]), done.stderr
+
+    plain, told = vector()
+    assert "mean pooling, Dense to 16 (Tanh), cut to 4, not normalised, 4 dimensions, at most 64 tokens" in told
+    assert "prompt" not in told
+    named, told = vector("--prompt-name", "query")
+    assert "prompt 'the question: '" in told
+    np.testing.assert_allclose(named, embed("the cat", folder, prompt_name="query", **FP32), atol=1e-6)
+    np.testing.assert_array_equal(vector("--prompt", PROMPTS["query"])[0], named)
+    assert np.abs(named - plain).max() > 1e-3
+    assert len(vector("--truncate-dim", "3")[0]) == 3
+    assert vector("--pooling", "lasttoken")[1].count("lasttoken pooling") == 1
+    done = runner.invoke(app, ["embed", "--model", folder, "--prompt", "a", "--prompt-name", "query", "the cat"])
+    assert done.exit_code == 2
+    assert done.stderr == "fastbert: expected a prompt or the name of one, got both: 'a' and 'query'\n"
+
+
+def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monkeypatch):
+    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 32), prompts=PROMPTS)
+    file, out = tmp_path / "a.txt", tmp_path / "a.npy"
+    file.write_text("the cat\n" * 50)
+    arguments = ["embed", "--model", folder, "--file", str(file), "--out", str(out), "--batch-tokens", "16"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Embedding, "forward", lambda self, batch: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert runner.invoke(app, arguments).exit_code == 130
+    done = runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"])
+    assert "expected the same options as" in done.stderr
+    build(checkpoints["BertModel"], tmp_path / "b", models.Dense(32, 32, activation_function=torch.nn.GELU()))
+    for name in ("config.json", "model.safetensors"):
+        before = (tmp_path / "a" / "2_Dense" / name).read_bytes()
+        (tmp_path / "a" / "2_Dense" / name).write_bytes((tmp_path / "b" / "2_Dense" / name).read_bytes()[: len(before)])
+        if name == "model.safetensors":
+            from safetensors.torch import load_file, save_file
+
+            weights = load_file(tmp_path / "b" / "2_Dense" / name)
+            save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "a" / "2_Dense" / name)
+        else:
+            shutil.copy(tmp_path / "b" / "2_Dense" / name, tmp_path / "a" / "2_Dense" / name)
+        assert "expected the same options as" in runner.invoke(app, [*arguments, "--resume"]).stderr
+        (tmp_path / "a" / "2_Dense" / name).write_bytes(before)
+    assert runner.invoke(app, [*arguments, "--resume"]).exit_code == 0
+
+
+# Cross-encoders
+
+
+def cross_encoder(folder: Path, labels: int, activation=None, **options) -> str:
+    base = save(folder.with_name(f"{folder.name}-base"), "BertForSequenceClassification", num_labels=labels)
+    made = CrossEncoder(base, device="cpu", **({} if activation is None else {"activation_fn": activation}), **options)
+    made.save_pretrained(str(folder))
+    return str(folder)
+
+
+def scores(folder: str, pairs=PAIRS) -> np.ndarray:
+    found = classify(pairs, folder, top=None, **FP32)
+    return np.array([[one["score"] for one in sorted(labels, key=lambda one: one["label"])] for labels in found])
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("kind", [None, torch.nn.Identity, torch.nn.Sigmoid, torch.nn.Tanh])
+@pytest.mark.parametrize("layout", ["new", "5", "3"])
+def test_scores_of_a_cross_encoder(tmp_path, labels, kind, layout):
+    folder = cross_encoder(tmp_path / "a", labels, None if kind is None else kind())
+    place = tmp_path / "a"
+    if layout != "new":  # where versions before 5.4 and before 4 write it
+        name = json.loads((place / "config_sentence_transformers.json").read_text())["activation_fn"]
+        for file in ("config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"):
+            (place / file).unlink()
+        old = {"sbert_ce_default_activation_function": name}
+        edit(
+            place / "config.json",
+            **({"sentence_transformers": {"activation_fn": name, "version": "5"}} if layout == "5" else old),
+        )
+    expected = CrossEncoder(folder, device="cpu").predict(PAIRS).reshape(len(PAIRS), labels)
+    np.testing.assert_allclose(scores(folder), expected, rtol=0, atol=1e-5)
+
+
+def test_settings_of_a_cross_encoders_texts(tmp_path):
+    pairs = [*PAIRS, ("the cat " * 20, "a dog " * 20)]
+    options = {"prompts": {"ask": "please "}, "default_prompt_name": "ask", "max_length": 24}
+    folder = cross_encoder(tmp_path / "a", 1, torch.nn.Identity(), **options)
+    expected = CrossEncoder(folder, device="cpu").predict(pairs)
+    with pytest.warns(UserWarning, match="texts cut at 24 tokens: 1"):
+        found = scores(folder, pairs)[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    plain = scores(folder + "-base", PAIRS)[:, 0]
+    assert np.abs(found[: len(PAIRS)] - plain).max() > 1e-2
+
+
+def test_the_command_says_how_it_scores(app, tmp_path):
+    folder = cross_encoder(tmp_path / "a", 1, torch.nn.Identity())
+    done = runner.invoke(app, ["classify", "--model", folder, "--pairs", "--precision", "float32", *PAIRS[0]])
+    assert done.exit_code == 0, done.output
+    assert f"{folder}: a CrossEncoder, its scores by Identity of the logits" in done.stderr
+    (label,) = json.loads(done.stdout)["labels"]
+    assert label["score"] == pytest.approx(CrossEncoder(folder, device="cpu").predict(PAIRS[:1])[0], abs=1e-5)
+
+
+def test_a_cross_encoder_that_cannot_be_followed_is_refused(checkpoints, tmp_path):
+    folder = cross_encoder(tmp_path / "a", 1)
+    with pytest.raises(InputError, match=r"expected a SentenceTransformer .* got a CrossEncoder: classify scores its pairs"):
+        embed("the cat", folder)
+    vectors = build(checkpoints["BertModel"], tmp_path / "b")
+    with pytest.raises(InputError, match=r"expected a CrossEncoder .* got a SentenceTransformer: embed makes its vectors"):
+        classify(PAIRS, vectors)
+    settings = tmp_path / "a" / "config_sentence_transformers.json"
+    for values, message in (
+        ({"activation_fn": "my.Own"}, r"expected an activation of torch\.nn without options in .*, got 'my\.Own'"),
+        ({"keep_in_fp32_modules": ["0.model.classifier"]}, "expected keep_in_fp32_modules to be None"),
+    ):
+        before = settings.read_text()
+        edit(settings, **values)
+        with pytest.raises(InputError, match=message):
+            classify(PAIRS, folder)
+        settings.write_text(before)
+    old = save(tmp_path / "c", "BertForSequenceClassification", num_labels=1)
+    edit(tmp_path / "c" / "config.json", sentence_transformers={"activation_fn": "torch.nn.Identity", "temperature": 2})
+    with pytest.raises(
+        InputError, match=r"expected settings that fastbert knows in config\.json .*, got sentence_transformers\.t"
+    ):
+        classify(PAIRS, old)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    ],
+)
+def test_a_new_head_does_not_score_as_the_old_one_did(tmp_path, said):
+    from fastbert.checkpoints import open_checkpoint
+    from fastbert.finetuning.model import load_model
+
+    folder = save(tmp_path / "a", "BertForSequenceClassification", num_labels=1)
+    edit(tmp_path / "a" / "config.json", **said)
+    model, _ = load_model(open_checkpoint(folder), "BertForSequenceClassification", {"num_labels": 3})
+    model.save_pretrained(tmp_path / "b")
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "b")
+    assert scores(str(tmp_path / "b")).sum(1) == pytest.approx(1)
+    assert scores(folder).max() > 1
+
+
+def test_the_words_of_the_tests_are_in_the_vocabulary():
+    """Else every text were unknown words, and every vector right."""
+    assert {"the", "cat", "question", "answer", "long", "please"} <= set(WORDS)
+    assert len(SPECIAL) == 5
