@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from . import export as exporting
+from .commands import Commands
 from .console import console, plain_errors
 from .data import cli as data
 from .files import strict_json, write_whole
@@ -16,7 +17,7 @@ from .pretraining import cli as pretraining
 
 app = typer.Typer(
     help="BERT on hand-written Triton kernels, a drop-in for Hugging Face transformers.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 
