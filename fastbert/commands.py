@@ -15,8 +15,10 @@ ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind._
 class Commands(TyperGroup):
     """All commands: an error of the user's is one line on stderr and status 2, never a traceback."""
 
-    def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:
-        if not extra.pop("standalone_mode", True):
+    def main(  # type: ignore[override]  # whatever else this version of typer takes is handed on
+        self, args: Any = None, prog_name: Any = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
+        if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
             with plain_errors():

@@ -52,11 +52,6 @@ def plain_errors() -> Iterator[None]:
 
     Ctrl-C and SIGTERM end what runs as an exception would, with status 128 + the signal, so that what is open is left whole.
     """
-    from fastbert.kernels.tuned_table import TableError
-
-    from .checkpoints import InputError
-    from .data.shards import DataError
-
     with _terminating():
         try:
             yield
@@ -66,21 +61,23 @@ def plain_errors() -> Iterator[None]:
         except Resumable as error:
             typer.echo(f"fastbert: {error}", err=True)
             raise typer.Exit(error.status) from error
-        except (InputError, DataError, TableError, OSError) as error:
-            raise _exit(error) from error
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             if not _is_on_purpose(error):
                 raise
-            raise _exit(error) from error
-
-
-def _exit(error: Exception) -> typer.Exit:
-    typer.echo(f"fastbert: {' '.join(str(error).split())}", err=True)
-    return typer.Exit(2)
+            typer.echo(f"fastbert: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
 
 
 def _is_on_purpose(error: Exception) -> bool:
-    """Whether a function of fastbert refused an argument, in the words it has for that; an error of another kind is a bug."""
+    """Whether it tells of the system or of what a user named: one of the classes for that, or a function of fastbert that
+    refuses an argument in the words it has for it. Any other is a bug."""
+    from fastbert.kernels.tuned_table import TableError
+
+    from .checkpoints import InputError
+    from .data.shards import DataError
+
+    if isinstance(error, (InputError, DataError, TableError, OSError)):
+        return True
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

@@ -30,6 +30,14 @@ def other_options(out: Path, name: str, before: Any, now: Any) -> InputError:
     )
 
 
+def first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """(name, before, now) of the first value in which two descriptions of a run differ; None where they are the same."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = ((f"{name} {key}".strip(), before.get(key), now.get(key)) for key in {**now, **before})
+        return next((found for key, was, is_now in parts if (found := first_difference(was, is_now, key))), None)
+    return None if before == now else (name, before, now)
+
+
 def finished(out: Path) -> str:
     """What --resume says where nothing is left to do."""
     return f"{out}: is finished, with these options; nothing is computed again"

@@ -70,8 +70,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 where there is none."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    """Bytes of all files in a folder but those whose names begin with a dot; 0 where there is none."""
+    files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
     return sum(file.stat().st_size for file in files)
 
 

@@ -31,28 +31,41 @@ def locked_folder(folder: Path, say: Say) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"expected a folder to write to, got the file {folder}")
-    made: list[Path] = []
-    missing = folder
-    while not missing.exists():
-        made.append(missing)
-        missing = missing.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / NAME, folder, say):
-            yield
-    finally:
-        for one in made:
-            try:
-                one.rmdir()
-            except OSError:  # something was written, or another run has it
-                break
+    with _made(folder), _locked(folder / NAME, folder, say):
+        yield
 
 
 @contextmanager
 def locked_file(file: Path, say: Say) -> Iterator[None]:
-    """The same for a single file, or for a folder that is replaced as a whole; its own folder must exist."""
+    """The same for a single file, whose folder must exist. Raises InputError where that does not."""
+    if not file.parent.is_dir():
+        raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
     with _locked(file.with_name(f".{file.name}{NAME}"), file, say):
         yield
+
+
+@contextmanager
+def locked_replacement(folder: Path, say: Say) -> Iterator[None]:
+    """The same for a folder that is replaced as a whole: the lock file lies beside it."""
+    with _made(folder.parent), locked_file(folder, say):
+        yield
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder and those above it, of which the new ones go again if they stay empty."""
+    new: list[Path] = []
+    while not (missing := new[-1].parent if new else folder).exists():
+        new.append(missing)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for one in new:
+            try:
+                one.rmdir()
+            except OSError:  # something was written, or another run has it
+                break
 
 
 @contextmanager

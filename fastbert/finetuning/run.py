@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
-from fastbert.existing import check_flags, existing, finished, foreign, other_options, visible
+from fastbert.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
 from fastbert.files import check_room, copy_whole, size_of, write_whole
 from fastbert.locks import locked_together
 from fastbert.pretraining import checkpoints
@@ -298,7 +298,7 @@ def _check_folder(out: Path, identity: dict[str, Any], resume: bool, overwrite: 
         before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"expected the options of a run in {out / IDENTITY}, got {error}") from error
-    if changed := _difference(before, identity):
+    if changed := first_difference(before, identity):
         raise other_options(out, *changed)
     return read_report(out, identity)
 
@@ -312,13 +312,6 @@ def _clear(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for name in files:
         (out / name).unlink(missing_ok=True)
-
-
-def _difference(before: Any, now: Any, name: str = "options") -> tuple[str, Any, Any] | None:
-    """(name, before, now) of the first option that is another."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return next((found for key in now if (found := _difference(before.get(key), now[key], key))), None)
-    return None if before == now else (name, before, now)
 
 
 def _identity(options: Options) -> dict[str, Any]:

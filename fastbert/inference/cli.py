@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import Precision, PrecisionOption
+from ..console import OverwriteOption, Precision, PrecisionOption
 
 Texts = Annotated[
     list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' or nothing reads the standard input, one a line.")
@@ -23,7 +23,12 @@ Format = Annotated[
     str | None, typer.Option("--format", help="text, jsonl, csv or tsv, instead of what the file's name ends in.")
 ]
 Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Write here, not to the standard output: JSONL.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished --out of the same command.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on behind the last row that the same command wrote to --out; a finished --out is left as it is."
+    ),
+]
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward. Default: 4096 on a CPU, 32768 on a GPU.")]
 
 
@@ -62,6 +67,7 @@ def embed(
         Path | None, typer.Option(dir_okay=False, help="FILE.npy for an array, else JSONL; without it JSONL is printed.")
     ] = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     pooling: Annotated[Pooling | None, typer.Option(help="Default: what the checkpoint says, else mean.")] = None,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Default: what the checkpoint says, else to length 1.")
@@ -94,8 +100,8 @@ def embed(
         little = task.output_dtype.newbyteorder("<")
         raw = npy_header(task.size, task.output_dtype), lambda row, vector: np.ascontiguousarray(vector, little).tobytes()
         command.run(
-            task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, options=options,
-            batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,
+            task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, overwrite=overwrite,
+            options=options, batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,
         )  # fmt: skip
 
 
@@ -110,6 +116,7 @@ def fill_mask(
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
@@ -122,7 +129,7 @@ def fill_mask(
         rows = command.pick(texts or [], ("text",), file, field, format_)
         task = MaskFilling(model, top=top, dtype=_dtype(precision))
         command.run(
-            task, rows, record=show.filling, table=show.fillings, out=out, resume=resume,
+            task, rows, record=show.filling, table=show.fillings, out=out, resume=resume, overwrite=overwrite,
             options={"command": "fill-mask", "top": top}, batch_tokens=batch_tokens, check=task.check,
         )  # fmt: skip
 
@@ -137,6 +144,7 @@ def classify(
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     long: LongOption = Long.truncate,
     max_length: MaxLength = None,
     precision: PrecisionOption = None,
@@ -152,7 +160,7 @@ def classify(
         rows = command.pick(texts or [], fields, file, field, format_)
         task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=_dtype(precision))
         command.run(
-            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume,
+            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume, overwrite=overwrite,
             options={"command": "classify", "top": top, "long": long.value, "max_length": task.max_length},
             batch_tokens=batch_tokens,
         )  # fmt: skip
@@ -170,6 +178,7 @@ def next_sentence(
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     long: LongOption = Long.truncate,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
@@ -183,7 +192,7 @@ def next_sentence(
         rows = command.pick(texts or [], ("first", "second"), file, field, format_)
         task = NextSentence(model, long=long.value, dtype=_dtype(precision))
         command.run(
-            task, rows, record=show.score, table=show.scores, out=out, resume=resume,
+            task, rows, record=show.score, table=show.scores, out=out, resume=resume, overwrite=overwrite,
             options={"command": "next", "long": long.value}, batch_tokens=batch_tokens,
         )  # fmt: skip
 
@@ -196,6 +205,7 @@ def tag(
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     max_length: MaxLength = None,
     stride: Stride = None,
     characters: Annotated[
@@ -222,8 +232,9 @@ def tag(
             return show.tagging(row, result)
 
         command.run(
-            task, rows, record=record, table=show.taggings, out=out, resume=resume, options=options, batch_tokens=batch_tokens
-        )
+            task, rows, record=record, table=show.taggings, out=out, resume=resume, overwrite=overwrite, options=options,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
         if any(counts.values()):
             command.say(f"{counts['words']:,} words tagged, {counts['entities']:,} entities")
 
@@ -246,6 +257,7 @@ def answer(
     format_: Format = None,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     max_length: MaxLength = None,
     stride: Stride = None,
     max_answer_length: Annotated[
@@ -272,8 +284,8 @@ def answer(
         options: dict[str, Any] = {"command": "answer", "top": top, "null_threshold": task.null_threshold}
         options |= {"max_length": task.max_length, "stride": task.stride, "max_answer_length": task.max_answer_length}
         command.run(
-            task, rows, record=show.answering, table=show.answerings, out=out, resume=resume, options=options,
-            batch_tokens=batch_tokens,
+            task, rows, record=show.answering, table=show.answerings, out=out, resume=resume, overwrite=overwrite,
+            options=options, batch_tokens=batch_tokens,
         )  # fmt: skip
 
 

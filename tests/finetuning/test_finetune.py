@@ -100,10 +100,10 @@ def test_a_finished_run_is_not_run_again_and_other_options_are_refused(tmp_path,
     assert finetune(options, console, resume=True) == report
     assert "is finished, with these options; nothing is computed again" in printed(console)
     other = dataclasses.replace(options, setting=dataclasses.replace(options.setting, seed=1))
-    with pytest.raises(InputError, match=r"expected seed 0, with which .*out was begun, got 1"):
+    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was begun, got 1"):
         finetune(other, console, resume=True)
     options.data.train.write_text(options.data.train.read_text() + "red dog,red\n")
-    with pytest.raises(InputError, match=r"expected train '[0-9a-f]{64}', with which"):
+    with pytest.raises(InputError, match=r"expected data train '[0-9a-f]{64}', with which"):
         finetune(options, console, resume=True)
 
 
@@ -307,7 +307,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path, checkpoint, console):
     options = options_of("classify", tmp_path, checkpoint)
     options.out.mkdir()
     (options.out / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match=r"expected a new or empty folder, or one of `fastbert finetune`, got .*out with other files: thes"):
+    with pytest.raises(
+        InputError, match=r"expected a new or empty folder, or one of `fastbert finetune`, got .*out with other files: thes"
+    ):
         finetune(options, console)
     assert [file.name for file in options.out.iterdir()] == ["thesis.txt"]
 
