@@ -1,6 +1,7 @@
 """From a name or a folder to a BERT checkpoint: configuration, tokenizer, and the class it was saved from."""
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,9 +45,14 @@ class Checkpoint:
 def open_checkpoint(path: str) -> Checkpoint:
     """Reads configuration and tokenizer of a BERT checkpoint. path: a folder or a name on the hub.
 
-    Raises InputError where the checkpoint is of another model type, OSError (transformers' own) where there is none.
+    Raises InputError where a folder holds no configuration or one of another model type, OSError (transformers' own, or the
+    system's) where there is no such checkpoint.
     """
-    config = transformers.AutoConfig.from_pretrained(path)
+    _check_local(Path(path))
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"expected a BERT checkpoint in {path}, got: {str(error).splitlines()[0]}") from error
     if config.model_type != "bert":
         raise InputError(f"expected a checkpoint of model type 'bert', got {config.model_type!r} in {path}")
     saved_from = (config.architectures or ["BertModel"])[0]
@@ -55,6 +61,22 @@ def open_checkpoint(path: str) -> Checkpoint:
     except (OSError, ValueError):
         tokenizer = None
     return Checkpoint(path, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer)
+
+
+def _check_local(path: Path) -> None:
+    """Raises InputError for a file, and for a folder without a configuration in JSON, before others guess what was meant."""
+    if path.is_file():
+        raise InputError(f"expected a folder or a hub name of a BERT checkpoint, got the file {path}")
+    if not path.is_dir():
+        return
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except FileNotFoundError as error:
+        raise InputError(f"expected a checkpoint with config.json in {path}, got none") from error
+    except ValueError as error:
+        raise InputError(f"expected JSON in {path / 'config.json'}, got {error}") from error
 
 
 @contextmanager
@@ -99,12 +121,16 @@ def small_checkpoint() -> str:
 
 
 def read_texts(file: Path | None) -> list[str]:
-    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError where the file has none."""
+    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError for none, and for what is no text."""
     from .sample_text import SENTENCES
 
     if file is None:
         return list(SENTENCES)
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected UTF-8 in {file}, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise InputError(f"expected lines of text in {file}, got none")

@@ -43,8 +43,9 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX or torch.export, and check the file against the model. Exit status 1 if that fails."""
     from .console import plain_errors
+    from .locks import locked_file
 
-    with plain_errors():
+    with plain_errors(), locked_file(out, typer.echo):
         passed = run(checkpoint, to.value, out, check, lambda line: typer.echo(line), overwrite=overwrite)
     raise typer.Exit(0 if passed else 1)
 

@@ -26,7 +26,7 @@ from .audit import ShardCounts, audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources, total_size
 from .pairs import PairOptions, document_pairs
 from .shards import META, TOKENIZER, DataError, Meta, Sample, Shards, fingerprint, write_meta, write_shard
-from .spool import Batch, Spool, SpooledDocuments
+from .spool import STATE, Batch, Spool, SpooledDocuments
 
 RECIPE = 1  # raised whenever the same options give other shards
 WORK = ".work"
@@ -77,30 +77,38 @@ def prepare(
         if (out / META).is_file() and not overwrite:
             return Shards(out).meta
         work = out / WORK
+        is_new = overwrite or not (work / OPTIONS).is_file()
         work.mkdir(exist_ok=True)
-        if overwrite or not (work / OPTIONS).is_file():
+        if is_new:
             _clear(out)
         for partial in [*out.glob(".shard-*"), *work.glob(".*.json.*")]:  # of a process that was killed
             partial.unlink()
-        write_whole(work / OPTIONS, json.dumps(options))
-        vocabulary.loaded.save_pretrained(out / TOKENIZER)
-        workers = workers or _cores()
-        _tokenise(sources, Spool(work, vocabulary.vocab_size), vocabulary, workers, report)
-        documents = SpooledDocuments(work, vocabulary.vocab_size)
-        if len(documents) < 2:
-            raise DataError(
-                f"expected at least two documents, for a random B comes from another one, got {len(documents)} in "
-                f"{', '.join(source.name for source in sources)}; text files have a blank line between documents"
-            )
-        counts = _make_shards(out, documents, vocabulary.vocab_size, pairs, duplicates, shard_samples, workers, report)
-        report("audit", 0, None, len(documents))
-        audit = audit_text(documents, vocabulary.vocab_size, vocabulary.special_ids, vocabulary.ids["unk"])
-        audit |= audit_samples(counts, seq_len)
-        meta = Meta(
-            seq_len, vocabulary.vocab_size, vocabulary.fingerprint, tuple(shard.samples for shard in counts),
-            sum(shard.tokens for shard in counts), options, audit,
-        )  # fmt: skip
-        write_meta(out, meta)
+        try:
+            write_whole(work / OPTIONS, json.dumps(options))
+            vocabulary.loaded.save_pretrained(out / TOKENIZER)
+            workers = workers or _cores()
+            _tokenise(sources, Spool(work, vocabulary.vocab_size), vocabulary, workers, report)
+            documents = SpooledDocuments(work, vocabulary.vocab_size)
+            if len(documents) < 2:
+                raise DataError(
+                    f"expected at least two documents, for a random B comes from another one, got {len(documents)} in "
+                    f"{', '.join(source.name for source in sources)}; text files have a blank line between documents"
+                )
+            counts = _make_shards(out, documents, vocabulary.vocab_size, pairs, duplicates, shard_samples, workers, report)
+            report("audit", 0, None, len(documents))
+            audit = audit_text(documents, vocabulary.vocab_size, vocabulary.special_ids, vocabulary.ids["unk"])
+            audit |= audit_samples(counts, seq_len)
+            meta = Meta(
+                seq_len, vocabulary.vocab_size, vocabulary.fingerprint, tuple(shard.samples for shard in counts),
+                sum(shard.tokens for shard in counts), options, audit,
+            )  # fmt: skip
+            write_meta(out, meta)
+        except (DataError, OSError) as error:
+            # Text that cannot be read will be another file when it is mended: nothing of this could be gone on with.
+            if is_new and (isinstance(error, DataError) or not (work / STATE).is_file()):
+                _clear(out)
+                work.rmdir()
+            raise
         shutil.rmtree(work)
     return meta
 
