@@ -133,9 +133,10 @@ def ablate(ablation: Ablation, tasks: Sequence[Task], seeds: int, console: Conso
                 data = DataOptions(task.train, task.evaluation, max_length=ablation.max_length)
                 setting = replace(ablation.setting, seed=seed)
                 options = FineTuning(
-                    task.kind, str(checkpoint), data, folder / task.name, setting, precision=ablation.precision
-                )
-                report = finetune(options, console)
+                    task.kind, str(checkpoint), data, folder / task.name, setting, precision=ablation.precision,
+                    keep_epoch="last",
+                )  # fmt: skip
+                report = finetune(options, console, resume=True)
                 metrics[task.name] = report["headline"]
                 scores[row][task.name].append(None if report["score"] is None else task.scale * report["score"])
                 if report["degenerate"]:
@@ -164,7 +165,7 @@ def _prepare(ablation: Ablation) -> tuple[Path, Path]:
         train_wordpiece([str(ablation.text)], tokenizer, vocab_size=ablation.vocab_size)
     folders = ablation.out / "samples", ablation.out / "held-out"
     for file, folder in zip((ablation.text, ablation.held_out), folders):
-        prepare([str(file)], tokenizer, folder, seq_len=ablation.seq_len)
+        prepare([str(file)], tokenizer, folder, seq_len=ablation.seq_len, resume=True)
     return folders
 
 
@@ -181,7 +182,7 @@ def _pretrain(ablation: Ablation, row: str, seed: int, out: Path, folders: tuple
         save_every=max(1, ablation.steps // 4), evaluate_every=ablation.steps, log_every=max(1, ablation.steps // 50), keep=1,
         workers=ablation.workers, **OBJECTIVES[row],
     )  # fmt: skip
-    return pretrain(options, console, resume=bool(checkpoints.all_of(out)))
+    return pretrain(options, console, resume=True)
 
 
 def _held_out(checkpoint: Path) -> dict[str, float]:

@@ -148,12 +148,16 @@ def small_checkpoint() -> str:
 
 
 def read_texts(file: Path | None) -> list[str]:
-    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError where the file has none."""
+    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError for none, and for what is no text."""
     from .sample_text import SENTENCES
 
     if file is None:
         return list(SENTENCES)
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected UTF-8 in {file}, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise InputError(f"expected lines of text in {file}, got none")

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from . import export as exporting
+from .commands import Commands
 from .console import console, plain_errors
 from .data import cli as data
 from .files import strict_json, write_whole
@@ -16,7 +17,7 @@ from .pretraining import cli as pretraining
 
 app = typer.Typer(
     help="BERT on hand-written Triton kernels, a drop-in for Hugging Face transformers.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 
@@ -92,7 +93,10 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file as well.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write the report to this file as well.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --json where it exists.")] = False,
 ) -> None:
     """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not.
 
@@ -104,6 +108,8 @@ def verify(
     from .checkpoints import open_checkpoint, read_texts
     from .report import Report
 
+    with plain_errors():
+        _check_report_file(json_file, overwrite)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype is DType.fp8:
         if full:
@@ -125,9 +131,24 @@ def verify(
         )  # fmt: skip
         report.add(rows)
         passed = report.end()
-    if json_file is not None:
-        write_whole(json_file, strict_json(report.as_dict()))
+        if json_file is not None:
+            write_whole(json_file, strict_json(report.as_dict()))
     raise typer.Exit(0 if passed else 1)
+
+
+def _check_report_file(file: Path | None, overwrite: bool) -> None:
+    """Now, not when the report is ready."""
+    from .checkpoints import InputError
+    from .existing import existing
+
+    if file is None:
+        if overwrite:
+            raise InputError("expected --json beside --overwrite")
+        return
+    if not file.parent.is_dir():
+        raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
+    if file.exists() and not overwrite:
+        raise existing(file, "exists", resumable=False)
 
 
 def _verify_fp8(
@@ -162,8 +183,8 @@ def _verify_fp8(
         except RuntimeError as error:
             raise InputError(str(error)) from error
         fp8_check.show(damage, about, screen)
-    if json_file is not None:
-        write_whole(json_file, strict_json(fp8_check.as_dict(damage, about)))
+        if json_file is not None:
+            write_whole(json_file, strict_json(fp8_check.as_dict(damage, about)))
     raise typer.Exit(0 if damage.passed else 1)
 
 

@@ -13,7 +13,7 @@ from transformers.models.bert.configuration_bert import BertConfig
 
 import fastbert
 from fastbert.cache_name import CACHE
-from fastbert.checkpoints import InputError
+from fastbert.errors import InputError
 from fastbert.heads import BertForMultipleChoice, BertForSequenceClassification
 from fastbert.modeling import BertModel, register_outputs
 from fastbert.shallow import HEADS as SHALLOW

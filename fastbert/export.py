@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import OverwriteOption
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 NEEDED = ("onnx", "onnxscript")
 ONNX_BYTES = 2**31 - 2**24  # of a protobuf file, less what is no weight
@@ -33,20 +35,24 @@ class Format(str, Enum):
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A folder or a hub name of a BERT checkpoint.")],
     to: Annotated[Format, typer.Option(help="onnx: for ONNX Runtime and others. torch-export: for torch.export.load.")],
-    out: Annotated[Path, typer.Option(dir_okay=False, help="A new file; of torch-export FILE.pt2.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write; of torch-export FILE.pt2.")],
+    overwrite: OverwriteOption = False,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Run the export against transformers; what differs is not written.")
     ] = True,
 ) -> None:
     """Export a checkpoint to ONNX or torch.export, and check the file against transformers. Exit status 1 if that fails."""
     from .console import plain_errors
+    from .locks import locked_file
 
-    with plain_errors():
-        passed = run(checkpoint, to.value, out, check, lambda line: typer.echo(line))
+    with plain_errors(), locked_file(out, typer.echo):
+        passed = run(checkpoint, to.value, out, check, lambda line: typer.echo(line), overwrite=overwrite)
     raise typer.Exit(0 if passed else 1)
 
 
-def run(checkpoint: str, to: str, out: Path, check: bool, say: Callable[[str], None]) -> bool:
+def run(
+    checkpoint: str, to: str, out: Path, check: bool, say: Callable[[str], None], *, overwrite: bool = False
+) -> bool:  # fmt: skip
     """Writes the file, whole or not at all; returns whether it may be trusted: it was checked, or no check was asked for.
 
     A file that differs from transformers' model is not written. Without onnxruntime an ONNX file is written, but unchecked.
@@ -56,11 +62,13 @@ def run(checkpoint: str, to: str, out: Path, check: bool, say: Callable[[str], N
     import torch
 
     from .checkpoints import InputError
+    from .existing import existing
     from .files import write_whole
 
-    if out.exists() or not out.parent.is_dir():
-        what = "which exists" if out.exists() else "whose folder does not exist"
-        raise InputError(f"expected a new file in a folder that exists, got {out}, {what}")
+    if not out.parent.is_dir():
+        raise InputError(f"expected a folder that exists for {out}, got {out.parent}")
+    if out.exists() and not (overwrite and out.is_file()):
+        raise existing(out, "exists", resumable=False)
     if to == "torch-export" and out.suffix != ".pt2":
         raise InputError(f"expected a name that ends in .pt2, as torch.export.load wants it, got {out}")
     if to == "onnx" and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainerCallback
 
-from fastbert.checkpoints import InputError
+from fastbert.data.shards import DataError
+from fastbert.errors import InputError
 
 T = TypeVar("T")
 
@@ -16,7 +17,7 @@ T = TypeVar("T")
 def agreed(decide: Callable[[], T]) -> T:
     """What the first process decides, in every process, which wait for it; alone, the decision. Every process calls it.
 
-    An InputError of the first is raised in all.
+    An InputError, DataError or OSError of the first is raised in all.
     """
     if not torch.distributed.is_initialized():
         return decide()
@@ -24,10 +25,10 @@ def agreed(decide: Callable[[], T]) -> T:
     if torch.distributed.get_rank() == 0:
         try:
             found = [decide()]
-        except InputError as error:
+        except (InputError, DataError, OSError) as error:
             found = [error]
     torch.distributed.broadcast_object_list(found, 0)
-    if isinstance(found[0], InputError):
+    if isinstance(found[0], (InputError, DataError, OSError)):
         raise found[0]
     return found[0]
 

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 
-from fastbert.checkpoints import InputError
+from fastbert.errors import InputError
 from fastbert.heads import (
     BertForMultipleChoice,
     BertForQuestionAnswering,

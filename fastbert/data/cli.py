@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..console import OverwriteOption, Resumable
+
 FilesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -52,6 +54,10 @@ def _progress() -> Iterator[Any]:
             bars.update(task, total=1, completed=1)
 
 
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def _lines() -> Any:
     begun: dict[str, tuple[float, int]] = {}
     printed = time.monotonic()
@@ -72,7 +78,7 @@ def _lines() -> Any:
 
 def tokenizer(
     files: FilesArgument,
-    out: Annotated[Path, typer.Option(help="A new or empty folder for the tokenizer.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tokenizer.")],
     vocab_size: Annotated[int, typer.Option(help="Entries, special tokens and characters included.")] = 30522,
     cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep capitals.")] = False,
     strip_accents: Annotated[
@@ -81,6 +87,7 @@ def tokenizer(
     ] = None,
     min_frequency: Annotated[int, typer.Option(help="Of a pair to be merged, of a character to be kept.")] = 2,
     character_coverage: Annotated[float, typer.Option(help="Share of the text whose characters are kept.")] = 0.9999,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train a WordPiece vocabulary and save it as a BERT tokenizer."""
     from ..console import console, plain_errors
@@ -89,7 +96,7 @@ def tokenizer(
     with plain_errors(), _progress() as report:
         found = train_wordpiece(
             files, out, vocab_size=vocab_size, cased=cased, strip_accents=strip_accents, min_frequency=min_frequency,
-            character_coverage=character_coverage, report=report,
+            character_coverage=character_coverage, overwrite=overwrite, report=report, say=_say,
         )  # fmt: skip
     screen = console()
     screen.print(
@@ -109,34 +116,41 @@ def tokenizer(
 def prepare(
     files: FilesArgument,
     tokenizer: Annotated[str, typer.Option(help="A folder or hub name of a BERT tokenizer.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; one that was interrupted is gone on with.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
     seq_len: Annotated[int, typer.Option(help="Most tokens of a sample, [CLS] and [SEP] included.")] = 128,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
     short_seq_prob: Annotated[float, typer.Option(help="Share of the documents cut into shorter samples.")] = 0.1,
     duplicates: Annotated[int, typer.Option(help="Passes over the text, each with other pairs.")] = 1,
     workers: Annotated[int | None, typer.Option(help="Processes. Default: one for each core.")] = None,
     shard_samples: Annotated[int, typer.Option(help="About how many samples a shard has.")] = 65536,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, whatever the folder holds of before.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same command was interrupted, to the same bytes; a finished --out is left as it is.",
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Turn text into next-sentence pairs for `fastbert pretrain`; an interrupted call goes on where it was."""
+    """Turn text into next-sentence pairs for `fastbert pretrain`."""
     from ..console import console, plain_errors
+    from ..existing import finished
     from . import audit
     from .prepare import prepare as run
     from .shards import META
 
-    finished = (out / META).is_file() and not overwrite
-    try:
-        with plain_errors(), _progress() as report:
+    was_finished = (out / META).is_file() and not overwrite
+    with plain_errors(), _progress() as report:
+        try:
             meta = run(
                 files, tokenizer, out, seq_len=seq_len, seed=seed, short_seq_prob=short_seq_prob, duplicates=duplicates,
-                workers=workers, shard_samples=shard_samples, overwrite=overwrite, report=report,
+                workers=workers, shard_samples=shard_samples, resume=resume, overwrite=overwrite, report=report, say=_say,
             )  # fmt: skip
-    except KeyboardInterrupt as error:
-        typer.echo("fastbert: interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from error
+        except KeyboardInterrupt as error:
+            raise Resumable("interrupted; --resume goes on from here", 130) from error
     screen = console()
     screen.print(audit.table(meta.audit))
     for warning in audit.warnings(meta.audit):
         screen.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    state = "was finished before with these options" if finished else f"{len(meta.shards)} shard(s)"
-    screen.print(f"{out}: {state}", markup=False, highlight=False, soft_wrap=True)
+    line = finished(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
+    screen.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -26,7 +26,7 @@ from .audit import ShardCounts, audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources, total_size
 from .pairs import PairOptions, document_pairs
 from .shards import META, TOKENIZER, DataError, Meta, Sample, Shards, fingerprint, write_meta, write_shard
-from .spool import Batch, Spool, SpooledDocuments
+from .spool import STATE, Batch, Spool, SpooledDocuments
 
 RECIPE = 1  # raised whenever the same options give other shards
 WORK = ".work"
@@ -38,18 +38,24 @@ SENTENCES_AT_ONCE = 1000
 def prepare(
     names: Sequence[str], tokenizer: str | Path, out: str | Path, *, seq_len: int = 128, seed: int = 0,
     short_seq_prob: float = 0.1, duplicates: int = 1, workers: int | None = None, shard_samples: int = 1 << 16,
-    overwrite: bool = False, report: Report | None = None,
+    resume: bool = False, overwrite: bool = False, report: Report | None = None, say: Callable[[str], None] = lambda line: None,
 ) -> Meta:  # fmt: skip
     """Writes the samples of a text into `out` (format: `shards`), or goes on where the same call was interrupted.
 
     names: files and data sets, see `documents`. tokenizer: a folder or hub name of a BERT tokenizer. seq_len: most tokens of
     a sample. duplicates: passes over the text, each with other pairs. workers: processes, by default one for each core; they
-    change nothing but the time. shard_samples: about how many samples a shard has. overwrite: begin again whatever `out`
-    holds of an earlier call. Other options: see `pairs`.
+    change nothing but the time. shard_samples: about how many samples a shard has. resume: go on where an earlier call of the
+    same options was, or return what it made. overwrite: begin again, whatever `out` holds of an earlier call. Other options:
+    see `pairs`. say: called with a line for the user.
 
     Raises DataError for options out of range, a tokenizer without BERT's special tokens, a folder that was begun with other
-    options or holds something else, text that cannot be read, a single document. What raises leaves no half-written file.
+    options, text that cannot be read, a single document; InputError for a folder that holds something else, or an earlier
+    call's work without resume or overwrite, or is written to by another run. What raises leaves no half-written file.
     """
+    from ..existing import check_flags  # brings transformers, which the processes that share the work have no use for
+    from ..locks import locked_folder
+
+    check_flags(resume, overwrite)
     report = report or (lambda stage, done, total, documents: None)
     if duplicates < 1:
         raise DataError(f"expected at least one pass over the text, got duplicates {duplicates}")
@@ -66,37 +72,44 @@ def prepare(
         "tokenizer_pipeline": vocabulary.pipeline, "seq_len": seq_len, "short_seq_prob": short_seq_prob,
         "duplicates": duplicates, "seed": seed, "shard_samples": shard_samples,
     }  # fmt: skip
-    _check_folder(out, options, overwrite)
-    if (out / META).is_file() and not overwrite:
-        return Shards(out).meta
-
-    work = out / WORK
-    work.mkdir(parents=True, exist_ok=True)
-    with _lock(work):
-        if overwrite or not (work / OPTIONS).is_file():
+    with locked_folder(out, say):
+        _check_folder(out, options, resume, overwrite)
+        if (out / META).is_file() and not overwrite:
+            return Shards(out).meta
+        work = out / WORK
+        is_new = overwrite or not (work / OPTIONS).is_file()
+        work.mkdir(exist_ok=True)
+        if is_new:
             _clear(out)
         for partial in [*out.glob(".shard-*"), *work.glob(".*.json.*")]:  # of a process that was killed
             partial.unlink()
-        write_whole(work / OPTIONS, json.dumps(options))
-        vocabulary.loaded.save_pretrained(out / TOKENIZER)
-        workers = workers or _cores()
-        _tokenise(sources, Spool(work, vocabulary.vocab_size), vocabulary, workers, report)
-        documents = SpooledDocuments(work, vocabulary.vocab_size)
-        if len(documents) < 2:
-            raise DataError(
-                f"expected at least two documents, for a random B comes from another one, got {len(documents)} in "
-                f"{', '.join(source.name for source in sources)}; text files have a blank line between documents"
-            )
-        counts = _make_shards(out, documents, vocabulary.vocab_size, pairs, duplicates, shard_samples, workers, report)
-        report("audit", 0, None, len(documents))
-        audit = audit_text(documents, vocabulary.vocab_size, vocabulary.special_ids, vocabulary.ids["unk"])
-        audit |= audit_samples(counts, seq_len)
-        meta = Meta(
-            seq_len, vocabulary.vocab_size, vocabulary.fingerprint, tuple(shard.samples for shard in counts),
-            sum(shard.tokens for shard in counts), options, audit,
-        )  # fmt: skip
-        write_meta(out, meta)
-    shutil.rmtree(work)
+        try:
+            write_whole(work / OPTIONS, json.dumps(options))
+            vocabulary.loaded.save_pretrained(out / TOKENIZER)
+            workers = workers or _cores()
+            _tokenise(sources, Spool(work, vocabulary.vocab_size), vocabulary, workers, report)
+            documents = SpooledDocuments(work, vocabulary.vocab_size)
+            if len(documents) < 2:
+                raise DataError(
+                    f"expected at least two documents, for a random B comes from another one, got {len(documents)} in "
+                    f"{', '.join(source.name for source in sources)}; text files have a blank line between documents"
+                )
+            counts = _make_shards(out, documents, vocabulary.vocab_size, pairs, duplicates, shard_samples, workers, report)
+            report("audit", 0, None, len(documents))
+            audit = audit_text(documents, vocabulary.vocab_size, vocabulary.special_ids, vocabulary.ids["unk"])
+            audit |= audit_samples(counts, seq_len)
+            meta = Meta(
+                seq_len, vocabulary.vocab_size, vocabulary.fingerprint, tuple(shard.samples for shard in counts),
+                sum(shard.tokens for shard in counts), options, audit,
+            )  # fmt: skip
+            write_meta(out, meta)
+        except (DataError, OSError) as error:
+            # Text that cannot be read will be another file when it is mended: nothing of this could be gone on with.
+            if is_new and (isinstance(error, DataError) or not (work / STATE).is_file()):
+                _clear(out)
+                work.rmdir()
+            raise
+        shutil.rmtree(work)
     return meta
 
 
@@ -155,21 +168,21 @@ def _describe(source: Source) -> dict[str, Any]:
     return {"name": Path(source.name).name, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-def _check_folder(out: Path, options: dict[str, Any], overwrite: bool) -> None:
-    if not out.exists():
+def _check_folder(out: Path, options: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    from ..existing import existing, foreign, visible
+
+    meta, work = out / META, out / WORK
+    names, is_finished = visible(out), meta.is_file()
+    if names and not is_finished and not work.is_dir():
+        raise foreign(out, "prepare", names[0])
+    if overwrite or not (names or work.is_dir()):
         return
-    if not out.is_dir():
-        raise DataError(f"expected a folder to write to, got the file {out}")
-    meta, begun = out / META, out / WORK / OPTIONS
-    ours = meta.is_file() or (out / WORK).is_dir()
-    if any(out.iterdir()) and not ours:
-        raise DataError(f"expected a new or empty folder, or one of `fastbert prepare`, got {out} with other files")
-    if overwrite:
-        return
-    if meta.is_file():
+    if not resume:
+        raise existing(out, "is finished" if is_finished else "is unfinished")
+    if is_finished:
         before = Shards(out).meta.options
-    elif begun.is_file():
-        before = json.loads(begun.read_text(encoding="utf-8"))
+    elif (work / OPTIONS).is_file():
+        before = _read_options(work / OPTIONS)
     else:
         return
     differences = [
@@ -177,9 +190,19 @@ def _check_folder(out: Path, options: dict[str, Any], overwrite: bool) -> None:
     ]
     if differences:
         raise DataError(
-            f"expected the options that {out} was {'made' if meta.is_file() else 'begun'} with, got {'; '.join(differences)} "
+            f"expected the options that {out} was {'made' if is_finished else 'begun'} with, got {'; '.join(differences)} "
             "(--overwrite begins again)"
         )
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except ValueError as error:
+        raise DataError(f"expected the options of `fastbert prepare` in {file}, got {error}") from error
+    return found
 
 
 def _clear(out: Path) -> None:
@@ -189,28 +212,12 @@ def _clear(out: Path) -> None:
         file.unlink()
     shutil.rmtree(out / TOKENIZER, ignore_errors=True)
     for file in (out / WORK).iterdir():
-        if file.name != "lock":
-            file.unlink()
+        file.unlink()
 
 
 def _cores() -> int:
     """Those this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock of a process that died."""
-    try:
-        import fcntl
-    except ImportError as error:
-        raise DataError("expected a system with file locks (Linux, macOS), got another") from error
-    with (work / "lock").open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"expected no other `fastbert prepare` to write to {work.parent}, got one that runs") from error
-        yield
 
 
 @dataclass

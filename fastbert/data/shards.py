@@ -92,10 +92,15 @@ class Shards:
         file = self.folder / META
         if not file.is_file():
             raise DataError(f"expected the folder of a finished `fastbert prepare` (with {META}), got {self.folder}")
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            raise DataError(f"expected shards of format {FORMAT}, got {values.get('format')} in {self.folder}")
-        self.meta = Meta(**{**values, "shards": tuple(values["shards"])})
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values.get("format") != FORMAT:
+                raise DataError(f"expected shards of format {FORMAT}, got {values.get('format')} in {self.folder}")
+            self.meta = Meta(**{**values, "shards": tuple(values["shards"])})
+        except DataError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"expected what `fastbert prepare` writes in {file}, got {error!r}") from error
         self._array = lru_cache(maxsize=OPEN_ARRAYS)(self._open)  # an open array holds a file descriptor
         for number, count in enumerate(self.meta.shards):
             found = len(self._array(number, "samples"))

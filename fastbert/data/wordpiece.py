@@ -7,14 +7,16 @@ give two vocabularies; here every character has its number before the training b
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import name_file
 from .documents import Report, Source, open_sources, total_size
 from .shards import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
 PREFIX = "##"
 MODEL_MAX_LENGTH = 512
 HANGUL_SHARE = 1e-3
@@ -22,7 +24,8 @@ HANGUL_SHARE = 1e-3
 
 def train_wordpiece(
     names: Sequence[str], out: str | Path, *, vocab_size: int, cased: bool = False, strip_accents: bool | None = None,
-    min_frequency: int = 2, character_coverage: float = 0.9999, report: Report | None = None,
+    min_frequency: int = 2, character_coverage: float = 0.9999, overwrite: bool = False, report: Report | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains a vocabulary and saves the tokenizer in `out`, a new or empty folder, whole or not at all.
 
@@ -30,11 +33,14 @@ def train_wordpiece(
     fewer. cased: keep capitals. strip_accents: é becomes e; by default where capitals go too, unless more than HANGUL_SHARE of
     the characters are Hangul, whose syllables it would take apart into letters. min_frequency: of a pair to be merged and of
     a character to be kept. character_coverage: share of the text whose characters are kept, the frequent first; a word with
-    another becomes [UNK].
+    another becomes [UNK]. overwrite: replace a tokenizer that is in `out`. say: called with a line for the user.
 
     Returns what was found: vocab_size, characters (kept), characters_left_out, documents, sentences, strip_accents.
-    Raises DataError for options out of range, text that cannot be read, a vocabulary too small for the characters.
+    Raises DataError for options out of range, text that cannot be read, a vocabulary too small for the characters; InputError
+    for a folder that holds something else, or a tokenizer without overwrite, or is written to by another run.
     """
+    from ..locks import locked_replacement
+
     report = report or (lambda stage, done, total, documents: None)
     if vocab_size <= len(SPECIAL_TOKENS):
         raise DataError(f"expected a vocabulary of more than the {len(SPECIAL_TOKENS)} special tokens, got {vocab_size}")
@@ -45,29 +51,42 @@ def train_wordpiece(
     if cased and strip_accents:
         raise DataError("expected accents to be kept with capitals, got both cased and strip_accents")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"expected a new or empty folder for the tokenizer, got {out}")
-    sources = open_sources(names)
+    with locked_replacement(out, say):
+        _check_folder(out, overwrite)
+        sources = open_sources(names)
 
-    # Accents are stripped from the counts, not from the text: whether they are to be is known only behind the last line.
-    counts, documents, sentences = _count_characters(sources, report)
-    if strip_accents is None:
-        strip_accents = not cased and _hangul_share(counts) <= HANGUL_SHARE
-    normalizer = _normalizer(cased, strip_accents)
-    alphabet, left_out = _alphabet(counts, normalizer, min_frequency, character_coverage)
-    continuing = [PREFIX + character for character in alphabet if _continues(character)]
-    needed = len(SPECIAL_TOKENS) + len(alphabet) + len(continuing)
-    if vocab_size < needed:
-        raise DataError(
-            f"expected a vocabulary of at least {needed} for this text ({len(SPECIAL_TOKENS)} special tokens, {len(alphabet)} "
-            f"characters, {len(continuing)} of them inside words too), got {vocab_size}"
-        )
-    vocabulary = _train(sources, normalizer, alphabet, continuing, vocab_size, min_frequency, documents, report)
-    _save(out, vocabulary, cased, strip_accents)
-    return {
-        "vocab_size": len(vocabulary), "characters": len(alphabet), "characters_left_out": left_out, "documents": documents,
-        "sentences": sentences, "strip_accents": strip_accents,
-    }  # fmt: skip
+        # Accents are stripped from the counts, not from the text: whether they are to be is known only behind the last line.
+        counts, documents, sentences = _count_characters(sources, report)
+        if strip_accents is None:
+            strip_accents = not cased and _hangul_share(counts) <= HANGUL_SHARE
+        normalizer = _normalizer(cased, strip_accents)
+        alphabet, left_out = _alphabet(counts, normalizer, min_frequency, character_coverage)
+        continuing = [PREFIX + character for character in alphabet if _continues(character)]
+        needed = len(SPECIAL_TOKENS) + len(alphabet) + len(continuing)
+        if vocab_size < needed:
+            raise DataError(
+                f"expected a vocabulary of at least {needed} for this text ({len(SPECIAL_TOKENS)} special tokens, "
+                f"{len(alphabet)} characters, {len(continuing)} of them inside words too), got {vocab_size}"
+            )
+        vocabulary = _train(sources, normalizer, alphabet, continuing, vocab_size, min_frequency, documents, report)
+        _save(out, vocabulary, cased, strip_accents)
+        return {
+            "vocab_size": len(vocabulary), "characters": len(alphabet), "characters_left_out": left_out, "documents": documents,
+            "sentences": sentences, "strip_accents": strip_accents,
+        }  # fmt: skip
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    from ..checkpoints import InputError
+    from ..existing import existing, foreign, visible
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"expected a folder to write to, got the file {out}")
+    names = visible(out)
+    if others := [name for name in names if name not in FILES]:
+        raise foreign(out, "tokenizer", others[0])
+    if names and not overwrite:
+        raise existing(out, "is finished", resumable=False)
 
 
 def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counter[str], int, int]:
@@ -159,12 +178,15 @@ def _save(out: Path, vocabulary: list[str], cased: bool, strip_accents: bool) ->
         vocab={token: number for number, token in enumerate(vocabulary)}, do_lower_case=not cased,
         strip_accents=strip_accents, model_max_length=MODEL_MAX_LENGTH,
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial, old = out.with_name(f".{out.name}.{os.getpid()}"), out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
         tokenizer.save_pretrained(partial)
         if out.exists():
-            out.rmdir()
+            out.rename(old)
         partial.rename(out)
+    except OSError as error:
+        name_file(error, out)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

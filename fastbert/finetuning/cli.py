@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastbert.console import PrecisionOption, chosen_precision
+from fastbert.console import OverwriteOption, PrecisionOption, Resumable, chosen_precision
 
 
 class Task(str, Enum):
@@ -35,6 +35,11 @@ class Head(str, Enum):
     bilstm = "bilstm"
 
 
+class KeptEpoch(str, Enum):
+    best = "best"
+    last = "last"
+
+
 class Pooling(str, Enum):
     mean = "mean"
     cls = "cls"
@@ -55,7 +60,7 @@ def finetune(
     evaluation: Annotated[
         Path, typer.Option("--eval", exists=True, dir_okay=False, help="Examples to score, and to choose by.")
     ],
-    out: Annotated[Path, typer.Option(help="A new folder; an interrupted or finished one of the same options goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its report and pictures.")],
     column: Annotated[
         list[str] | None,
         typer.Option(help="ROLE=NAME, again for more; roles: text, pair, label; for choice: prompt, second, choices, label."),
@@ -90,6 +95,18 @@ def finetune(
         typer.Option(help="paper: batch size 16, 32; learning rate 5e-5, 4e-5, 3e-5, 2e-5; 2, 3, 4 epochs; the best is kept."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting, with seeds from --seed on.")] = 1,
+    keep_epoch: Annotated[
+        KeptEpoch, typer.Option(help="Whose weights are kept: of the epoch that scores best on --eval, or of the last one.")
+    ] = KeptEpoch.best,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same command was stopped or killed: from the last checkpoint, with the best epoch so far; "
+            "runs of --grid and --seeds that are finished stay. A finished --out is left as it is.",
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
     precision: PrecisionOption = None,
     frozen: Annotated[
         Layers | None,
@@ -119,7 +136,9 @@ def finetune(
     columns = dict(one.partition("=")[::2] for one in column or [])
     roles = {"prompt", "second", "choices", "label"} if task is Task.choice else {"text", "pair", "label"}
     if not set(columns) <= roles or not all(columns.values()):
-        raise typer.BadParameter(f"expected --column ROLE=NAME with a role among {', '.join(sorted(roles))}, got {column}")
+        raise typer.BadParameter(
+            f"expected --column ROLE=NAME with a role among {', '.join(sorted(roles))}, got {column}", param_hint="--column"
+        )
     if frozen is None and (head or lstm_size or pooling):
         raise typer.BadParameter("expected --frozen LAYERS beside --head, --lstm-size and --pooling, got none")
     rate = learning_rate if learning_rate is not None else 5e-5 if frozen is None else 1e-3
@@ -136,13 +155,13 @@ def finetune(
         screen.print("note: the paper's learning rates are for the whole model; heads alone usually want higher ones")
     with plain_errors(), ending_together():
         options = Options(
-            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen, asked
+            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen, asked,
+            keep_epoch.value,
         )  # fmt: skip
         try:
-            report = run(options, screen)
+            report = run(options, screen, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt as error:
-            typer.echo("fastbert: interrupted; the same command goes on from the last finished run", err=True)
-            raise typer.Exit(130) from error
+            raise Resumable(f"interrupted; --resume goes on with what {out} holds", 130) from error
     values = ", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items() if value is not None)
     screen.print(f"{out}: {values}", markup=False, highlight=False, soft_wrap=True)
     if report["degenerate"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.checkpoints import InputError
+from fastbert.errors import InputError
 
 from .features import Feature
 

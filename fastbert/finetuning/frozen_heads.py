@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import rnn
 
-from fastbert.checkpoints import InputError
+from fastbert.errors import InputError
 
 LAYERS = {
     "embeddings": (0, 1), "second-to-last": (-2, -1), "last": (-1, None), "weighted-sum-last-four": (-4, None),

@@ -43,11 +43,13 @@ class FrozenMethod(Method):
         self.cache.check_room(folder)
         self.report = {"frozen": {**self.shape.as_dict(), "cache_bytes": self.cache.nbytes}}
 
-    def __enter__(self) -> "FrozenMethod":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.cache.__exit__(*exception)
+
+    def disk(self, model: Any) -> tuple[int, int, int]:
+        encoder = sum(parameter.nbytes for parameter in self.encoder.parameters())
+        head = sum(parameter.nbytes for parameter in FrozenHead(self.shape, 0.0).parameters())
+        return encoder + head, head, self.cache.nbytes
 
     def build(self, dropout: float) -> tuple[Any, list[str]]:
         self._fill()

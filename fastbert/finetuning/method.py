@@ -15,15 +15,26 @@ EVERY = slice(None)
 
 
 class Method:
-    """All weights. report: what a run's report tells of the method."""
+    """All weights. A context. report: what a run's report tells of the method."""
 
     def __init__(self, task: TaskData, checkpoint: Checkpoint) -> None:
         self.task, self.checkpoint = task, checkpoint
         self.report: dict[str, Any] = {}
 
+    def disk(self, model: Any) -> tuple[int, int, int]:
+        """Bytes of (a saved model, what of it is trained, files that last until the end of all runs)."""
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        return weights, weights, 0
+
     def build(self, dropout: float) -> tuple[Any, list[str]]:
         """(model to train, names of its new parameters), drawn from torch's generator."""
         return load_model(self.checkpoint, self.task.head, self.task.settings, dropout=dropout)
+
+    def __enter__(self) -> "Method":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """What lasts until the end of all runs ends."""
 
     @property
     def train(self) -> Any:

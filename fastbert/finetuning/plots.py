@@ -17,7 +17,7 @@ def plot_curves(history: list[dict[str, Any]], file: Path, *, headline: str, bas
     for axes, key, style in ((left, "loss", "-"), (right, f"eval_{headline}", "o-")):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
-            axes.plot(*zip(*points), style, markersize=3)
+            axes.plot(*zip(*points), "o-" if len(points) == 1 else style, markersize=3)
         axes.set(xlabel="step")
     left.set(ylabel="training loss")
     right.axhline(baseline, linestyle="--", linewidth=1, color="grey")

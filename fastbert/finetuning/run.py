@@ -5,8 +5,8 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,24 +17,36 @@ import torch
 from rich.console import Console
 
 from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
-from fastbert.files import write_whole
+from fastbert.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
+from fastbert.files import check_room, copy_whole, size_of, write_whole
+from fastbert.locks import locked_together
+from fastbert.pretraining import checkpoints
 from fastbert.processes import agreed
 
+from .best import CONFUSION, FOLDER
 from .data import DataOptions, TaskData
+from .frozen import HEAD, SHAPE
 from .frozen_heads import Frozen
+from .frozen_method import CACHE, FrozenMethod
 from .method import Method
-from .once import CONFUSION, CURVES, REPORT, Setting, read_report, run_once, training_arguments, write_report
+from .model import load_model
+from .once import CURVES, REPORT, Setting, read_report, run_once, training_arguments, write_report
 
 TASKS = ("classify", "pair", "qa", "tag", "choice")
 PAPER_BATCH_SIZES, PAPER_LEARNING_RATES, PAPER_EPOCHS = (16, 32), (5e-5, 4e-5, 3e-5, 2e-5), (2.0, 3.0, 4.0)
 NEEDED = {"accelerate": "accelerate", "sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval"}
 IDENTITY, RUNS, MODEL = "finetune.json", "runs", "model"
+MODEL_FILES = (
+    "config.json", "model.safetensors", HEAD, SHAPE, "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
     """task: one of TASKS. model: a checkpoint. grid: settings to try with every seed from `setting.seed` on; empty for
-    `setting` alone. precision: float32 or bf16 (autocast). frozen: train a head on features of the encoder alone."""
+    `setting` alone. precision: float32 or bf16 (autocast). frozen: train a head on features of the encoder alone. keep_epoch:
+    of `best.WHICH`, whose weights and scores are those of a run."""
 
     task: str
     model: str
@@ -45,6 +57,7 @@ class Options:
     seeds: int = 1
     precision: str = "float32"
     frozen: Frozen | None = None
+    keep_epoch: str = "best"
 
 
 def paper_grid(setting: Setting) -> tuple[Setting, ...]:
@@ -57,15 +70,19 @@ def paper_grid(setting: Setting) -> tuple[Setting, ...]:
     )
 
 
-def finetune(options: Options, console: Console) -> dict[str, Any]:
+def finetune(options: Options, console: Console, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Trains, and leaves in `out` the best model as transformers loads it, its report and pictures; returns the report.
 
-    With several runs each leaves its report under runs/, and a finished one is not run again. Raises InputError, before
-    anything is written, where the options, the files and the checkpoint do not fit, or `out` holds something else.
+    resume: go on with what an interrupted call of the same options left, or return the report of a finished one; of several
+    runs each leaves its report under runs/, and a finished one is not run again. overwrite: begin again, and remove what an
+    earlier call left. Raises InputError, before anything is written, where the options, the files and the checkpoint do not
+    fit, `out` holds something else or is written to by another run, or the disk has no room. See `once.run_once` for what an
+    interruption leaves.
 
     Started by torchrun, the processes share every batch and the evaluation: the steps and the loss are those of one process,
     only dropout differs. The first prints and writes; all return the report. Their process group stays for the next call.
     """
+    check_flags(resume, overwrite)
     _check_machine(options)
     arguments = training_arguments(options.setting, 1, options.out, options.precision, console)
     console.quiet = console.quiet or not arguments.should_save  # which also lets the processes meet
@@ -73,36 +90,55 @@ def finetune(options: Options, console: Console) -> dict[str, Any]:
     if not checkpoint.require_tokenizer().is_fast:
         raise InputError(f"expected a fast tokenizer in {options.model}, got a slow one")
     identity = _identity(options)
-    finished = agreed(lambda: _check_folder(options.out, identity))
-    if finished is not None:
-        console.print(f"{options.out}: was finished before with these options", markup=False, highlight=False)
-        return finished
-    task = load_task(options.task, options.data, checkpoint)
-    for note in task.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    with _method(options, task, checkpoint, console) as method:
-        if arguments.should_save:
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
-        if not options.grid and options.seeds == 1:
-            return run_once(
-                method, options.setting, options.out, options.out, identity, console, precision=options.precision
-            )  # fmt: skip
-        return _several(options, method, identity, console)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with locked_together(options.out, say):
+        report = agreed(lambda: _check_folder(options.out, identity, resume, overwrite))
+        if report is not None:
+            say(finished(options.out))
+            return report
+        task = load_task(options.task, options.data, checkpoint)
+        for note in task.notes:
+            say(note)
+        with _method(options, task, checkpoint, console) as method:
+            if arguments.should_save:
+                if overwrite:
+                    _clear(options.out)
+                write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
+            say(
+                f"{options.out}: the best epoch and a checkpoint of the last are kept as training goes; stopped or killed, the "
+                "same command with --resume goes on from that checkpoint"
+                + (", and no finished run is trained again" if options.grid or options.seeds > 1 else "")
+            )
+            if not options.grid and options.seeds == 1:
+                return run_once(
+                    method, options.setting, options.out, options.out, identity, console, precision=options.precision,
+                    keep_epoch=options.keep_epoch,
+                )  # fmt: skip
+            return _several(options, method, identity, console)
 
 
-def _method(
-    options: Options, task: TaskData, checkpoint: Checkpoint, console: Console
-) -> AbstractContextManager[Method]:  # fmt: skip
-    """What is asked for; refused now, not after the folder is made."""
+@contextmanager
+def _method(options: Options, task: TaskData, checkpoint: Checkpoint, console: Console) -> Iterator[Method]:
+    """What is asked for; refused now, not after something is written."""
+    model = None if options.frozen is not None else load_model(checkpoint, task.head, task.settings)[0]
     if options.frozen is not None:
-        from .frozen_method import FrozenMethod
+        method: Method = FrozenMethod(task, checkpoint, options.frozen, options.out, options.precision, console)
+    else:
+        method = Method(task, checkpoint)
+    agreed(partial(_check_room, options, method, model))
+    del model
+    with method:
+        yield method
 
-        return FrozenMethod(task, checkpoint, options.frozen, options.out, options.precision, console)
-    from .model import load_model
 
-    load_model(checkpoint, task.head, task.settings)
-    return nullcontext(Method(task, checkpoint))
+def _check_room(options: Options, method: Method, model: Any) -> None:
+    """Raises InputError where the disk has no room for what is on it at once, at the height of it."""
+    saved, trained, others = method.disk(model)
+    checkpoint = 3 * trained  # weights and Adam's two moments
+    # A checkpoint or a best epoch is written before the one that it replaces goes; of a grid the winner so far stays.
+    needed = max(2 * saved + checkpoint, saved + 2 * checkpoint) + others + (saved if options.grid or options.seeds > 1 else 0)
+    what = f"a best epoch of {saved:,} bytes and a checkpoint of {checkpoint:,}, each beside the one that it replaces"
+    check_room(options.out, needed - size_of(options.out), what + (f", and features of {others:,}" if others else ""))
 
 
 def load_task(name: str, data: DataOptions, checkpoint: Checkpoint) -> TaskData:
@@ -144,7 +180,10 @@ def _several(
             mine = {**identity, "run": one.name}
             report = agreed(partial(read_report, folder, mine))
             if report is None:
-                report = run_once(method, one, folder / MODEL, folder, mine, console, precision=options.precision)
+                report = run_once(
+                    method, one, folder / MODEL, folder, mine, console, precision=options.precision,
+                    keep_epoch=options.keep_epoch,
+                )  # fmt: skip
             else:
                 console.print(f"{one.name}: finished before, {task.headline} {_scores([report])[0]:.4g}", highlight=False)
             reports.append(report)
@@ -173,10 +212,10 @@ def _finish(
     _print_table(groups, task.headline, winner, console)
     report = json.loads((winner / REPORT).read_text(encoding="utf-8"))
     for file in (winner / MODEL).iterdir():
-        file.replace(options.out / file.name)
+        copy_whole(file, options.out / file.name)
     for name in (CURVES, CONFUSION):
         if (winner / name).is_file():
-            shutil.copyfile(winner / name, options.out / name)
+            copy_whole(winner / name, options.out / name)
     summary = [
         {
             "setting": asdict(setting), "mean": float(np.mean(_scores(reports))), "deviation": _deviation(_scores(reports)),
@@ -244,27 +283,33 @@ def _check_machine(options: Options) -> None:
         raise InputError(f"expected at least one seed from 0 on, got {options.seeds} from {options.setting.seed}")
 
 
-def _check_folder(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The report, where the folder holds this very training, finished. Raises InputError where it holds something else."""
-    if not out.exists():
+def _check_folder(out: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The report, where the folder holds this very training, finished. Raises InputError where it may not be written to."""
+    names = visible(out)
+    if names and IDENTITY not in names:
+        raise foreign(out, "finetune", names[0])
+    if overwrite or not names:
         return None
-    if not out.is_dir():
-        raise InputError(f"expected a folder, got the file {out}")
-    if (out / IDENTITY).is_file():
+    if not resume:
+        raise existing(out, "is finished" if REPORT in names else "is unfinished")
+    try:
         before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
-        if changed := _difference(before, identity):
-            raise InputError(f"expected {changed[0]} {changed[1]!r}, with which {out} was begun, got {changed[2]!r}")
-        return read_report(out, identity)
-    if any(out.iterdir()):
-        raise InputError(f"expected a new or empty folder, got {out} with other files")
-    return None
+    except ValueError as error:
+        raise InputError(f"expected the options of a run in {out / IDENTITY}, got {error}") from error
+    if changed := first_difference(before, identity):
+        raise other_options(out, *changed)
+    return read_report(out, identity)
 
 
-def _difference(before: Any, now: Any, name: str = "options") -> tuple[str, Any, Any] | None:
-    """(name, before, now) of the first option that is another."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return next((found for key in now if (found := _difference(before.get(key), now[key], key))), None)
-    return None if before == now else (name, before, now)
+def _clear(out: Path) -> None:
+    """Removes what an earlier call left; nothing else. The report, by which a run counts as finished, goes first."""
+    files = (REPORT, CURVES, CONFUSION, CACHE, *MODEL_FILES, IDENTITY)
+    folders = [out / RUNS, out / FOLDER, out / f".{FOLDER}", *out.glob("*checkpoint-*")]
+    (out / REPORT).unlink(missing_ok=True)
+    for folder in [*folders, *out.glob(f"{checkpoints.STAGING}-*")]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in files:
+        (out / name).unlink(missing_ok=True)
 
 
 def _identity(options: Options) -> dict[str, Any]:
@@ -277,4 +322,6 @@ def _identity(options: Options) -> dict[str, Any]:
     values = {name: value for name, value in asdict(options).items() if name != "out"} | {"data": data}
     if options.frozen is None:
         del values["frozen"]  # a folder from before there was the choice goes on
+    if options.keep_epoch == "last":
+        del values["keep_epoch"]  # the same: then the last was the only choice
     return json.loads(json.dumps(values, default=str))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.checkpoints import InputError
+from fastbert.errors import InputError
 from fastbert.tasks.choices import Choices, read_choices
 from fastbert.tasks.metrics import classification_metrics, regression_metrics
 from fastbert.tasks.sentences import Sentences, read_sentences

@@ -13,22 +13,22 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fastbert.processes import OwnDropout, agreed
+from fastbert.saving import SavingTrainer
 
+from .best import BestEpoch
 from .features import Feature, loss_terms
 from .method import Method
 
 
-class FineTuner(Trainer):
+class FineTuner(SavingTrainer):
     """Trains what a method builds, and scores it on its task's evaluation data. show: called with each evaluation's metrics.
 
-    Of `args`, the batch size is that of training only, over all processes.
+    best: keeps the best epoch on the disk, or None for nothing kept. seconds_before: of the processes that this one goes on
+    from. Of `args`, the batch size is that of training only, over all processes.
     """
-
-    control: Any
 
     def __init__(
         self,
@@ -37,13 +37,16 @@ class FineTuner(Trainer):
         method: Method,
         *,
         show: Callable[[float, dict[str, float]], None] | None = None,
+        best: BestEpoch | None = None,
+        seconds_before: float = 0.0,
     ) -> None:
         task = method.task
         evaluation: Any = task.evaluation
         collate = method.collate if args.world_size == 1 else self._collate_share
         super().__init__(model=model, args=args, train_dataset=method.train, eval_dataset=evaluation, data_collator=collate)
         self.model_accepts_loss_kwargs = False  # the heads' losses are means over the batch
-        self.task, self.method, self.show = task, method, show
+        self.task, self.method, self.show, self.best = task, method, show, best
+        self.began = time.perf_counter() - seconds_before
         self.outputs: list[Any] = []
         self.metrics: dict[str, float] = {}
         if args.world_size > 1:
@@ -52,6 +55,14 @@ class FineTuner(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Bar())
+
+    @property
+    def seconds(self) -> float:
+        """Of this training, those of the processes before this one with it."""
+        return time.perf_counter() - self.began
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        return {"seconds": self.seconds, "processes": self.args.world_size}
 
     def get_train_dataloader(self) -> Any:
         loader: Any = super().get_train_dataloader()
@@ -92,6 +103,9 @@ class FineTuner(Trainer):
         self.metrics = agreed(lambda: self.task.score(self.outputs))
         if self.show:
             self.show(float(self.state.epoch or 0.0), self.metrics)
+        if self.best is not None:
+            best, epoch = self.best, float(self.state.epoch or 0.0)
+            agreed(lambda: best.offer(self.model, self.metrics, self.outputs, epoch))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.metrics.items()}
         metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - begin
         self.log(metrics)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import Precision, PrecisionOption
+from ..console import OverwriteOption, Precision, PrecisionOption
 
 Texts = Annotated[
     list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; '-' or nothing reads the standard input, one a line.")
@@ -31,7 +31,12 @@ Header = Annotated[
     bool, typer.Option("--header/--no-header", help="The first row of CSV and TSV names the columns; else these are 1, 2, ...")
 ]
 Out = Annotated[Path | None, typer.Option(dir_okay=False, help="Write here, not to the standard output: JSONL.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished --out of the same command.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on behind the last row that the same command wrote to --out; a finished --out is left as it is."
+    ),
+]
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward. Default: 4096 on a CPU, 32768 on a GPU.")]
 
 
@@ -77,6 +82,7 @@ def embed(
         ),
     ] = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     pooling: Annotated[Pooling | None, typer.Option(help="Default: what the checkpoint says, else mean.")] = None,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Default: what the checkpoint says, else to length 1.")
@@ -117,8 +123,8 @@ def embed(
         in_order = command.alone(lambda row, vector: np.ascontiguousarray(vector, little).tobytes(), out)
         raw = npy_header(task.size, task.output_dtype), in_order
         command.run(
-            task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, options=options,
-            batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,
+            task, rows, record=show.embedding, table=show.embeddings, out=out, resume=resume, overwrite=overwrite,
+            options=options, batch_tokens=batch_tokens, raw=raw if out is not None and out.suffix == ".npy" else None,
         )  # fmt: skip
 
 
@@ -134,6 +140,7 @@ def fill_mask(
     header: Header = True,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
@@ -146,7 +153,7 @@ def fill_mask(
         rows = command.pick(texts or [], inputs.FILL_MASK, file, field, format_, header)
         task = MaskFilling(model, top=top, dtype=_dtype(precision))
         command.run(
-            task, rows, record=show.filling, table=show.fillings, out=out, resume=resume,
+            task, rows, record=show.filling, table=show.fillings, out=out, resume=resume, overwrite=overwrite,
             options={"command": "fill-mask", "top": top}, batch_tokens=batch_tokens, check=task.check,
         )  # fmt: skip
 
@@ -162,6 +169,7 @@ def classify(
     header: Header = True,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     long: LongOption = Long.truncate,
     max_length: MaxLength = None,
     precision: PrecisionOption = None,
@@ -180,7 +188,8 @@ def classify(
         if task.line is not None:
             command.say(task.line)
         command.run(
-            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume, options=options,
+            task, rows, record=show.classification, table=show.classifications, out=out, resume=resume, overwrite=overwrite,
+            options=options,
             batch_tokens=batch_tokens,
         )  # fmt: skip
 
@@ -198,6 +207,7 @@ def next_sentence(
     header: Header = True,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     long: LongOption = Long.truncate,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
@@ -211,7 +221,7 @@ def next_sentence(
         rows = command.pick(texts or [], inputs.NEXT, file, field, format_, header)
         task = NextSentence(model, long=long.value, dtype=_dtype(precision))
         command.run(
-            task, rows, record=show.score, table=show.scores, out=out, resume=resume,
+            task, rows, record=show.score, table=show.scores, out=out, resume=resume, overwrite=overwrite,
             options={"command": "next", "long": long.value}, batch_tokens=batch_tokens,
         )  # fmt: skip
 
@@ -225,6 +235,7 @@ def tag(
     header: Header = True,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     max_length: MaxLength = None,
     stride: Stride = None,
     characters: Annotated[
@@ -251,8 +262,9 @@ def tag(
             return show.tagging(row, result)
 
         command.run(
-            task, rows, record=record, table=show.taggings, out=out, resume=resume, options=options, batch_tokens=batch_tokens
-        )
+            task, rows, record=record, table=show.taggings, out=out, resume=resume, overwrite=overwrite, options=options,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
         if any(counts.values()):
             command.say(f"{counts['words']:,} words tagged, {counts['entities']:,} entities")
 
@@ -276,6 +288,7 @@ def answer(
     header: Header = True,
     out: Out = None,
     resume: Resume = False,
+    overwrite: OverwriteOption = False,
     max_length: MaxLength = None,
     stride: Stride = None,
     max_answer_length: Annotated[
@@ -302,8 +315,8 @@ def answer(
         options: dict[str, Any] = {"command": "answer", "top": top, "null_threshold": task.null_threshold}
         options |= {"max_length": task.max_length, "stride": task.stride, "max_answer_length": task.max_answer_length}
         command.run(
-            task, rows, record=show.answering, table=show.answerings, out=out, resume=resume, options=options,
-            batch_tokens=batch_tokens,
+            task, rows, record=show.answering, table=show.answerings, out=out, resume=resume, overwrite=overwrite,
+            options=options, batch_tokens=batch_tokens,
         )  # fmt: skip
 
 

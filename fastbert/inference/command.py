@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import typer
 
 from ..checkpoints import InputError
-from ..console import console
+from ..console import Resumable, console
+from ..existing import finished
+from ..locks import locked_file
 from ..version import __version__
 from .engine import Report, Row, Task, stream
 from .inputs import Kind, Source
@@ -67,6 +69,7 @@ def run(
     table: Table,
     out: Path | None,
     resume: bool,
+    overwrite: bool,
     options: dict[str, Any],
     batch_tokens: int | None = None,
     check: Callable[[Row], None] | None = None,
@@ -84,10 +87,33 @@ def run(
         check_name(out, raw is not None)
     if resume and (out is None or not isinstance(rows, Source) or rows.file is None):
         raise InputError("expected --file and --out beside --resume")
-    output = None
-    if out is not None:
-        identity = {"input": _input(rows), "model": _model(task), "options": options, "fastbert": __version__}
-        output = Output(out, identity, resume=resume, **({} if raw is None else {"header": raw[0]}))
+    if overwrite and out is None:
+        raise InputError("expected --out beside --overwrite")
+    with ExitStack() as stack:
+        output = None
+        if out is not None:
+            stack.enter_context(locked_file(out, say))
+            # The command first: of two that differ, that is what a user wants to hear.
+            identity = {"command": options["command"], "input": _input(rows), "model": _model(task)}
+            identity |= {"options": options, "fastbert": __version__}
+            header = {} if raw is None else {"header": raw[0]}
+            output = Output(out, identity, resume=resume, overwrite=overwrite, **header)
+            if output.finished:
+                say(f"{finished(out)}: {output.rows:,} rows")
+                return
+        _run(task, rows, record, table, output, batch_tokens, check, None if raw is None else raw[1])
+
+
+def _run(
+    task: Task[Any],
+    rows: list[Row] | Source,
+    record: Record,
+    table: Table,
+    output: Output | None,
+    batch_tokens: int | None,
+    check: Callable[[Row], None] | None,
+    to_bytes: Callable[[Row, Any], bytes] | None,
+) -> None:
     saved = getattr(task, "saved", None)
     if saved is not None and saved.line:
         say(saved.line)
@@ -99,7 +125,6 @@ def run(
             if check is not None:
                 check(row)
     if output is not None:
-        to_bytes = raw[1] if raw is not None else None
         _write(task, rows, total, output, to_bytes or (lambda row, result: _json(record(row, result))), batch_tokens)
     elif isinstance(rows, list) and _is_terminal():
         console().print(table(list(stream(task, rows, batch_tokens=batch_tokens))))
@@ -169,12 +194,14 @@ def _write(
         output.discard()
         raise
     except BaseException as error:
-        output.interrupt()
+        done = output.rows if output.interrupt() else output.saved_rows
         resumable = isinstance(rows, Source) and rows.file is not None
-        advice = f"--resume goes on behind row {output.rows:,}" if resumable else f"delete {output.partial} to begin again"
-        say(f"fastbert: interrupted; {advice}")
+        advice = f"--resume goes on behind row {done:,}" if resumable else "--overwrite begins again"
         if isinstance(error, KeyboardInterrupt):
-            raise typer.Exit(130) from error
+            raise Resumable(f"interrupted; {advice}", 130) from error
+        if isinstance(error, OSError):
+            raise OSError(f"{error}; {output.partial} is kept, and {advice}") from error
+        say(f"fastbert: interrupted; {advice}")
         raise
     say(f"{output.file}: {output.rows:,} rows")
 

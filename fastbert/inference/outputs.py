@@ -1,7 +1,8 @@
 """Results in a file that appears under its name only when it is complete, and that an interrupted run goes on with.
 
 Until then FILE.partial grows, and FILE.partial.json says how many rows and bytes of it are on the disk, and of which input,
-model and options they are the results.
+model and options they are the results. Of a finished file .FILE.record.json says the same, so that `--resume` can tell whether
+it is the one that was asked for.
 """
 
 import io
@@ -9,13 +10,15 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checkpoints import InputError
-from ..files import write_whole
+from ..existing import check_flags, existing, first_difference, other_options
+from ..files import name_file, write_whole
 
 SAVE_SECONDS = 5.0
 # Names that would say something else of what is JSONL.
@@ -32,29 +35,56 @@ class Output:
     """identity: of what these are the results; a run that goes on must have the same.
 
     header: what the file begins with, from the number of rows; as long for every number. rows: how many are there already.
+    finished: whether the file is whole, and nothing is to be done.
     """
 
     def __init__(
-        self, file: Path, identity: dict[str, Any], *, resume: bool = False, header: Callable[[int], bytes] = lambda rows: b""
+        self,
+        file: Path,
+        identity: dict[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        header: Callable[[int], bytes] = lambda rows: b"",
     ) -> None:
-        """Raises InputError where an unfinished file is there without `resume`, or is of something else."""
+        """overwrite: what is there goes when the new is whole, not before.
+
+        Raises InputError where the file or an unfinished one is there without `resume` or `overwrite`, or, with `resume`, is of
+        something else.
+        """
+        check_flags(resume, overwrite)
         self.file, self.identity, self.header = file, json.loads(json.dumps(identity)), header
         self.partial = file.with_name(f"{file.name}.partial")
         self.state = file.with_name(f"{file.name}.partial.json")
-        self.rows, self._size = 0, 0
-        if self.state.is_file() or self.partial.is_file():
+        self.record = file.with_name(f".{file.name}.record.json")
+        self.rows, self._size, self.finished = 0, 0, False
+        if file.exists() and not file.is_file():
+            raise InputError(f"expected a file to write to, got {file}, which is none")
+        if overwrite:
+            return
+        if self.partial.is_file():
             if not resume:
-                raise InputError(f"expected no unfinished {self.partial}: go on with --resume, or delete it")
+                raise existing(file, f"is unfinished ({self.partial.name})")
             self.rows, self._size = self._read_state()
+        elif file.exists():
+            if not resume:
+                raise existing(file, "is finished" if self.record.is_file() else "exists")
+            self.rows, self.finished = self._read_record(), True
 
     def begin(self) -> None:
         """Opens the unfinished file behind the rows that are kept; from here on something is written."""
         self._handle = self.partial.open("r+b" if self._size else "wb")
         self._handle.truncate(self._size)
         self._handle.seek(self._size)
-        if not self._size:
-            self._handle.write(self.header(0))
-        self.save()
+        try:
+            if not self._size:
+                self._handle.write(self.header(0))
+            self.save()
+        except BaseException:
+            self._close()
+            if not self._size:
+                self.partial.unlink(missing_ok=True)
+            raise
 
     def _read_state(self) -> tuple[int, int]:
         """(rows, bytes) that can be kept."""
@@ -65,31 +95,55 @@ class Output:
             identity, rows, size = found["identity"], int(found["rows"]), int(found["bytes"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"expected the state of {self.partial} in {self.state}, got {error!r}") from error
-        for name in sorted({*identity, *self.identity}):
-            was, now = identity.get(name), self.identity.get(name)
-            if was != now:
-                raise InputError(f"expected the same {name} as {self.partial} was begun with, {was!r}, got {now!r}")
-        here = self.partial.stat().st_size if self.partial.is_file() else 0
+        self._check(identity)
+        here = self.partial.stat().st_size
         if here < size:
             raise InputError(f"expected at least {size} bytes in {self.partial}, got {here}: delete it and begin again")
         return rows, size
 
+    def _read_record(self) -> int:
+        """The rows of the finished file. Raises InputError where it is not, or not known to be, what is asked for."""
+        try:
+            found = json.loads(self.record.read_text(encoding="utf-8"))
+            identity, rows, mark = found["identity"], int(found["rows"]), found["file"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"expected {self.record} beside {self.file}, which tells what it is the result of, got none that can be read; "
+                "--overwrite replaces it"
+            ) from error
+        if mark != fingerprint(self.file):
+            raise InputError(f"expected {self.file} as it was written, got another one; --overwrite replaces it")
+        self._check(identity)
+        return rows
+
+    def _check(self, identity: Any) -> None:
+        if changed := first_difference(identity, self.identity):
+            raise other_options(self.file, *changed)
+
     def write(self, row: bytes) -> None:
-        self._handle.write(row)
+        try:
+            self._handle.write(row)
+        except OSError as error:
+            name_file(error, self.partial)
+            raise
         self.rows += 1
 
     def keep(self) -> None:
         """Saves where the last time is a while ago. Rows come in bursts: to be called between them."""
-        if self.rows > self._saved_rows and time.monotonic() - self._saved >= SAVE_SECONDS:
+        if self.rows > self.saved_rows and time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Brings the rows to the disk, then the state that vouches for them."""
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        try:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+        except OSError as error:
+            name_file(error, self.partial)
+            raise
         content = {"identity": self.identity, "rows": self.rows, "bytes": self._handle.tell()}
         write_whole(self.state, json.dumps(content, indent=1) + "\n")
-        self._saved, self._saved_rows = time.monotonic(), self.rows
+        self._saved, self.saved_rows = time.monotonic(), self.rows
 
     def finish(self) -> None:
         """The file under its name, whole."""
@@ -98,18 +152,29 @@ class Output:
         self._handle.flush()
         os.fsync(self._handle.fileno())
         self._handle.close()
+        content = {"identity": self.identity, "rows": self.rows, "file": fingerprint(self.partial)}
+        write_whole(self.record, json.dumps(content, indent=1) + "\n")
         self.partial.replace(self.file)
         self.state.unlink()
 
-    def interrupt(self) -> None:
-        """Leaves what `--resume` goes on with."""
-        self.save()
-        self._handle.close()
+    def interrupt(self) -> bool:
+        """Leaves what `--resume` goes on with; whether the latest rows could be saved too."""
+        try:
+            self.save()
+            return True
+        except (OSError, ValueError):  # a full disk, or a file that is closed already: what was saved before stays
+            return False
+        finally:
+            self._close()
 
     def discard(self) -> None:
-        self._handle.close()
+        self._close()
         self.partial.unlink(missing_ok=True)
         self.state.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        with suppress(OSError):  # what is in the buffer does not fit either; the file is closed all the same
+            self._handle.close()
 
 
 def npy_header(size: int, dtype: np.dtype) -> Callable[[int], bytes]:

@@ -30,20 +30,25 @@ def commit(folder: Path, out: Path, step: int, facts: dict[str, Any]) -> Path:
 
     facts: what a reader may want to know, JSON types. Returns the checkpoint's folder.
     """
+    return install(folder, out / f"checkpoint-{step}", {"step": step, **facts})
+
+
+def install(folder: Path, place: Path, facts: dict[str, Any]) -> Path:
+    """`commit` for a folder of any name beside it; what is there stays until the new one is whole. Returns the place."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         _sync(file)
         files[str(file.relative_to(folder))] = [file.stat().st_size, _sum(file)]
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"step": step, **facts, "files": files}, indent=1) + "\n", encoding="utf-8")
+    manifest.write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
     _sync(manifest)
     _sync(folder)
-    place, old = out / f"checkpoint-{step}", out / f"{STAGING}-old-{step}"
-    if place.exists():  # damaged, or of a run that was told to start again
+    old = place.with_name(f"{STAGING}-old-{place.name}")
+    if place.exists():  # damaged, of a run that was told to start again, or no longer the best
         shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
     folder.rename(place)
-    _sync(out)
+    _sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
     return place
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastbert.console import PrecisionOption, chosen_precision
+from fastbert.console import OverwriteOption, PrecisionOption, chosen_precision
 
 
 class Direction(str, Enum):
@@ -58,7 +58,13 @@ def pretrain(
         float | None,
         typer.Option(min=0.001, help="TFLOP/s of one device that mfu counts against; default: measured at the start."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out that holds.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the last checkpoint in --out that holds, bit for bit; a finished run is left as it is."
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
     from fastbert.console import console, plain_errors
@@ -67,9 +73,11 @@ def pretrain(
     from .run import Options, run
 
     if len(data) != len(steps):
-        raise typer.BadParameter(f"expected one --steps per --data, got {len(steps)} for {len(data)} folders")
+        raise typer.BadParameter(
+            f"expected one --steps per --data, got {len(steps)} for {len(data)} folders", param_hint="--steps"
+        )
     if preset not in PRESETS:
-        raise typer.BadParameter(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}")
+        raise typer.BadParameter(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}", param_hint="--preset")
     chosen = chosen_precision(precision)
     try:
         recipe = changed(PRESETS[preset], learning_rate=learning_rate, warmup_steps=warmup_steps, optimizer=optimizer)
@@ -84,7 +92,7 @@ def pretrain(
             save_every=save_every, evaluate_every=evaluate_every, log_every=log_every, keep=keep, workers=workers,
             fsdp=fsdp, peak_tflops=peak_tflops, direction=direction.value, next_sentence=next_sentence,
         )  # fmt: skip
-        status = run(options, console(), resume=resume)
+        status = run(options, console(), resume=resume, overwrite=overwrite)
     raise typer.Exit(status)
 
 

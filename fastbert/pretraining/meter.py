@@ -54,6 +54,8 @@ class Meter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps += 1
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # a run has a reading, and one of its end, however rare they are
         state.epoch = self.trainer.batches.epochs_after(state.global_step)  # Trainer counts its own stream as one epoch
 
     def read(self) -> dict[str, float]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from fastbert.checkpoints import InputError
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Sample
+from fastbert.errors import InputError
 from fastbert.heads import BertForPreTraining
 from fastbert.shallow import DIRECTION as SHALLOW
 

@@ -8,7 +8,8 @@ from fastbert.files import write_whole
 
 
 def plot_losses(history: list[dict[str, Any]], file: Path, *, vocab_size: int, unigram_entropy: float | None) -> None:
-    """Writes a PNG of Trainer's log history. unigram_entropy: of the training text in nats, or None where nobody knows it."""
+    """Writes a PNG of Trainer's log history, unless it has no loss. unigram_entropy: of the training text in nats, or None
+    where nobody knows it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,12 +17,14 @@ def plot_losses(history: list[dict[str, Any]], file: Path, *, vocab_size: int, u
 
     titles = {"mlm_loss": "masked language model", "lm_loss": "language model", "next_sentence_loss": "next sentence"}
     keys = [key for key in titles if any(key in entry or f"eval_{key}" in entry for entry in history)]
+    if not keys:
+        return
     figure, panels = plt.subplots(1, len(keys), figsize=(5.5 * len(keys), 4), constrained_layout=True, squeeze=False)
     for axes, key in zip(panels[0], keys):
         for name, label, style in ((key, "training", "-"), (f"eval_{key}", "held out", "o-")):
             points = [(entry["step"], entry[name]) for entry in history if name in entry]
             if points:
-                axes.plot(*zip(*points), style, label=label, markersize=3)
+                axes.plot(*zip(*points), "o-" if len(points) == 1 else style, label=label, markersize=3)
         axes.set(title=titles[key], xlabel="step", ylabel="loss in nats")
         if key == "next_sentence_loss":
             levels = {"chance": math.log(2)}

@@ -5,7 +5,10 @@ import importlib.util
 import json
 import math
 import os
+import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,16 @@ import transformers
 from rich.console import Console
 from transformers import TrainerCallback
 
-from fastbert.checkpoints import InputError
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
-from fastbert.files import write_whole
+from fastbert.errors import InputError
+from fastbert.existing import check_flags, existing, finished, foreign, other_options, visible
+from fastbert.files import check_room, size_of, write_whole
+from fastbert.locks import locked_together
 from fastbert.processes import agreed, ending_together
 
 from . import black_box, checkpoints
+from .configuration import make_config, read_config
 from .objectives import Objective
 from .plot import plot_losses
 from .recipe import Recipe, create_optimizer, create_schedule, describe
@@ -29,7 +35,7 @@ from .sizes import SIZES
 from .trainer import NonFinite, PreTrainer
 from .utilisation import matmul_rate
 
-OPTIONS = "run.json"
+OPTIONS, PICTURE = "run.json", "loss.png"
 MAY_CHANGE = (
     "save_every",
     "evaluate_every",
@@ -75,16 +81,19 @@ class Options:
     next_sentence: bool = True
 
 
-def run(options: Options, console: Console, *, resume: bool) -> int:
+def run(options: Options, console: Console, *, resume: bool, overwrite: bool = False) -> int:
     """Trains to the end, or until a signal; returns the exit status: 0 at the end, 128 + the signal, 3 for a bad step.
 
-    Raises InputError or DataError before anything is written where the options, the data and what `out` holds do not fit.
+    resume: go on from the last checkpoint in `out` that holds, or say that the run is finished. overwrite: begin again, and
+    remove what an earlier run left there. Raises InputError or DataError before anything is written where the options, the
+    data and what `out` holds do not fit, another run writes there, or the disk has no room.
     """
-    with ending_together():
-        return _run(options, console, resume)
+    check_flags(resume, overwrite)
+    with ending_together(), ExitStack() as stack:
+        return _run(options, console, resume, overwrite, stack)
 
 
-def _run(options: Options, console: Console, resume: bool) -> int:
+def _run(options: Options, console: Console, resume: bool, overwrite: bool, stack: ExitStack) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if options.fsdp and world < 2:
         raise InputError(f"expected several processes (torchrun) to shard over with FSDP, got {world}")
@@ -118,7 +127,12 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         tokenizer, whole_words=options.whole_words, max_predictions=options.max_predictions, seed=options.seed,
         static=options.recipe.static_masking,
     )  # fmt: skip
-    checkpoint = agreed(lambda: _where_to_begin(options, identity, resume, console))
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    stack.enter_context(locked_together(options.out, say))
+    checkpoint = agreed(lambda: _where_to_begin(options, identity, resume, overwrite, console))
+    if checkpoint is not None and checkpoint.name == f"checkpoint-{sum(options.steps)}":
+        say(finished(options.out))
+        return 0
     if checkpoint is not None and not checkpoint.is_dir():
         raise InputError(f"expected {options.out} on storage that every machine sees, got no {checkpoint.name} on this one")
     first_step = 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
@@ -132,6 +146,7 @@ def _run(options: Options, console: Console, resume: bool) -> int:
 
     transformers.set_seed(options.seed)
     model = objective.model(config)
+    agreed(lambda: _check_room(options, model))
 
     def create(model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = create_optimizer(options.recipe, model)
@@ -147,11 +162,14 @@ def _run(options: Options, console: Console, resume: bool) -> int:
     entropy = shards[0].meta.audit.get("entropy")
     trainer.add_callback(StuckAtFrequencies(entropy, options.recipe, batches.steps, console))
     if args.should_save:
-        options.out.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            _clear(options.out)
         write_whole(options.out / OPTIONS, json.dumps(identity | {"processes": args.world_size}, indent=1) + "\n")
         _introduce(options, batches, model, objective, console)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if trainer.last_saved != trainer.state.global_step:
+            trainer._save_checkpoint(trainer.model, None)
     except NonFinite as error:
         name = f"stopped-at-step-{trainer.state.global_step + 1}-process-{args.process_index}"
         file = black_box.write(options.out / name, trainer, str(error))
@@ -159,16 +177,16 @@ def _run(options: Options, console: Console, resume: bool) -> int:
         if args.world_size > 1:
             console.print("every process left one: where this replay is finite, the number came from another's samples")
         return 3
-    if trainer.stop_signal is not None:
+    except OSError as error:
+        good = [path.name for path in checkpoints.all_of(options.out)][:1]
+        kept = f"{good[0]} is there, and --resume goes on from it" if good else "there is no checkpoint yet"
+        raise OSError(f"{error}; in {options.out} {kept}") from error
+    if trainer.stop_signal is not None and trainer.state.global_step < batches.steps:
         console.print(f"stopped at step {trainer.state.global_step} of {batches.steps}; go on with --resume")
         return 128 + trainer.stop_signal
-    if trainer.last_saved != trainer.state.global_step:
-        trainer._save_checkpoint(trainer.model, None)
     if args.should_save:
         if _is_installed("matplotlib"):
-            plot_losses(
-                trainer.state.log_history, options.out / "loss.png", vocab_size=config.vocab_size, unigram_entropy=entropy
-            )
+            plot_losses(trainer.state.log_history, options.out / PICTURE, vocab_size=config.vocab_size, unigram_entropy=entropy)
         what = "with the folders left and right" if options.direction == "shallow" else "a folder"
         console.print(f"finished: {options.out / f'checkpoint-{batches.steps}'}, {what} that transformers loads")
     return 0
@@ -182,15 +200,10 @@ def model_config(name: str, vocab_size: int, seq_len: int) -> transformers.BertC
     if name in SIZES:
         values: dict[str, Any] = dict(SIZES[name])
     elif Path(name).is_file():
-        try:
-            values = json.loads(Path(name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"expected JSON in {name}, got {error}") from error
-        if values.get("model_type", "bert") != "bert":
-            raise InputError(f"expected a configuration of model type 'bert', got {values['model_type']!r} in {name}")
+        values = read_config(Path(name))
     else:
         raise InputError(f"expected one of {', '.join(SIZES)} or a JSON file as the configuration, got {name}")
-    config = transformers.BertConfig(**{**values, "vocab_size": vocab_size})
+    config = make_config({**values, "vocab_size": vocab_size}, name)
     if config.max_position_embeddings < seq_len:
         raise InputError(f"expected max_position_embeddings of at least {seq_len}, got {config.max_position_embeddings}")
     return config
@@ -247,15 +260,21 @@ def _is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
 
 
-def _where_to_begin(options: Options, now: dict[str, Any], resume: bool, console: Console) -> Path | None:
+def _where_to_begin(
+    options: Options, now: dict[str, Any], resume: bool, overwrite: bool, console: Console
+) -> Path | None:  # fmt: skip
     """The checkpoint to go on from, or None for the beginning."""
-    found = checkpoints.all_of(options.out)
-    if not resume:
-        if found:
-            raise InputError(f"expected --resume or a folder without checkpoints, got {found[0]}")
+    found, names = checkpoints.all_of(options.out), visible(options.out)
+    is_ours = bool(found) or OPTIONS in names
+    if names and not is_ours:
+        raise foreign(options.out, "pretrain", names[0])
+    if overwrite or not names:
         return None
+    if not resume:
+        is_finished = any(path.name == f"checkpoint-{sum(options.steps)}" for path in found)
+        raise existing(options.out, "is finished" if is_finished else "is unfinished")
     if (options.out / OPTIONS).is_file():
-        before = json.loads((options.out / OPTIONS).read_text(encoding="utf-8"))
+        before = _read_options(options.out / OPTIONS)
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if before.get("processes") != world:
             console.print(
@@ -264,12 +283,40 @@ def _where_to_begin(options: Options, now: dict[str, Any], resume: bool, console
             )
         for name, value in now.items():
             if name not in MAY_CHANGE and before.get(name) != value:
-                raise InputError(f"expected {name} {before.get(name)!r} as this run began with, got {value!r}")
+                raise other_options(options.out, name, before.get(name), value)
     checkpoint, refused = checkpoints.last_good(options.out)
     for folder, reason in refused.items():
         console.print(f"[yellow]refused {reason}; kept as {checkpoints.set_aside(folder).name}[/]")
     console.print("no checkpoint to go on from: from the beginning" if checkpoint is None else f"going on from {checkpoint}")
     return checkpoint
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except ValueError as error:
+        raise InputError(f"expected the options of a run in {file}, got {error}") from error
+    return found
+
+
+def _clear(out: Path) -> None:
+    """Removes what an earlier run left; nothing else. What names the run goes last."""
+    for folder in [*out.glob("*checkpoint-*"), *out.glob("stopped-at-step-*"), *out.glob(f"{checkpoints.STAGING}-*")]:
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(out / "runs", ignore_errors=True)  # TensorBoard's curves
+    for name in (PICTURE, OPTIONS):
+        (out / name).unlink(missing_ok=True)
+
+
+def _check_room(options: Options, model: torch.nn.Module) -> None:
+    """Raises InputError where the checkpoints that are kept, and the one that is being written, do not fit on the disk."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    count = min(options.keep, math.ceil(sum(options.steps) / options.save_every)) + 1
+    already = sum(size_of(folder) for folder in checkpoints.all_of(options.out)[: options.keep])
+    needed = count * 3 * weights - already  # weights and Adam's two moments
+    check_room(options.out, needed, f"{count} checkpoints of {3 * weights:,} bytes, the one being written among them")
 
 
 def _as_json(options: Options, config: transformers.BertConfig) -> dict[str, Any]:

@@ -5,8 +5,6 @@ training is one stream of steps, which can begin at any of them.
 """
 
 import math
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +15,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fastbert.data.batches import MicroBatches
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Shards
 from fastbert.processes import OwnDropout
+from fastbert.saving import SavingTrainer, StopOnSignal
 
-from . import checkpoints, sharding
+from . import sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
 from .meter import Meter
 from .objectives import Objective
@@ -36,7 +34,7 @@ class NonFinite(RuntimeError):
     """A loss or gradient became infinite or NaN; the weights are those before the step."""
 
 
-class PreTrainer(Trainer):
+class PreTrainer(SavingTrainer):
     """Trains a model of `objectives`. batches: of this process. held_out: (shards, masker) to evaluate on, or None.
 
     create: makes (optimizer, schedule) for the model. facts: for the manifest of each checkpoint. tokenizer: saved in each,
@@ -44,9 +42,6 @@ class PreTrainer(Trainer):
     that utilisation is counted against. objective: what the model is trained for. batch_size, learning rate,
     fsdp and the like of `args` are not used.
     """
-
-    optimizer: Any
-    control: Any
 
     def __init__(
         self,
@@ -73,10 +68,7 @@ class PreTrainer(Trainer):
         self.sharded = sharded
         self.objective = objective or Objective()
         self.meter = Meter(self, device_rate)
-        self.stop_signal: int | None = None
-        self.last_saved: int | None = None
         self.add_callback(self.meter)
-        self.add_callback(StopOnSignal(self))
         self.add_callback(OwnDropout())
 
     # Data
@@ -177,28 +169,6 @@ class PreTrainer(Trainer):
 
     # Checkpoints
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        begin = time.perf_counter()
-        out, step = Path(self.args.output_dir), self.state.global_step
-        folder = checkpoints.staging(out, step)
-        if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # of a save that was killed
-        self.accelerator.wait_for_everyone()
-        self._staging = folder
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            del self._staging
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            written = folder / f"checkpoint-{step}"
-            checkpoints.commit(written, out, step, {"micro-batches seen": step * self.batches.accumulation, **self.facts})
-            folder.rmdir()
-            checkpoints.keep_last(out, self.args.save_total_limit or 3)
-        self.accelerator.wait_for_everyone()
-        self.last_saved = step
-        self.meter.leave_out(time.perf_counter() - begin)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if isinstance(self.model, ShallowForPreTraining):
             if self.args.should_save:
@@ -225,19 +195,17 @@ class PreTrainer(Trainer):
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        # To the CPU: each process then takes its own, on its own device, which Trainer's name of (cpu:0) PyTorch cannot read.
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
         if self.sharded:
             sharding.load_optimizer_state(self.model, self.optimizer.optimizer, state)
         else:
-            self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+            super()._load_optimizer(state)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(getattr(self, "_staging", None) or super()._get_output_dir(trial))
+    def manifest(self, step: int) -> dict[str, Any]:
+        return {"micro-batches seen": step * self.batches.accumulation, **self.facts}
+
+    def saved(self, seconds: float) -> None:
+        self.meter.leave_out(seconds)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -253,35 +221,3 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """A signal to the process group must not kill the workers: the parent still needs their batches for its last step."""
     for number in StopOnSignal.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-class StopOnSignal(TrainerCallback):
-    """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint; a second one ends it at once."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, trainer: PreTrainer) -> None:
-        self.trainer = trainer
-        self.before: dict[int, Any] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number in self.SIGNALS:
-            self.before[number] = signal.signal(number, self.note)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def note(self, number: int, frame: Any) -> None:
-        self.trainer.stop_signal = number
-        signal.signal(number, self.before.get(number, signal.SIG_DFL))
-        os.write(2, b"\nsaving a checkpoint after this step; once more to leave at once\n")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        asked = torch.tensor(self.trainer.stop_signal or 0, device=args.device)
-        if args.world_size > 1:  # all processes leave at the same step
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self.trainer.stop_signal = int(asked) or None
-        if self.trainer.stop_signal is not None:
-            control.should_save = True
-            control.should_training_stop = True

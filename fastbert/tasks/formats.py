@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastbert.checkpoints import InputError
+from fastbert.errors import InputError
 
 SUFFIXES = {
     "csv": (".csv",),

@@ -14,6 +14,7 @@ import pytest
 import transformers
 from typer.testing import CliRunner
 
+from fastbert.checkpoints import InputError
 from fastbert.cli import app
 from fastbert.data import audit, shards
 from fastbert.data import prepare as module
@@ -120,7 +121,9 @@ def test_an_interruption_changes_nothing(text, tokenizer, tmp_path, expected, ca
     with pytest.raises(DataError, match="finished"):
         Shards(tmp_path / "out")
     stages = []
-    prepare([text], tokenizer, tmp_path / "out", **SMALL, report=lambda stage, done, *_: stages.append((stage, done)))
+    prepare(
+        [text], tokenizer, tmp_path / "out", **SMALL, resume=True, report=lambda stage, done, *_: stages.append((stage, done))
+    )
     assert contents(tmp_path / "out") == expected
     assert len(stages) < 40 - calls + 3  # what was finished is not made again
 
@@ -133,9 +136,10 @@ def test_many_interruptions_with_other_numbers_of_processes(text, tokenizer, tmp
                 tokenizer,
                 tmp_path / "out",
                 **{**SMALL, "workers": workers},
+                resume=True,
                 report=stop_after(calls, KeyboardInterrupt),
             )
-    prepare([text], tokenizer, tmp_path / "out", **SMALL)
+    prepare([text], tokenizer, tmp_path / "out", **SMALL, resume=True)
     assert contents(tmp_path / "out") == expected
 
 
@@ -146,7 +150,7 @@ def test_a_torn_write_is_written_over(text, tokenizer, tmp_path, expected):
     with (tmp_path / "out" / ".work" / "tokens.bin").open("ab") as file:
         file.write(b"torn")
     (tmp_path / "out" / ".shard-00000.tokens.npy.1").write_bytes(b"half")
-    prepare([text], tokenizer, tmp_path / "out", **SMALL)
+    prepare([text], tokenizer, tmp_path / "out", **SMALL, resume=True)
     assert contents(tmp_path / "out") == expected
 
 
@@ -155,7 +159,7 @@ def test_lost_bytes_are_an_error(text, tokenizer, tmp_path):
         prepare([text], tokenizer, tmp_path / "out", **SMALL, report=stop_after(4, Stop))
     (tmp_path / "out" / ".work" / "tokens.bin").write_bytes(b"")
     with pytest.raises(DataError, match=r"bytes in .*tokens\.bin, got 0"):
-        prepare([text], tokenizer, tmp_path / "out", **SMALL)
+        prepare([text], tokenizer, tmp_path / "out", **SMALL, resume=True)
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -170,15 +174,15 @@ def test_other_options_are_refused_unless_told_to_begin_again(text, tokenizer, t
     with pytest.raises(
         DataError, match=r"got seed 0 then, 1 now; shard_samples|got duplicates 2 then, 1 now; seed 0 then, 1 now"
     ):
-        prepare([text], tokenizer, out, **{**SMALL, "duplicates": 1}, seed=1)
+        prepare([text], tokenizer, out, **{**SMALL, "duplicates": 1}, seed=1, resume=True)
     other = tmp_path / "other.txt"
     other.write_text(make_text(20, seed=1))
     with pytest.raises(DataError, match=r"got files .*text\.txt.* then, .*other\.txt.* now"):
-        prepare([str(other)], tokenizer, out, **SMALL)
+        prepare([str(other)], tokenizer, out, **SMALL, resume=True)
     cased = tmp_path / "cased"
     train_wordpiece([text], cased, vocab_size=150, cased=True)
     with pytest.raises(DataError, match="tokenizer_pipeline '"):
-        prepare([text], cased, out, **SMALL)
+        prepare([text], cased, out, **SMALL, resume=True)
     assert contents(out) == before
     prepare([text], tokenizer, out, **SMALL, seed=1, overwrite=True)
     assert contents(out) != expected
@@ -189,7 +193,7 @@ def test_other_options_are_refused_unless_told_to_begin_again(text, tokenizer, t
 def test_a_finished_folder_is_left_alone(text, tokenizer, tmp_path):
     prepare([text], tokenizer, tmp_path / "out", **SMALL)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
-    prepare([text], tokenizer, tmp_path / "out", **SMALL)
+    prepare([text], tokenizer, tmp_path / "out", **SMALL, resume=True)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
 
 
@@ -197,14 +201,14 @@ def test_a_folder_with_other_files_is_left_alone(text, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match="with other files"):
+        with pytest.raises(InputError, match=r"one of `fastbert prepare`, got .* with other files: mine"):
             prepare([text], tokenizer, tmp_path / "out", **SMALL, overwrite=overwrite)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_one_call_at_a_time(text, tokenizer, tmp_path):
     def report(*_):
-        with pytest.raises(DataError, match="got one that runs"):
+        with pytest.raises(InputError, match=r"expected no other run that writes to .*, got one of this process"):
             prepare([text], tokenizer, tmp_path / "out", **SMALL)
         raise Stop
 
@@ -233,7 +237,7 @@ def test_a_full_disk_leaves_no_half_written_file(text, tokenizer, tmp_path, monk
     for file in left:
         assert file.read_bytes() == expected[file.name]
     assert not (tmp_path / "out" / "meta.json").exists()
-    prepare([text], tokenizer, tmp_path / "out", **SMALL)
+    prepare([text], tokenizer, tmp_path / "out", **SMALL, resume=True)
     assert contents(tmp_path / "out") == expected
 
 
@@ -254,7 +258,7 @@ def test_a_full_disk_while_tokens_are_spooled(text, tokenizer, tmp_path, monkeyp
         patch.setattr(Spool, "_write", full)
         with pytest.raises(OSError, match="No space left"):
             prepare([text], tokenizer, tmp_path / "out", **SMALL)
-    prepare([text], tokenizer, tmp_path / "out", **SMALL)
+    prepare([text], tokenizer, tmp_path / "out", **SMALL, resume=True)
     assert contents(tmp_path / "out") == expected
 
 
@@ -391,9 +395,12 @@ def test_the_command(text, tokenizer, tmp_path, expected):
     assert "B is random" in done.output
     assert contents(tmp_path / "out") == expected
     done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "expected a new output, --resume, which goes on, or --overwrite, which begins again, got" in done.output
+    done = CliRunner().invoke(app, [*command, "--resume"])
     assert done.exit_code == 0
-    assert "was finished before with these options" in done.output
-    done = CliRunner().invoke(app, [*command, "--seed", "1"])
+    assert "is finished, with these options; nothing is computed again" in done.output
+    done = CliRunner().invoke(app, [*command, "--seed", "1", "--resume"])
     assert done.exit_code == 2
     assert "got seed 0 then, 1 now" in done.output
 
@@ -404,7 +411,7 @@ def test_the_command_says_how_to_go_on(text, tokenizer, tmp_path, monkeypatch):
         app, ["prepare", text, "--tokenizer", tokenizer, "--out", str(tmp_path / "out"), "--workers", "1"]
     )
     assert done.exit_code == 130
-    assert "the same command goes on from here" in done.output
+    assert "interrupted; --resume goes on from here" in done.output
 
 
 MEASURE = """

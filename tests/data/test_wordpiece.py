@@ -10,6 +10,7 @@ import pytest
 import transformers
 from typer.testing import CliRunner
 
+from fastbert.checkpoints import InputError
 from fastbert.cli import app
 from fastbert.data.shards import DataError
 from fastbert.data.wordpiece import SPECIAL_TOKENS, train_wordpiece
@@ -162,9 +163,24 @@ def test_rejects_text_that_cannot_be_read(tmp_path, content, message):
 def test_never_writes_over_a_folder(english, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
-    with pytest.raises(DataError, match="new or empty folder"):
-        train_wordpiece([english], tmp_path / "out", vocab_size=120)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="new or empty folder"):
+            train_wordpiece([english], tmp_path / "out", vocab_size=120, overwrite=overwrite)
     assert (tmp_path / "out" / "mine").read_text() == "kept"
+
+
+def test_a_tokenizer_is_replaced_on_request_only(english, tmp_path):
+    out = tmp_path / "out"
+    train_wordpiece([english], out, vocab_size=120)
+    before = (out / "tokenizer.json").read_bytes()
+    with pytest.raises(
+        InputError, match=r"expected a new output, --overwrite, which begins again, got .*out, which is finished"
+    ):
+        train_wordpiece([english], out, vocab_size=120, cased=True)
+    assert (out / "tokenizer.json").read_bytes() == before
+    train_wordpiece([english], out, vocab_size=120, cased=True, overwrite=True)
+    assert (out / "tokenizer.json").read_bytes() != before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["english.txt", "out"]
 
 
 def test_a_full_disk_leaves_nothing(english, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def run_all(checkpoint: str, folder: Path) -> dict[str, list]:
     found: dict[str, list] = {}
     for kind in (*KINDS, GRID, GRID):
         console = Console(file=io.StringIO(), width=200)
-        report = finetune(options_of(kind, checkpoint, folder), console)
+        report = finetune(options_of(kind, checkpoint, folder), console, resume=kind in found)
         found[f"{kind} again" if kind in found else kind] = [report, console.file.getvalue()]
     return found
 
@@ -52,6 +52,6 @@ if __name__ == "__main__":
     command = ["finetune", "classify", "--model", checkpoint, "--train", options.data.train, "--eval", options.data.evaluation]
     command += ["--out", options.out, "--max-length", "32", "--batch-size", "8", "--learning-rate", "2e-3", "--epochs", "2"]
     with redirect_stdout(output):
-        app([str(word) for word in [*command, "--dropout", "0"]], standalone_mode=False)
+        app([str(word) for word in [*command, "--dropout", "0", "--resume"]], standalone_mode=False)
     results["command"] = [None, output.getvalue()]
     (Path(folder) / f"process-{os.environ['RANK']}.json").write_text(json.dumps(results))

@@ -96,14 +96,16 @@ def test_a_finished_run_is_not_run_again_and_other_options_are_refused(tmp_path,
     options = options_of("classify", tmp_path, checkpoint, dataclasses.replace(FAST, epochs=1))
     report = finetune(options, console)
     monkeypatch.setattr(run, "run_once", None)
-    assert finetune(options, console) == report
-    assert "was finished before with these options" in printed(console)
-    other = dataclasses.replace(options, setting=dataclasses.replace(options.setting, seed=1))
-    with pytest.raises(InputError, match=r"expected seed 0, with which .*out was begun, got 1"):
-        finetune(other, console)
-    options.data.train.write_text(options.data.train.read_text() + "red dog,red\n")
-    with pytest.raises(InputError, match=r"expected train '[0-9a-f]{64}', with which"):
+    with pytest.raises(InputError, match=r"got .*out, which is finished"):
         finetune(options, console)
+    assert finetune(options, console, resume=True) == report
+    assert "is finished, with these options; nothing is computed again" in printed(console)
+    other = dataclasses.replace(options, setting=dataclasses.replace(options.setting, seed=1))
+    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was begun, got 1"):
+        finetune(other, console, resume=True)
+    options.data.train.write_text(options.data.train.read_text() + "red dog,red\n")
+    with pytest.raises(InputError, match=r"expected data train '[0-9a-f]{64}', with which"):
+        finetune(options, console, resume=True)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path, checkpoint, console):
@@ -170,7 +172,7 @@ def test_an_interrupted_grid_goes_on_and_ends_the_same(
     with pytest.raises(KeyboardInterrupt):
         finetune(options, console)
     assert not (options.out / "report.json").exists()
-    found = finetune(options, console)
+    found = finetune(options, console, resume=True)
     assert len(begun) == 5  # four runs and the one that was interrupted
     assert found["best_run"] == wanted["best_run"]
     assert found["settings"] == wanted["settings"]
@@ -186,7 +188,7 @@ def test_a_grid_interrupted_while_it_moves_the_best_model_goes_on(tmp_path, chec
         finetune(options, console)
     monkeypatch.setattr(run, "write_report", real)
     monkeypatch.setattr(run, "run_once", None)
-    report = finetune(options, console)
+    report = finetune(options, console, resume=True)
     assert report["best_run"] == "batch8-lr0.005-epochs3-seed0"
     transformers.AutoModelForSequenceClassification.from_pretrained(options.out)
 
@@ -306,7 +308,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path, checkpoint, console):
     options = options_of("classify", tmp_path, checkpoint)
     options.out.mkdir()
     (options.out / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match=r"expected a new or empty folder, got .*out with other files"):
+    with pytest.raises(
+        InputError, match=r"expected a new or empty folder, or one of `fastbert finetune`, got .*out with other files: thes"
+    ):
         finetune(options, console)
     assert [file.name for file in options.out.iterdir()] == ["thesis.txt"]
 

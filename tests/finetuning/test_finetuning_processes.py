@@ -60,7 +60,7 @@ def test_two_processes_give_the_losses_weights_and_scores_of_one(outcomes, kind)
 def test_all_processes_return_what_the_first_wrote_and_only_it_prints(outcomes):
     alone, (first, second), _, folder = outcomes
     said, silence = first.pop("command")[1], second.pop("command")[1]
-    assert "was finished before with these options" in said
+    assert "is finished, with these options" in said
     assert "accuracy" in said
     assert silence == ""
     for kind, (report, printed) in first.items():
@@ -79,7 +79,7 @@ def test_a_grid_ends_the_same_and_is_not_run_again(outcomes):
     assert [entry["scores"] for entry in two["settings"]] == [entry["scores"] for entry in one["settings"]]
     again, printed = first[f"{GRID} again"]
     assert again == two
-    assert "was finished before with these options" in printed
+    assert "is finished, with these options" in printed
 
 
 def test_a_batch_size_that_the_processes_do_not_divide_is_refused(checkpoint, tmp_path, console, monkeypatch):

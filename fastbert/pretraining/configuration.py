@@ -1,0 +1,80 @@
+"""A BertConfig from a file that a user wrote: a key that nothing would read is refused, and an error names its key."""
+
+import difflib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.activations import ACT2FN
+
+from fastbert.errors import InputError
+
+# What saved configurations hold besides: of transformers' base class and older versions, and of the original BERT's files,
+# whose pooler_* and directionality describe the one pooler there is.
+SAVED = {
+    "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "finetuning_task",
+    "gradient_checkpointing", "position_embedding_type", "attn_implementation", "directionality", "pooler_fc_size",
+    "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+}  # fmt: skip
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The values of a configuration in JSON.
+
+    Raises InputError, naming the file and the key, for what is no JSON object, another model type, or an unknown key.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"expected JSON in {file}, got {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"expected a JSON object in {file}, got {type(values).__name__}")
+    if values.get("model_type", "bert") != "bert":
+        raise InputError(f"expected a configuration of model type 'bert', got {values['model_type']!r} in {file}")
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        got = values["position_embedding_type"]
+        raise InputError(f"expected absolute positions (position_embedding_type) in {file}, got {got!r}")
+    known = {field.name for field in fields(transformers.BertConfig)} | SAVED
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1, 0.5)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"expected keys of a BertConfig in {file}, got the unknown {key!r}{advice}")
+    return values
+
+
+def make_config(values: dict[str, Any], name: str) -> transformers.BertConfig:
+    """Raises InputError, naming the key, for a value that no BERT can have. name: of the file or size, for messages."""
+    try:
+        config = transformers.BertConfig(**values)
+    except Exception as error:  # huggingface_hub's errors of a field have no base class that is public
+        if not type(error).__module__.startswith("huggingface_hub."):
+            raise
+        raise InputError(f"expected values that fit in the configuration {name}, got: {str(error).splitlines()[-1]}") from error
+    for key in SIZES:
+        if getattr(config, key) < 1:
+            raise InputError(f"expected {key} of at least 1 in the configuration {name}, got {getattr(config, key)}")
+    for key in RATES:
+        if not 0.0 <= (getattr(config, key) or 0.0) < 1.0:
+            raise InputError(f"expected {key} from 0 to below 1 in the configuration {name}, got {getattr(config, key)}")
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"expected hidden_size to be a multiple of num_attention_heads in the configuration {name}, "
+            f"got {config.hidden_size} and {config.num_attention_heads}"
+        )
+    if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
+        raise InputError(
+            f"expected hidden_act among {', '.join(sorted(ACT2FN))} in the configuration {name}, got {config.hidden_act!r}"
+        )
+    return config
