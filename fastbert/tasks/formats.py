@@ -1,4 +1,4 @@
-"""Which format a file has: by what its name ends in, never by a guess at anything else."""
+"""Which format a file has: by the user's word or what its name ends in; another name is refused, not guessed at."""
 
 import re
 from collections.abc import Mapping, Sequence

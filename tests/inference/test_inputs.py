@@ -103,7 +103,7 @@ def test_rows_come_one_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "given", "kind", "message"),
+    ("kind", "fields", "format_", "message"),
     [
         (TEXT, None, "xml", "expected a format among csv, tsv, jsonl, json, text, got 'xml'"),
         (PAIR, ["a"], "jsonl", r"expected 2 field\(s\), first and second, got 1: a"),
@@ -111,9 +111,9 @@ def test_rows_come_one_at_a_time(tmp_path):
         (TEXT, ["a"], "text", "expected csv, tsv, jsonl, json beside a named field, got text in"),
     ],
 )
-def test_options_that_do_not_fit_are_named(tmp_path, fields, given, kind, message):
+def test_options_that_do_not_fit_are_named(tmp_path, kind, fields, format_, message):
     with pytest.raises(InputError, match=message):
-        source(write(tmp_path / "a.txt", "One."), fields, given, kind)
+        source(write(tmp_path / "a.txt", "One."), kind, fields, format_)
 
 
 def test_the_standard_input(monkeypatch):
