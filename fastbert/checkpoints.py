@@ -72,6 +72,8 @@ class Checkpoint:
         A head may be new, and the pooler of a BertModel. Raises InputError where another weight is missing, and as `read`.
         """
         name = class_name or self.class_name
+        if library.__name__ == "fastbert":
+            kwargs = {"padding": "zeros"} | kwargs  # commands read real tokens alone, and need no warning
         model, found = self.read(getattr(library, name), **kwargs)
         if name != self.class_name:
             may_be_new = [key for key in found["missing_keys"] if not key.startswith(ENCODER)]
