@@ -22,7 +22,7 @@ from transformers.utils import output_capturing
 from fastbert import routing
 from fastbert.invariance import one_sequence, refuse_where_invariant
 from fastbert.kernels import functional, resolve_backend
-from fastbert.kernels.backend import autocast_dtype
+from fastbert.kernels.backend import autocast_dtype, records_portably
 from fastbert.kernels.dropout import new_seed
 from fastbert.kernels.invariance import is_batch_invariant
 from fastbert.padding import (
@@ -388,7 +388,7 @@ class BertModel(hf.BertModel):
             return None
         if self.config.is_decoder:
             return "padding positions of a decoder are read"
-        if found.traced and not found.loss_reads:
+        if found.traced and not found.loss_reads and not records_portably():
             return None
         name = self.config._attn_implementation
         if name in ("sdpa", None) or (name == "eager" and not found.has_empty):
