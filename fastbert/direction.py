@@ -36,7 +36,8 @@ class LastTokenBertModel(BertModel):
         """As `BertModel`. Raises ValueError for an attention mask that is not (batch, seq)."""
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"expected an attention_mask of shape (batch, seq), got {tuple(attention_mask.shape)}")
-        outputs: Any = super().forward(input_ids, attention_mask, *args, cu_seqlens=cu_seqlens, return_dict=True, **kwargs)
+        options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "return_dict": True} | kwargs
+        outputs: Any = super().forward(input_ids, attention_mask, *args, **options)
         hidden = outputs.last_hidden_state
         if cu_seqlens is not None:
             last = hidden.index_select(0, cu_seqlens[1:].long() - 1)

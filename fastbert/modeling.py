@@ -23,7 +23,7 @@ from fastbert import padding_free, routing
 from fastbert.cache_name import CACHE, with_cache_name
 from fastbert.invariance import one_sequence, refuse_where_invariant
 from fastbert.kernels import functional, resolve_backend
-from fastbert.kernels.backend import autocast_dtype
+from fastbert.kernels.backend import autocast_dtype, records_portably
 from fastbert.kernels.dropout import new_seed
 from fastbert.kernels.invariance import is_batch_invariant
 from fastbert.padding import (
@@ -530,7 +530,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             return None
         if self.config.is_decoder:
             return "padding positions of a decoder are read"
-        if found.traced and not found.loss_reads:
+        if found.traced and not found.loss_reads and not records_portably():
             return None
         name = self.config._attn_implementation
         if name in ("sdpa", None) or (name == "eager" and not found.has_empty):
