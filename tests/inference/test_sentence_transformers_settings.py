@@ -337,6 +337,41 @@ def test_what_is_not_known_is_refused_by_name(checkpoints, tmp_path, file, value
     assert str(tmp_path / "a") in str(refused.value)
 
 
+def test_whatever_stands_in_a_setting_is_refused_or_means_what_it_means_to_them(checkpoints, texts, tmp_path):
+    chain = [models.Dense(32, 16), models.Normalize(), models.LayerNorm(16)]
+    folder = build(checkpoints["BertModel"], tmp_path / "a", *chain, transformer={"max_seq_length": 20}, prompts=PROMPTS)
+    more = {
+        "config_sentence_transformers.json": ["truncate_dim", "requirements"],
+        "sentence_bert_config.json": ["max_seq_length", "do_lower_case", "processing_kwargs", "model_args", "tokenizer_args"],
+        "1_Pooling/config.json": ["pooling_mode_cls_token"],
+        "2_Dense/config.json": ["use_residual"],
+        "3_Normalize/config.json": [],
+        "4_LayerNorm/config.json": [],
+    }
+    refusals, followed = [], 0
+    for name, keys in more.items():
+        file = tmp_path / "a" / name
+        before = file.read_text()
+        for key in (*json.loads(before), *keys):
+            for value in (None, True, 7, "x", [], {"x": 1}):
+                edit(file, **{key: value})
+                try:
+                    found = embed(texts[1:3], folder, **FP32)
+                    expected = SentenceTransformer(folder, device="cpu").encode(texts[1:3])
+                except InputError as error:
+                    refusals.append(str(error))
+                    continue
+                except (TypeError, AttributeError) as error:
+                    refusals.append("" if "sentence_transformers" in str(error.__traceback__.tb_next.tb_frame) else "\nours")
+                    continue
+                finally:
+                    file.write_text(before)
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=f"{name} {key} {value!r}")
+                followed += 1
+    assert not [line for line in refusals if "\n" in line]
+    assert followed > 20
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
