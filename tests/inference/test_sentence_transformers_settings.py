@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 import warnings
 from pathlib import Path
@@ -482,6 +483,38 @@ def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monke
         assert "expected the same options as" in runner.invoke(app, [*arguments, "--resume"]).stderr
         (tmp_path / "a" / "2_Dense" / name).write_bytes(before)
     assert runner.invoke(app, [*arguments, "--resume"]).exit_code == 0
+
+
+HOSTILE = ["İstanbul Ünlü café 한국어 [SEP] the [MASK] [mask]", "x" * 80, "  the \t cat\n sat ", "the\x00cat", "中文 the 文"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_settings_together_on_hostile_texts(checkpoints, texts, tmp_path, seed):
+    rng = random.Random(seed)
+    modes = rng.sample(MODES, rng.choice([1, 1, 2, 3]))
+    base = cased(tmp_path / "cased") if rng.random() < 0.5 else checkpoints["BertModel"]
+    chain, size = [], 32 * len(modes)
+    for kind in rng.choices(["dense", "normalize", "norm", "dropout"], k=rng.randint(0, 3)):
+        if kind == "dense":
+            activation, out = rng.choice([torch.nn.Tanh, torch.nn.Identity, torch.nn.SiLU])(), rng.choice([16, size])
+            chain.append(models.Dense(size, out, rng.random() < 0.5, activation, use_residual=rng.random() < 0.5))
+            size = out
+        else:
+            chain.append(
+                models.LayerNorm(size) if kind == "norm" else models.Normalize() if kind == "normalize" else models.Dropout()
+            )
+    transformer = {"max_seq_length": rng.choice([None, 9, 20, 50]), "do_lower_case": rng.random() < 0.5}
+    folder = build(
+        base, tmp_path / "a", *chain, pooling=models.Pooling(32, tuple(modes), include_prompt=rng.random() < 0.5),
+        transformer=transformer, prompts=PROMPTS, default_prompt_name=rng.choice([None, "query", "passage"]),
+        truncate_dim=rng.choice([None, 8]),
+    )  # fmt: skip
+    call = rng.choice([{}, {"prompt_name": "query"}, {"prompt": "please . "}, {"prompt": ""}])
+    expected = SentenceTransformer(folder, device="cpu").encode(texts + HOSTILE, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = embed(texts + HOSTILE, folder, **FP32, **call)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # Cross-encoders
