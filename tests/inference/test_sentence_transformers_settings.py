@@ -460,6 +460,8 @@ def test_the_command_follows_prompts_and_says_what_it_does(app, checkpoints, tmp
 
 
 def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
     folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 32), prompts=PROMPTS)
     file, out = tmp_path / "a.txt", tmp_path / "a.npy"
     file.write_text("the cat\n" * 50)
@@ -467,22 +469,18 @@ def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Embedding, "forward", lambda self, batch: (_ for _ in ()).throw(KeyboardInterrupt))
         assert runner.invoke(app, arguments).exit_code == 130
-    done = runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"])
-    assert "expected the same options as" in done.stderr
-    build(checkpoints["BertModel"], tmp_path / "b", models.Dense(32, 32, activation_function=torch.nn.GELU()))
-    for name in ("config.json", "model.safetensors"):
-        before = (tmp_path / "a" / "2_Dense" / name).read_bytes()
-        (tmp_path / "a" / "2_Dense" / name).write_bytes((tmp_path / "b" / "2_Dense" / name).read_bytes()[: len(before)])
-        if name == "model.safetensors":
-            from safetensors.torch import load_file, save_file
-
-            weights = load_file(tmp_path / "b" / "2_Dense" / name)
-            save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "a" / "2_Dense" / name)
-        else:
-            shutil.copy(tmp_path / "b" / "2_Dense" / name, tmp_path / "a" / "2_Dense" / name)
-        assert "expected the same options as" in runner.invoke(app, [*arguments, "--resume"]).stderr
-        (tmp_path / "a" / "2_Dense" / name).write_bytes(before)
+    another = "expected the same options as"
+    assert another in runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"]).stderr
+    config, weights = (tmp_path / "a" / "2_Dense" / name for name in ("config.json", "model.safetensors"))
+    before = config.read_text(), load_file(weights)
+    edit(config, activation_function="torch.nn.modules.activation.GELU")
+    assert another in runner.invoke(app, [*arguments, "--resume"]).stderr
+    config.write_text(before[0])
+    save_file({name: value + 1 for name, value in before[1].items()}, weights)
+    assert another in runner.invoke(app, [*arguments, "--resume"]).stderr
+    save_file(before[1], weights)
     assert runner.invoke(app, [*arguments, "--resume"]).exit_code == 0
+    assert np.load(out).shape == (50, 32)
 
 
 HOSTILE = ["İstanbul Ünlü café 한국어 [SEP] the [MASK] [mask]", "x" * 80, "  the \t cat\n sat ", "the\x00cat", "中文 the 文"]
