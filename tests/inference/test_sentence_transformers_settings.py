@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fastbert.checkpoints import InputError
 from fastbert.inference.classification import classify
-from fastbert.inference.embedding import Embedding, embed
+from fastbert.inference.embedding import Embedding, embed, embed_stream
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")
 
@@ -184,6 +184,8 @@ def test_prompts(checkpoints, texts, tmp_path):
 def test_a_prompt_stands_before_texts_of_any_checkpoint(checkpoints):
     folder = checkpoints["BertModel"]
     np.testing.assert_array_equal(embed("the cat", folder, prompt="a dog "), embed("a dog the cat", folder))
+    (one,) = embed_stream(["the cat"], folder, prompt="a dog ", truncate_dim=5)
+    np.testing.assert_array_equal(one, embed("the cat", folder, prompt="a dog ", truncate_dim=5))
     with pytest.raises(InputError, match="which are none, got 'query'"):
         embed("the cat", folder, prompt_name="query")
 
