@@ -24,8 +24,7 @@ CLASS_NAMES = (
     "BertForTokenClassification",
     "BertForQuestionAnswering",
 )
-
-
+ENCODER = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")  # its weights, under a head or alone
 SHOWN_KEYS = 3
 
 
@@ -75,15 +74,11 @@ class Checkpoint:
         if library.__name__ == "fastbert":
             kwargs = {"padding": "zeros"} | kwargs  # commands read real tokens alone, and need no warning
         model, found = self.read(getattr(library, name), **kwargs)
+        missing = [key for key in found["missing_keys"] if not (name == "BertModel" and key.startswith("pooler."))]
         if name != self.class_name:
-            may_be_new = [key for key in found["missing_keys"] if not key.startswith(ENCODER)]
-        else:
-            may_be_new = [key for key in found["missing_keys"] if name == "BertModel" and key.startswith("pooler.")]
-        refuse_missing(self.path, name, set(found["missing_keys"]) - set(may_be_new))
+            missing = [key for key in missing if key.startswith(ENCODER)]
+        refuse_missing(self.path, name, missing)
         return model.eval()
-
-
-ENCODER = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")
 
 
 def refuse_missing(path: str, class_name: str, keys: Iterable[str]) -> None:

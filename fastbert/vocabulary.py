@@ -10,6 +10,7 @@ from .errors import in_one_line
 FILES = ("tokenizer.json", "vocab.txt")
 # That texts are read with. A configuration that names one does so on purpose; of pad_token_id it has a default.
 ROLES = ("unk", "cls", "sep", "mask")
+SHORTEST = 3  # [CLS], a token, [SEP]
 
 
 def read_tokenizer(path: str, config: transformers.BertConfig) -> tuple[Any | None, str | None]:
@@ -40,6 +41,9 @@ def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
     last = max(vocabulary.values())
     if last >= config.vocab_size:
         return f"one of {len(vocabulary)} entries, ids to {last}, for a vocab_size of {config.vocab_size}"
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, int | float) or limit < SHORTEST:
+        return f"one whose model_max_length is {limit!r}, which leaves no room for a text"
     for role in ROLES:
         wanted, came = getattr(config, f"{role}_token_id", None), getattr(tokenizer, f"{role}_token_id", None)
         if isinstance(wanted, int) and came is not None and came != wanted:
@@ -48,7 +52,7 @@ def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
     pad = config.pad_token_id
     if pad is not None and pad != tokenizer.pad_token_id:
         word = next((token for token, number in vocabulary.items() if number == pad), None)
-        if word is not None and word not in special and not (word[0] in "[<" and word[-1] in "]>"):
+        if word and word not in special and not (word[0] in "[<" and word[-1] in "]>"):
             return f"one whose entry {pad}, pad_token_id in config.json, is the word {word!r}"
     return None
 

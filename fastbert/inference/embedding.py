@@ -140,6 +140,9 @@ def embed_stream(
     *,
     pooling: str | None = None,
     normalize: bool | None = None,
+    truncate_dim: int | None = None,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
     output_dtype: str = "float32",
     long: str = "truncate",
     batch_tokens: int | None = None,
@@ -148,8 +151,9 @@ def embed_stream(
 ) -> Iterator[np.ndarray]:
     """The vectors of `embed` one by one, in order, reading the texts lazily: memory stays bounded. Arguments as of `embed`."""
     task = Embedding(
-        model, pooling=pooling, normalize=normalize, output_dtype=output_dtype, long=long, device=device, dtype=dtype
-    )
+        model, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt, prompt_name=prompt_name,
+        output_dtype=output_dtype, long=long, device=device, dtype=dtype,
+    )  # fmt: skip
     for _, vector in stream(task, rows_of(texts), batch_tokens=batch_tokens):
         yield vector
     task.notes.warn()

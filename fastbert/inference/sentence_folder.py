@@ -133,7 +133,7 @@ def read_sentence_folder(path: str, wanted: str) -> SentenceFolder | None:
     model = read_json(path, MODEL_CONFIG) or {}
     kind = model.get("model_type", ENCODER) if isinstance(model, dict) else ENCODER
     if kind != wanted:
-        hint = f": {HINTS[kind]}" if kind in HINTS else ""
+        hint = f": {HINTS[kind]}" if isinstance(kind, str) and kind in HINTS else ""
         raise InputError(f"expected a {wanted} of sentence-transformers in {path}, got a {kind}{hint}")
     _known(path, MODEL_CONFIG, model, (*MODEL_KEYS, *CROSS_ENCODER_KEYS) if wanted == CROSS_ENCODER else MODEL_KEYS)
     _refuse(path, MODEL_CONFIG, model, "keep_in_fp32_modules", None, [])

@@ -205,9 +205,10 @@ def _make(path: str, module: Module, widths: dict[str, int], pooling: str | None
     if module.kind == "Dropout":
         return None
     source = settings.get("module_input_name", SENTENCE)
-    target = settings.get("module_output_name") or source
-    if source not in widths or target not in (TOKENS, SENTENCE):
-        known = " or ".join(widths)
+    target = settings.get("module_output_name")
+    target = source if target is None else target
+    known = " or ".join(widths)
+    if not isinstance(source, str) or source not in widths or target not in (TOKENS, SENTENCE):
         raise InputError(f"expected module_input_name and module_output_name {known} in {file}, got {source!r} and {target!r}")
     if module.kind == "Normalize":
         widths[target] = widths[source]
@@ -219,7 +220,7 @@ def _make(path: str, module: Module, widths: dict[str, int], pooling: str | None
     if module.kind == "LayerNorm":
         return _with_weights(path, module.folder, LayerNorm(widths[source]))
     size = settings.get("out_features")
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(f"expected out_features of at least 1 in {file}, got {size!r}")
     widths[target] = size
     made = Dense(settings, source, target, activation(settings.get("activation_function", f"{ACTIVATIONS}Tanh"), file))

@@ -217,6 +217,9 @@ def spoil(kind: str, folder: Path) -> None:
         write_tokenizer(folder, [*ENTRIES, "unheard", "of"])
     elif kind == "damaged":
         (folder / "tokenizer.json").write_text("{")
+    elif kind == "a word for its limit":
+        settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "many"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     elif kind == "another mask":
         edit(folder, mask_token_id=3)
     else:
@@ -228,6 +231,7 @@ MISFIT = {
     "special tokens alone": "got one of special tokens alone, to which every word is unknown",
     "larger": "got one of 99 entries, ids to 98, for a vocab_size of 97",
     "damaged": "got one that cannot be read (",
+    "a word for its limit": "got one whose model_max_length is 'many', which leaves no room for a text",
     "another mask": "got one whose mask_token_id is 4, not 3 as mask_token_id in config.json",
     "padding that is a word": "got one whose entry 0, pad_token_id in config.json, is the word 'first'",
 }

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from fastbert.checkpoints import InputError
 from fastbert.inference.classification import classify
-from fastbert.inference.embedding import Embedding, embed
+from fastbert.inference.embedding import Embedding, embed, embed_stream
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")
 
@@ -183,6 +184,8 @@ def test_prompts(checkpoints, texts, tmp_path):
 def test_a_prompt_stands_before_texts_of_any_checkpoint(checkpoints):
     folder = checkpoints["BertModel"]
     np.testing.assert_array_equal(embed("the cat", folder, prompt="a dog "), embed("a dog the cat", folder))
+    (one,) = embed_stream(["the cat"], folder, prompt="a dog ", truncate_dim=5)
+    np.testing.assert_array_equal(one, embed("the cat", folder, prompt="a dog ", truncate_dim=5))
     with pytest.raises(InputError, match="which are none, got 'query'"):
         embed("the cat", folder, prompt_name="query")
 
@@ -337,6 +340,41 @@ def test_what_is_not_known_is_refused_by_name(checkpoints, tmp_path, file, value
     assert str(tmp_path / "a") in str(refused.value)
 
 
+def test_whatever_stands_in_a_setting_is_refused_or_means_what_it_means_to_them(checkpoints, texts, tmp_path):
+    chain = [models.Dense(32, 16), models.Normalize(), models.LayerNorm(16)]
+    folder = build(checkpoints["BertModel"], tmp_path / "a", *chain, transformer={"max_seq_length": 20}, prompts=PROMPTS)
+    more = {
+        "config_sentence_transformers.json": ["truncate_dim", "requirements"],
+        "sentence_bert_config.json": ["max_seq_length", "do_lower_case", "processing_kwargs", "model_args", "tokenizer_args"],
+        "1_Pooling/config.json": ["pooling_mode_cls_token"],
+        "2_Dense/config.json": ["use_residual"],
+        "3_Normalize/config.json": [],
+        "4_LayerNorm/config.json": [],
+    }
+    refusals, followed = [], 0
+    for name, keys in more.items():
+        file = tmp_path / "a" / name
+        before = file.read_text()
+        for key in (*json.loads(before), *keys):
+            for value in (None, True, 7, "x", [], {"x": 1}):
+                edit(file, **{key: value})
+                try:
+                    found = embed(texts[1:3], folder, **FP32)
+                    expected = SentenceTransformer(folder, device="cpu").encode(texts[1:3])
+                except InputError as error:
+                    refusals.append(str(error))
+                    continue
+                except (TypeError, AttributeError) as error:
+                    refusals.append("" if "sentence_transformers" in str(error.__traceback__.tb_next.tb_frame) else "\nours")
+                    continue
+                finally:
+                    file.write_text(before)
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=f"{name} {key} {value!r}")
+                followed += 1
+    assert not [line for line in refusals if "\n" in line]
+    assert followed > 20
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -424,6 +462,8 @@ def test_the_command_follows_prompts_and_says_what_it_does(app, checkpoints, tmp
 
 
 def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
     folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 32), prompts=PROMPTS)
     file, out = tmp_path / "a.txt", tmp_path / "a.npy"
     file.write_text("the cat\n" * 50)
@@ -431,22 +471,50 @@ def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Embedding, "forward", lambda self, batch: (_ for _ in ()).throw(KeyboardInterrupt))
         assert runner.invoke(app, arguments).exit_code == 130
-    done = runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"])
-    assert "expected the same options as" in done.stderr
-    build(checkpoints["BertModel"], tmp_path / "b", models.Dense(32, 32, activation_function=torch.nn.GELU()))
-    for name in ("config.json", "model.safetensors"):
-        before = (tmp_path / "a" / "2_Dense" / name).read_bytes()
-        (tmp_path / "a" / "2_Dense" / name).write_bytes((tmp_path / "b" / "2_Dense" / name).read_bytes()[: len(before)])
-        if name == "model.safetensors":
-            from safetensors.torch import load_file, save_file
-
-            weights = load_file(tmp_path / "b" / "2_Dense" / name)
-            save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "a" / "2_Dense" / name)
-        else:
-            shutil.copy(tmp_path / "b" / "2_Dense" / name, tmp_path / "a" / "2_Dense" / name)
-        assert "expected the same options as" in runner.invoke(app, [*arguments, "--resume"]).stderr
-        (tmp_path / "a" / "2_Dense" / name).write_bytes(before)
+    another = "expected the same options as"
+    assert another in runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"]).stderr
+    config, weights = (tmp_path / "a" / "2_Dense" / name for name in ("config.json", "model.safetensors"))
+    before = config.read_text(), load_file(weights)
+    edit(config, activation_function="torch.nn.modules.activation.GELU")
+    assert another in runner.invoke(app, [*arguments, "--resume"]).stderr
+    config.write_text(before[0])
+    save_file({name: value + 1 for name, value in before[1].items()}, weights)
+    assert another in runner.invoke(app, [*arguments, "--resume"]).stderr
+    save_file(before[1], weights)
     assert runner.invoke(app, [*arguments, "--resume"]).exit_code == 0
+    assert np.load(out).shape == (50, 32)
+
+
+HOSTILE = ["İstanbul Ünlü café 한국어 [SEP] the [MASK] [mask]", "x" * 80, "  the \t cat\n sat ", "the\x00cat", "中文 the 文"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_settings_together_on_hostile_texts(checkpoints, texts, tmp_path, seed):
+    rng = random.Random(seed)
+    modes = rng.sample(MODES, rng.choice([1, 1, 2, 3]))
+    base = cased(tmp_path / "cased") if rng.random() < 0.5 else checkpoints["BertModel"]
+    chain, size = [], 32 * len(modes)
+    for kind in rng.choices(["dense", "normalize", "norm", "dropout"], k=rng.randint(0, 3)):
+        if kind == "dense":
+            activation, out = rng.choice([torch.nn.Tanh, torch.nn.Identity, torch.nn.SiLU])(), rng.choice([16, size])
+            chain.append(models.Dense(size, out, rng.random() < 0.5, activation, use_residual=rng.random() < 0.5))
+            size = out
+        else:
+            chain.append(
+                models.LayerNorm(size) if kind == "norm" else models.Normalize() if kind == "normalize" else models.Dropout()
+            )
+    transformer = {"max_seq_length": rng.choice([None, 9, 20, 50]), "do_lower_case": rng.random() < 0.5}
+    folder = build(
+        base, tmp_path / "a", *chain, pooling=models.Pooling(32, tuple(modes), include_prompt=rng.random() < 0.5),
+        transformer=transformer, prompts=PROMPTS, default_prompt_name=rng.choice([None, "query", "passage"]),
+        truncate_dim=rng.choice([None, 8]),
+    )  # fmt: skip
+    call = rng.choice([{}, {"prompt_name": "query"}, {"prompt": "please . "}, {"prompt": ""}])
+    expected = SentenceTransformer(folder, device="cpu").encode(texts + HOSTILE, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = embed(texts + HOSTILE, folder, **FP32, **call)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # Cross-encoders
