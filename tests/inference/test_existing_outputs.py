@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from fastbert.inference import command, engine
 from fastbert.inference.embedding import Embedding
-from fastbert.inference.outputs import Output
 
 runner = CliRunner()
 REFUSED = "expected a new output, --resume, which goes on, or --overwrite, which begins again, got"
