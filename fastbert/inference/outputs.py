@@ -70,6 +70,7 @@ class Output:
             if not resume:
                 raise existing(file, "is finished" if self.record.is_file() else "exists")
             self.rows, self.finished = self._read_record(), True
+            self.state.unlink(missing_ok=True)  # of a run that was killed as it finished
 
     def begin(self) -> None:
         """Opens the unfinished file behind the rows that are kept; from here on something is written."""

@@ -240,10 +240,11 @@ def test_all_that_is_new_changes_and_nothing_else(tmp_path, deep, console, monke
         "fastbert.finetuning.frozen_method.save_frozen", lambda model, folder: (saved.append(model), real(model, folder))
     )
     finetune(options_of("tag", tmp_path, deep, Frozen("weighted-sum-all", "bilstm", lstm_size=4), FAST, 16), console)
-    ((head, begin),) = built
+    head, begin = built[-1]  # one before it was for its size
     assert {"layer_weights", "scale", "classifier.weight", "lstm.weight_hh_l1_reverse"} <= set(begin)
     assert not [name for name, value in head.state_dict().items() if torch.equal(value, begin[name])]
-    (model,) = saved
+    model = saved[-1]  # of the best epoch
+    assert model.head is head
     assert not model.encoder.training
     assert all(value.grad is None and not value.requires_grad for value in model.encoder.parameters())
 
@@ -259,7 +260,7 @@ def test_runs_share_the_features_which_are_computed_once(tmp_path, deep, console
     assert len(report["settings"][0]["scores"]) == 2
     assert len(list((options.out / "runs").glob("*/report.json"))) == 2
     calls.clear()
-    assert finetune(options, console) == report
+    assert finetune(options, console, resume=True) == report
     assert not calls
 
 
@@ -279,7 +280,7 @@ def test_an_interrupted_training_leaves_no_features_and_goes_on(tmp_path, deep, 
         finetune(options, console)
     assert all(begun)
     assert not (options.out / ".features").exists()
-    found = finetune(options, console)
+    found = finetune(options, console, resume=True)
     assert "seed0: finished before" in console.file.getvalue()
     whole = options_of("classify", tmp_path / "whole", deep, Frozen("last"), setting, 16, seeds=2)
     assert found["settings"] == finetune(whole, console)["settings"]
