@@ -105,7 +105,8 @@ class BertPreTrainedModel(hf.BertPreTrainedModel):
     """transformers' BertPreTrainedModel: the base of every BERT here, and of a user's own heads.
 
     As in transformers, a head builds its parts and calls `self.post_init()` last. Every BERT among them then runs on packed
-    tokens as under `fastbert.accelerate`, whether its class came from fastbert or from transformers.
+    tokens as under `fastbert.accelerate`, whether its class came from fastbert or from transformers: it gives the head zeros
+    at padding positions.
     """
 
     def post_init(self) -> None:

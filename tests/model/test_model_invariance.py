@@ -41,10 +41,16 @@ def real(outputs, row, length):
     return [value[row, :length] if value.dim() == 3 else value[row] for value in outputs.values()]
 
 
+@pytest.fixture
+def needs_its_side(side, request):
+    if side == "triton":
+        request.getfixturevalue("triton_device")
+
+
 @pytest.mark.parametrize(("side", "dtype"), SIDES)
 @pytest.mark.parametrize("name", ["BertModel", "BertForSequenceClassification", "BertForTokenClassification"])
 @torch.no_grad()
-def test_the_bits_are_those_of_the_input_alone(name, side, dtype):
+def test_the_bits_are_those_of_the_input_alone(name, side, dtype, needs_its_side):
     model = make_model(name, dtype)
     lengths = LENGTHS if side == "torch" or GPU else (1, 65, 150) if name == "BertModel" else (1, 33, 65)  # interpreted
     ids, mask = make_batch(lengths)
@@ -62,7 +68,7 @@ def test_the_bits_are_those_of_the_input_alone(name, side, dtype):
 
 @pytest.mark.parametrize(("side", "dtype"), SIDES)
 @torch.no_grad()
-def test_packed_calls_have_the_bits_of_padded_ones(side, dtype):
+def test_packed_calls_have_the_bits_of_padded_ones(side, dtype, needs_its_side):
     model = make_model("BertModel", dtype)
     lengths = LENGTHS[:5] if side == "torch" or GPU else (1, 33, 65)
     ids, mask = make_batch(lengths)
