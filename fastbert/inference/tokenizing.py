@@ -28,6 +28,8 @@ class Encoder:
             raise InputError(f"expected long to be {' or '.join(LONG)}, got {long!r}")
         self.tokenizer, self.notes, self.long = loaded.tokenizer, notes, long
         self.limit = loaded.limit if limit is None else min(limit, loaded.limit)
+        self._unknown = self.tokenizer.unk_token_id
+        self._special = [self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
         self.prompt, self.prompt_tokens = "", 0
         if prompt:
             ids = self._tokenize([prompt])[0].ids
@@ -60,6 +62,9 @@ class Encoder:
         long: list[int] = []
         for place, one in zip(places, self._tokenize(values)):
             found[place] = one
+            words = len(one.ids) - self._special[one.types is not None]
+            if words > 0 and np.count_nonzero(one.ids == self._unknown) == words:
+                self.notes.add("texts without a word that the tokenizer knows, alike to the model", rows[place].place)
             if self.long is not None and len(one.ids) > self.limit:
                 if self.long == "error":
                     got = f"got {len(one.ids)} in {rows[place].place}"

@@ -102,6 +102,18 @@ def test_what_is_cut_or_empty_is_counted(checkpoints):
         embed(["the cat", "dog " * 62], checkpoints["BertModel"])
 
 
+def test_texts_of_unknown_words_are_counted(checkpoints):
+    """All are the same to the model: whoever compares their vectors is told."""
+    texts = ["the cat", "안녕", "세계 평화", "the 안녕", "", "??"]
+    with pytest.warns(UserWarning, match="texts without") as caught:
+        vectors = embed(texts, checkpoints["BertModel"], **FP32)
+    message = "texts without a word that the tokenizer knows, alike to the model: 2 (row 2, row 3)"
+    assert message in [str(warning.message) for warning in caught]
+    assert vectors[1] @ vectors[2] > 0.9
+    with pytest.warns(UserWarning, match=r"without a word .*: 1 \(row 1\)"):
+        embed([("안녕", "평화"), ("안녕", "cat")], checkpoints["BertModel"], **FP32)
+
+
 def test_a_sentence_encoder_says_how_it_pools(checkpoints, sentences, tmp_path):
     folder = tmp_path / "encoder"
     shutil.copytree(checkpoints["BertModel"], folder)
