@@ -331,8 +331,8 @@ def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, 
     console.print(f"{parameters:,} parameters, {options.precision}, {batches.steps:,} steps of {options.batch_tokens:,} tokens")
     console.print(objective.title)
     console.print(
-        f"{options.out}: a checkpoint every {options.save_every:,} steps; stopped or killed, the same command with --resume goes "
-        "on from the last one",
+        f"{options.out}: a checkpoint every {options.save_every:,} steps; stopped or killed, the same command with --resume "
+        "goes on from the last one",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     for line in describe(options.recipe):
