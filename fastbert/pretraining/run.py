@@ -330,6 +330,11 @@ def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"{parameters:,} parameters, {options.precision}, {batches.steps:,} steps of {options.batch_tokens:,} tokens")
     console.print(objective.title)
+    console.print(
+        f"{options.out}: a checkpoint every {options.save_every:,} steps; stopped or killed, the same command with --resume "
+        "goes on from the last one",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
     for line in describe(options.recipe):
         console.print(f"unlike the preset modern, {line}")
     for phase in batches.phases:
