@@ -5,7 +5,7 @@ it, and adds a line to a table: what was installed, what ran, and when. A second
 network and, with PyPI's CUDA builds of torch, 6 GB for each environment; UV_TORCH_BACKEND=cpu takes the CPU builds instead.
 
     python tests/versions.py oldest --python python3.12 --folder /somewhere tests/model
-    python tests/versions.py newest --python python3.13 --folder /somewhere --record versions.tsv tests/kernels -n 2
+    python tests/versions.py newest --python python3.13 --folder /somewhere --record tests/versions.tsv tests/kernels -n 2
 """
 
 import argparse
