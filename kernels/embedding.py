@@ -102,7 +102,8 @@ def _embedding_bwd_kernel(
         if WRITE_DZ:
             tl.store(dz_ptr + row_64 * N + offs_n, dz.to(dz_ptr.dtype.element_ty), mask=mask_n)
         if ADD_WORD:
-            tl.atomic_add(dword_ptr + word * N + offs_n, dz, mask=mask_n & (word != padding_idx), sem="relaxed")
+            counted = word + tl.zeros([BLOCK_N], tl.int64) != padding_idx  # [BLOCK_N], whole: Triton 3.9 takes no scalar here
+            tl.atomic_add(dword_ptr + word * N + offs_n, dz, mask=mask_n & counted, sem="relaxed")
         if ADD_TOKEN_TYPE:
             tl.atomic_add(dtoken_type_ptr + token_type * N + offs_n, dz, mask=mask_n, sem="relaxed")
         if ADD_POSITION:
