@@ -47,7 +47,7 @@ def policy_from_option(padding: str | None, where: str) -> PaddingPolicy | None:
 
 
 def policy_of(bert: nn.Module) -> PaddingPolicy:
-    return bert.__dict__.get("_padding_policy", DEFAULT)
+    return getattr(bert, "_padding_policy", DEFAULT)
 
 
 def set_policy(bert: nn.Module, policy: PaddingPolicy | None) -> None:

@@ -12,6 +12,7 @@ from parity import (
     HEADS_AND_DECODER,
     LM_DECODER,
     MASKED_LM,
+    MODEL,
     PRETRAINING,
     QUESTION,
     SEQUENCE,
@@ -122,6 +123,22 @@ def test_another_value_is_refused(padding):
             make(config_for(), padding=padding)
     with pytest.raises(ValueError, match=rf"accelerate: expected padding 'zeros' or 'exact', got {padding!r}"):
         fastbert.accelerate(pair()[0], padding=padding)
+
+
+@pytest.mark.parametrize("head", [MODEL, QUESTION], ids=str)
+def test_compiled_code_follows_the_option(head):
+    """The compiler keeps the code of a forward for every model of a class, so it must ask again what padding holds."""
+    batch = make_batch("right", head)
+    theirs, ours = pair(head)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    expected, zeros = theirs(**batch.inputs()), ours(**batch.inputs())
+    assert_same_outputs(compiled(**batch.inputs()), zeros, None)
+    exact(ours)
+    assert_same_outputs(compiled(**batch.inputs()), expected, None)
+    fastbert.accelerate(ours, padding="zeros")
+    assert_same_outputs(compiled(**batch.inputs()), zeros, None)
+    other = exact(pair(head)[1])
+    assert_same_outputs(torch.compile(other, backend="eager", fullgraph=True)(**batch.inputs()), expected, None)
 
 
 def test_exact_under_another_attention_is_transformers_path():
