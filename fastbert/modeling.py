@@ -717,7 +717,11 @@ def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> 
     """Gives a mask of shape (S,) or (1, S), and types and positions that transformers' sum of embeddings broadcasts, the
     shape of the batch; shapes that do not fit stay and are refused later. Returns the mask."""
     tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or torch.jit.is_tracing():
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+        return attention_mask
+    if torch.jit.is_tracing():  # sizes are tensors there, which are not compared
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() in (1, 2):
+            return attention_mask.expand(tokens.shape[0], -1)
         return attention_mask
     shape = tokens.shape[:2]
     for name in ("token_type_ids", "position_ids"):
