@@ -214,7 +214,7 @@ class CompiledModel:
         if mask is not None and any(policy_of(bert).exact for bert in berts(self.model)):
             return "padding='exact': padding positions are computed"
         config: Any = self.model.config
-        alone = not packed and mask is None and ids.shape[:1] == (1,)
+        alone = not packed and ids.shape[:1] == (1,)
         if alone and inputs["position_ids"] is not None and is_flash_attention(config._attn_implementation):
             return "position_ids under flash attention may start again in a row"
         if ids.dim() != (1 if packed else 2) or (mask is not None and (packed or mask.shape != ids.shape)):

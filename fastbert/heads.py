@@ -9,6 +9,7 @@ head takes a packed batch: inputs and token labels (T,), token outputs (T, ...),
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ from transformers.utils.generic import can_return_tuple
 from fastbert import routing
 from fastbert.cache_name import CACHE, with_cache_name
 from fastbert.kernels import functional
-from fastbert.modeling import OURS, BertPreTrainedModel
+from fastbert.modeling import OURS, BertModel, BertPreTrainedModel, berts
 from fastbert.padding import fill_padding_logits
 from fastbert.padding_policy import Caller, policy_from_option, policy_of, set_policy
 
@@ -85,15 +86,14 @@ class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
             raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
-        inputs["caller"] = _token_caller(self, with_loss)
         positions = labels != IGNORED if with_loss and _padded(inputs) else None
+        inputs |= _told(self, _token_caller(self, with_loss), positions)
         if return_logits or labels is None:
             return super().forward(
-                **inputs, labels=labels, next_sentence_label=next_sentence_label,
-                loss_positions=positions, return_dict=True, **kwargs,
+                **inputs, labels=labels, next_sentence_label=next_sentence_label, return_dict=True, **kwargs
             )  # fmt: skip
         labelled = labels != IGNORED if with_loss else torch.zeros_like(labels, dtype=torch.bool)
-        outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
+        outputs = self.bert(**inputs, **_only(labelled), return_dict=True, **kwargs)
         scores = self.cls.seq_relationship(outputs.pooler_output)
         loss = mlm_loss = next_sentence_loss = None
         if labels is not None and next_sentence_label is not None:
@@ -143,12 +143,11 @@ class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
         positions only and leaves logits None."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        inputs["caller"] = _token_caller(self, labels is not None)
         labelled = None if labels is None else labels != IGNORED
-        positions = labelled if _padded(inputs) else None
+        inputs |= _told(self, _token_caller(self, labels is not None), labelled if _padded(inputs) else None)
         if return_logits or labels is None or labelled is None:
-            return super().forward(**inputs, labels=labels, loss_positions=positions, return_dict=True, **kwargs)
-        outputs = self.bert(**inputs, loss_positions=positions, **_only(labelled), return_dict=True, **kwargs)
+            return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
+        outputs = self.bert(**inputs, **_only(labelled), return_dict=True, **kwargs)
         return MaskedLMOutput(
             loss=labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels),
             logits=None,
@@ -188,12 +187,12 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
         is not supported."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        inputs |= {CACHE: past_key_values, "caller": _token_caller(self, labels is not None)}
+        inputs[CACHE] = past_key_values
+        positions = None if labels is None or not _padded(inputs) else self._loss_positions(labels, **kwargs)
+        inputs |= _told(self, _token_caller(self, labels is not None), positions)
         if _padded(inputs):
-            positions = None if labels is None else self._loss_positions(labels, **kwargs)
             return super().forward(
-                **inputs, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep,
-                loss_positions=positions, return_dict=True, **kwargs,
+                **inputs, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs
             )  # fmt: skip
         if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
             raise ValueError(f"expected no logits_to_keep for a packed input, got {logits_to_keep}")
@@ -245,7 +244,7 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTra
     ) -> tuple[Tensor, ...] | NextSentencePredictorOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, labels=labels, caller=Caller.POOLED_HEAD, **kwargs)
+        return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
 
 
 class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTrainedModel):
@@ -270,7 +269,7 @@ class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTra
     ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, labels=labels, caller=Caller.POOLED_HEAD, **kwargs)
+        return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
 
 
 class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
@@ -298,7 +297,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
         """As in transformers. num_choices: needed with cu_seqlens, whose B * C sequences are the choices, question by
         question."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        inputs["caller"] = Caller.POOLED_HEAD
+        inputs |= _told(self, Caller.POOLED_HEAD)
         if _padded(inputs):
             return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
         if num_choices is None:
@@ -338,9 +337,9 @@ class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedMo
     ) -> tuple[Tensor, ...] | TokenClassifierOutput:
         """As in transformers."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        inputs["caller"] = _token_caller(self, labels is not None)
         positions = labels != IGNORED if labels is not None and _padded(inputs) else None
-        return super().forward(**inputs, labels=labels, loss_positions=positions, **kwargs)
+        inputs |= _told(self, _token_caller(self, labels is not None), positions)
+        return super().forward(**inputs, labels=labels, **kwargs)
 
 
 class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel):
@@ -374,13 +373,15 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel)
         packed. In a packed batch it always is, and start_positions, end_positions count from each sequence's start."""
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = start_positions is not None and end_positions is not None
-        inputs["caller"] = _token_caller(self, with_loss)
+        over_padding = _padded(inputs) and with_loss and not real_tokens_only
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        positions = None
+        if over_padding and tokens is not None:
+            positions = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        inputs |= _told(self, _token_caller(self, with_loss), positions)
         options = {"return_dict": True} | kwargs
-        if _padded(inputs) and with_loss and not real_tokens_only:
-            tokens = input_ids if input_ids is not None else inputs_embeds
-            positions = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)  # type: ignore[union-attr]
-            spans = {"start_positions": start_positions, "end_positions": end_positions}
-            return super().forward(**inputs, **spans, loss_positions=positions, **options)
+        if over_padding:
+            return super().forward(**inputs, start_positions=start_positions, end_positions=end_positions, **options)
         outputs = super().forward(**inputs, **options) if _padded(inputs) else self._packed_logits(inputs, options)
         logits = [outputs.start_logits, outputs.end_logits]
         if not _padded(inputs):
@@ -426,6 +427,31 @@ def _inputs(
     if cu_seqlens is not None or max_seqlen is not None:
         inputs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
     return inputs
+
+
+def _told(head: nn.Module, caller: Caller, loss_positions: Tensor | None = None) -> dict[str, Any]:
+    """What the BertModel inside is told beside its inputs. Nothing where a module of a user's own stands in its place whose
+    forward takes no more than transformers passes to it.
+
+    Raises TypeError where that module hides a BertModel of ours whose states at padding the loss may read.
+    """
+    told: dict[str, Any] = {"caller": caller}
+    if loss_positions is not None:
+        told["loss_positions"] = loss_positions
+    bert = routing.unwrapped(getattr(head.bert, "_orig_mod", head.bert))  # torch.compile keeps the module there
+    if (isinstance(bert, BertModel) and type(bert).forward is BertModel.forward) or _takes(type(bert), tuple(told)):
+        return told
+    if loss_positions is not None and any(berts(bert)):
+        raise TypeError(
+            f"expected a forward of {type(bert).__name__} that takes **kwargs and passes them on to the BertModel inside, "
+            "which must know where the loss reads padding, got one without"
+        )
+    return {}
+
+
+def _takes(cls: type[nn.Module], names: tuple[str, ...]) -> bool:
+    parameters = inspect.signature(cls.forward).parameters
+    return all(name in parameters for name in names) or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def _token_caller(head: nn.Module, with_loss: bool) -> Caller:

@@ -7,6 +7,7 @@ becomes ours by a change of its `__class__`, which adds no state; whatever has n
 B batch, S sequence, R rows (see `padding`), T tokens of a batch packed by its caller, D hidden size.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,7 +38,15 @@ from fastbert.padding import (
     sequences_alone,
     values_hidden,
 )
-from fastbert.padding_policy import DEFAULT, Caller, policy_from_option, policy_of, set_policy
+from fastbert.padding_policy import (
+    DEFAULT,
+    Caller,
+    PaddingPolicy,
+    policy_from_option,
+    policy_of,
+    set_policy,
+    surrounding_policy,
+)
 
 # Dropout streams of one layer: which of its operations a random number belongs to.
 ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
@@ -106,13 +115,14 @@ class BertPreTrainedModel(hf.BertPreTrainedModel):
 
     As in transformers, a head builds its parts and calls `self.post_init()` last. Every BERT among them then runs on packed
     tokens as under `fastbert.accelerate`, whether its class came from fastbert or from transformers: it gives the head zeros
-    at padding positions.
+    at padding positions, or transformers' values there where a module of the head reads token states whatever the mask says.
     """
 
     def post_init(self) -> None:
-        """As in transformers, and makes the BERT classes of transformers inside this model ours."""
+        """As in transformers, and what `fastbert.accelerate` does: BERT classes of transformers inside become ours."""
         super().post_init()
         adopt(self)
+        choose_padding(self, None, type(self).__name__)
 
 
 class BertModel(hf.BertModel, BertPreTrainedModel):
@@ -717,7 +727,11 @@ def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> 
     """Gives a mask of shape (S,) or (1, S), and types and positions that transformers' sum of embeddings broadcasts, the
     shape of the batch; shapes that do not fit stay and are refused later. Returns the mask."""
     tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or torch.jit.is_tracing():
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+        return attention_mask
+    if torch.jit.is_tracing():  # sizes are tensors there, which are not compared
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() in (1, 2):
+            return attention_mask.expand(tokens.shape[0], -1)
         return attention_mask
     shape = tokens.shape[:2]
     for name in ("token_type_ids", "position_ids"):
@@ -759,6 +773,26 @@ def adopt(module: nn.Module) -> None:
         if ours is not None:
             part.__class__ = ours
             register_outputs(ours)
+
+
+def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str) -> None:
+    """Sets what padding holds in every BertModel inside `model`: what the user has chosen, else what the modules around it
+    need, with a warning that begins with `where` if that is exact."""
+    policy = chosen or surrounding_policy(model)
+    if policy is None:
+        return
+    changed = False
+    for part in model.modules():
+        if type(part) is BertModel and (chosen or not policy_of(part).chosen):
+            changed = changed or policy_of(part) != policy
+            set_policy(part, policy)
+    if changed and policy.exact and chosen is None:
+        warnings.warn(
+            f"{where}: padding positions hold transformers' values (padding='exact'), since {policy.reason}. "
+            "Where it respects the mask, fastbert.accelerate(model, padding='zeros') saves their computation.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def register_outputs(cls: type[nn.Module]) -> None:

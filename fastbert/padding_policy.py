@@ -47,7 +47,7 @@ def policy_from_option(padding: str | None, where: str) -> PaddingPolicy | None:
 
 
 def policy_of(bert: nn.Module) -> PaddingPolicy:
-    return bert.__dict__.get("_padding_policy", DEFAULT)
+    return getattr(bert, "_padding_policy", DEFAULT)
 
 
 def set_policy(bert: nn.Module, policy: PaddingPolicy | None) -> None:
@@ -60,7 +60,9 @@ def set_policy(bert: nn.Module, policy: PaddingPolicy | None) -> None:
 
 # Modules that read the states of tokens one beside another, whatever the mask says.
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd)
+_POOLS = "AvgPoolNd MaxPoolNd AdaptiveAvgPoolNd AdaptiveMaxPoolNd LPPoolNd".split()
+_CONVOLUTIONS = (nn.modules.conv._ConvNd, *(getattr(nn.modules.pooling, f"_{name}") for name in _POOLS))
+_OVER_TOKENS = (nn.Flatten, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _ATTENTION_NAMES = ("attention", "attn")
 _RETRIEVAL_NAMES = ("colbert", "multivectorencoder", "lateinteraction", "dprreader")
@@ -74,9 +76,10 @@ _MASKED_READERS = frozenset(
 def surrounding_policy(model: nn.Module) -> PaddingPolicy | None:
     """What the modules around a BertModel need: exact where one reads token states regardless of the mask, zeros where all
     are known to respect it, None where nobody can tell."""
-    around = [part for part in _around(model) if not isinstance(part, hf.BertModel)]
-    for part in around:
-        reader = _reads_padding(part)
+    named = [(name, part) for name, part in _around(model) if not isinstance(part, hf.BertModel)]
+    around = [part for _, part in named]
+    for name, part in named:
+        reader = _reads_padding(name, part)
         if reader is not None:
             return PaddingPolicy(True, f"{reader} reads token states", False)
     library = [part for part in around if _library(part) == "sentence_transformers"]
@@ -86,21 +89,22 @@ def surrounding_policy(model: nn.Module) -> PaddingPolicy | None:
     return None
 
 
-def _around(model: nn.Module) -> list[nn.Module]:
-    """The modules of model that are not inside a BertModel, nor in a model beside it (a vision tower, say)."""
-    found: list[nn.Module] = []
+def _around(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of model that are not inside a BertModel, nor in a model beside it (a vision tower, say), each with the
+    attribute that holds it."""
+    found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
 
-    def visit(part: nn.Module) -> None:
+    def visit(name: str, part: nn.Module) -> None:
         if id(part) in seen or _beside(part):
             return
         seen.add(id(part))
-        found.append(part)
+        found.append((name, part))
         if not isinstance(part, hf.BertModel):
-            for child in part.children():
-                visit(child)
+            for child_name, child in part.named_children():
+                visit(child_name, child)
 
-    visit(model)
+    visit("", model)
     return found
 
 
@@ -108,15 +112,17 @@ def _beside(part: nn.Module) -> bool:
     return isinstance(part, PreTrainedModel) and not any(isinstance(inner, hf.BertModel) for inner in part.modules())
 
 
-def _reads_padding(part: nn.Module) -> str | None:
+def _reads_padding(attribute: str, part: nn.Module) -> str | None:
     names = [cls.__name__ for cls in type(part).__mro__]
     name = type(part).__name__
     if any(known in one.lower() for one in names for known in _RETRIEVAL_NAMES):
         return f"the retrieval model {name}"
-    if isinstance(part, (*_RECURRENT, *_CONVOLUTIONS, *_ATTENTION)):
+    if isinstance(part, (*_RECURRENT, *_CONVOLUTIONS, *_ATTENTION, *_OVER_TOKENS)):
         return f"the module {name}"
     if any(known in one.lower() for one in names for known in _ATTENTION_NAMES):
         return f"the module {name}"
+    if any(known in attribute.lower() for known in _ATTENTION_NAMES):  # a Sequential of Linear, Tanh and Softmax, say
+        return f"the module {attribute}"
     return None
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import types
-import warnings
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,8 +10,8 @@ from transformers.models.bert import modeling_bert as hf
 from fastbert import heads as _heads  # noqa: F401  (its classes join OURS)
 from fastbert import routing
 from fastbert.fp8 import dequantize
-from fastbert.modeling import OURS, adopt, register_outputs
-from fastbert.padding_policy import PaddingPolicy, policy_from_option, policy_of, set_policy, surrounding_policy
+from fastbert.modeling import OURS, adopt, choose_padding, register_outputs
+from fastbert.padding_policy import policy_from_option, set_policy
 
 Model = TypeVar("Model", bound=nn.Module)
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
@@ -35,8 +34,8 @@ def accelerate(model: Model, *, padding: str | None = None) -> Model:
     """
     chosen = policy_from_option(padding, "accelerate")
     _check("accelerate", model)
-    _choose_padding(model, chosen)
     adopt(model)
+    choose_padding(model, chosen, "fastbert.accelerate")
     for part in model.modules():
         if isinstance(part, HEADS) and not isinstance(part, tuple(THEIRS)):
             part.__class__ = _with_our_head(type(part))  # type: ignore[arg-type]
@@ -60,24 +59,6 @@ def restore(model: Model) -> Model:
             set_policy(part, None)
     _rebind(model)
     return model
-
-
-def _choose_padding(model: nn.Module, chosen: PaddingPolicy | None) -> None:
-    policy = chosen or surrounding_policy(model)
-    if policy is None:
-        return
-    changed = False
-    for part in model.modules():
-        if type(part) in (hf.BertModel, OURS[hf.BertModel]) and (chosen or not policy_of(part).chosen):
-            changed = changed or policy_of(part) != policy
-            set_policy(part, policy)
-    if changed and policy.exact and chosen is None:
-        warnings.warn(
-            f"fastbert.accelerate: padding positions hold transformers' values (padding='exact'), since {policy.reason}. "
-            "Where it respects the mask, accelerate(model, padding='zeros') saves their computation.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 @functools.cache

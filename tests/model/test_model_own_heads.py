@@ -9,13 +9,21 @@ import pytest
 import torch
 import transformers
 from parity import (
+    CHOICE,
     HEADS,
     MASKED_LM,
     MODEL,
+    NEXT_SENTENCE,
+    PRETRAINING,
+    QUESTION,
+    SEQUENCE,
+    TOKEN,
     assert_close,
     assert_same_gradients,
+    at_real_tokens,
     config_for,
     gradients,
+    labels_for,
     make_batch,
     pair,
     quiet_transformers,
@@ -247,6 +255,41 @@ def test_restore_and_accelerate(source, model):
     fastbert.accelerate(ours)
     assert_same(ours, theirs, batch.inputs(), batch.real)
     assert all(way.startswith("packed") for way in ways(ours))
+
+
+class Narrow(nn.Module):
+    """An encoder of a user's own in the place of `bert`, with the arguments that transformers' heads pass and no others."""
+
+    def __init__(self, bert):
+        super().__init__()
+        self.inner = bert
+
+    def forward(
+        self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None, return_dict=None
+    ):
+        return self.inner(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True)
+
+
+@pytest.mark.parametrize("head", [NEXT_SENTENCE, SEQUENCE, CHOICE, TOKEN, QUESTION, PRETRAINING], ids=str)
+def test_a_module_in_place_of_the_encoder_gets_what_transformers_passes(head):
+    theirs, ours = pair(head)
+    batch = make_batch("right", head)
+    labels = labels_for(head, batch)
+    theirs.bert, ours.bert = Narrow(theirs.bert), Narrow(ours.bert)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    for model in (ours, compiled):
+        with torch.no_grad():
+            actual, expected = model(**batch.inputs()), theirs(**batch.inputs())
+        names = ("start_logits", "end_logits") if head is QUESTION else tuple(expected)
+        for name in names:
+            assert_close(name, *(at_real_tokens(one[name], batch.real) for one in (actual, expected)))
+    if head.pooled and head is not PRETRAINING:
+        assert_close("loss", ours(**batch.inputs(**labels)).loss, theirs(**batch.inputs(**labels)).loss)
+    else:
+        with pytest.raises(TypeError, match=r"expected a forward of Narrow that takes \*\*kwargs"):
+            ours(**batch.inputs(**labels))
+    ours.bert.inner = fastbert.restore(ours.bert.inner)  # nobody inside to be told
+    assert_close("loss", ours(**batch.inputs(**labels)).loss, theirs(**batch.inputs(**labels)).loss)
 
 
 def test_a_layer_of_its_own_is_transformers_layer():

@@ -302,9 +302,10 @@ def test_an_inference_graph_does_not_take_positions_that_start_again():
 
     _, ours = flash_pair()
     batch, _ = flattened("position_ids")
-    compiled = CompiledModel(ours, [(64, 8)], lambda bucket: SimpleNamespace())
-    with torch.no_grad(), pytest.warns(UserWarning, match="position_ids under flash attention"):
-        assert_same_outputs(compiled(**batch), ours(**batch), None)
+    for mask in ({}, {"attention_mask": torch.ones(1, TOTAL)}):
+        compiled = CompiledModel(ours, [(64, 8)], lambda bucket: SimpleNamespace())
+        with torch.no_grad(), pytest.warns(UserWarning, match="position_ids under flash attention"):
+            assert_same_outputs(compiled(**batch, **mask), ours(**batch), None)
 
 
 def test_sentence_transformers_with_flattened_inputs(tmp_path):

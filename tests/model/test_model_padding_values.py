@@ -12,6 +12,7 @@ from parity import (
     HEADS_AND_DECODER,
     LM_DECODER,
     MASKED_LM,
+    MODEL,
     PRETRAINING,
     QUESTION,
     SEQUENCE,
@@ -124,6 +125,22 @@ def test_another_value_is_refused(padding):
         fastbert.accelerate(pair()[0], padding=padding)
 
 
+@pytest.mark.parametrize("head", [MODEL, QUESTION], ids=str)
+def test_compiled_code_follows_the_option(head):
+    """The compiler keeps the code of a forward for every model of a class, so it must ask again what padding holds."""
+    batch = make_batch("right", head)
+    theirs, ours = pair(head)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    expected, zeros = theirs(**batch.inputs()), ours(**batch.inputs())
+    assert_same_outputs(compiled(**batch.inputs()), zeros, None)
+    exact(ours)
+    assert_same_outputs(compiled(**batch.inputs()), expected, None)
+    fastbert.accelerate(ours, padding="zeros")
+    assert_same_outputs(compiled(**batch.inputs()), zeros, None)
+    other = exact(pair(head)[1])
+    assert_same_outputs(torch.compile(other, backend="eager", fullgraph=True)(**batch.inputs()), expected, None)
+
+
 def test_exact_under_another_attention_is_transformers_path():
     theirs, ours = pair(attn_implementation="eager")
     batch = make_batch("empty_row")
@@ -177,6 +194,75 @@ def test_accelerate_sees_who_reads_token_states(name):
     assert_same_gradients(gradients(model, actual.sum()), before)
     assert messages == []
     assert fastbert.explain(model).notes["padding"].startswith(f"exact (the module {name}")
+
+
+class Summary(nn.Module):
+    """One vector per sequence by a module that does not know the mask."""
+
+    def __init__(self, bert, top, channels_first, name="top"):
+        super().__init__()
+        self.bert, self.channels_first, self.name = bert, channels_first, name
+        self.add_module(name, top)
+
+    def forward(self, **inputs):
+        states = self.bert(**inputs).last_hidden_state
+        out = getattr(self, self.name)(states.transpose(1, 2) if self.channels_first else states)
+        return (out * states).sum(1) if self.name == "attention" else out.flatten(1)
+
+
+SUMMARIES = {
+    "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(1), True),
+    "AdaptiveMaxPool1d": (lambda: nn.AdaptiveMaxPool1d(1), True),
+    "LPPool1d": (lambda: nn.LPPool1d(2, 3), True),
+    "Flatten": (nn.Flatten, False),
+    "GroupNorm": (lambda: nn.GroupNorm(2, 48), True),
+    "InstanceNorm1d": (lambda: nn.InstanceNorm1d(48), True),
+    "attention": (lambda: nn.Sequential(nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 1), nn.Softmax(1)), False),
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_accelerate_sees_who_sums_token_states_up(name):
+    make, channels_first = SUMMARIES[name]
+    torch.manual_seed(0)
+    model = Summary(pair()[0], make(), channels_first, name if name == "attention" else "top").eval()
+    batch = make_batch("right")
+    with torch.no_grad(), said() as messages:
+        expected = model(**batch.inputs())
+        assert_close("summary", fastbert.accelerate(model)(**batch.inputs()), expected)
+    assert len(messages) == 1
+    assert f"the module {name} reads token states" in messages[0]
+
+
+def test_a_head_of_ones_own_is_seen_too():
+    """At inference nobody would warn: zeros under its LSTM would change the answers at real tokens."""
+
+    def written(library, **option):
+        class Recurrent(library.BertPreTrainedModel):
+            def __init__(self, config):
+                super().__init__(config)
+                self.bert = library.BertModel(config, **option)
+                self.lstm = nn.LSTM(config.hidden_size, 8, bidirectional=True, batch_first=True)
+                self.post_init()
+
+            def forward(self, **inputs):
+                return self.lstm(self.bert(**inputs).last_hidden_state)[0]
+
+        return Recurrent(config_for()).eval()
+
+    theirs = randomise(written(transformers))
+    with said() as messages:
+        ours = written(fastbert)
+    ours.load_state_dict(theirs.state_dict())
+    assert len(messages) == 1
+    assert "Recurrent: padding positions hold transformers' values (padding='exact'), since the module LSTM" in messages[0]
+    batch = make_batch("right")
+    with torch.no_grad():
+        assert_close("states", ours(**batch.inputs()), theirs(**batch.inputs()))
+    with said() as messages:
+        chosen = written(fastbert, padding="zeros")
+    assert messages == []
+    assert fastbert.explain(chosen).notes["padding"] == "zeros (padding='zeros')"
 
 
 def test_the_users_choice_beats_what_accelerate_sees():

@@ -120,6 +120,19 @@ def test_traces_with_the_defaults(head, states, pattern):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("shape", [(12,), (1, 12)], ids=str)
+def test_a_mask_that_is_broadcast_is_traced(shape):
+    theirs, ours = pair(num_hidden_layers=2, **TUPLES)
+    batch = make_batch("full")
+    row = torch.tensor([1] * 8 + [0] * 4)
+    traced = torch.jit.trace(ours, (batch.input_ids, row.view(shape)))
+    ids, row = batch.input_ids.flip(1)[:3, :9], torch.tensor([1] * 5 + [0] * 4)
+    expected = theirs(ids, row.expand(3, 9))
+    for value, right in zip(traced(ids, row.view(9 if len(shape) == 1 else (1, 9))), expected):
+        assert_same_value("", value, right, row.expand(3, 9).bool())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("head", [MODEL, SEQUENCE, CHOICE, QUESTION], ids=str)
 def test_the_graph_does_not_depend_on_the_example(head):
     """Nor on gradients: the same code from any batch, trainable or frozen, recorded under no_grad or not."""
