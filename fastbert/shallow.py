@@ -25,6 +25,7 @@ from fastbert.heads import (
     BertForTokenClassification,
 )
 from fastbert.modeling import BertModel
+from fastbert.padding_policy import Caller
 
 DIRECTION = "shallow"  # config.fastbert_direction
 HALVES = ("left", "right")
@@ -74,6 +75,7 @@ class ShallowBertModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         return_dict: bool | None = None,
+        caller: Caller | None = None,  # which matters at padding only, and a packed batch has none
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
         """As `BertModel` on a packed batch. Raises ValueError without cu_seqlens, or for another argument that is not None."""

@@ -34,6 +34,7 @@ def start(kind: str, out: Path, seconds: float = 60.0, before: str = "") -> subp
     return subprocess.Popen(
         [sys.executable, "-c", before + HOLD, kind, str(out), str(seconds)], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by children of a shell's background job
     )  # fmt: skip
 
 

@@ -113,7 +113,8 @@ def embed(
             model, pooling=pooling.value if pooling else None, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt,
             prompt_name=prompt_name, output_dtype=dtype.value, long=long.value, dtype=_dtype(precision),
         )  # fmt: skip
-        options: dict[str, Any] = {"command": "embed", "head": [*task.head.steps, task.head.digest], "prompt": task.prompt}
+        options: dict[str, Any] = {"command": "embed", "modules": ", ".join(task.head.steps), "prompt": task.prompt}
+        options |= {"sha256 of the modules": task.head.digest}
         options |= {"size": task.size, "dtype": dtype.value, "long": long.value, "limit": task.limit}
         before = f"prompt {task.prompt!r}, " if task.prompt else ""
         command.say(

@@ -62,7 +62,12 @@ def test_a_finished_output_is_not_computed_again(call, tmp_path, monkeypatch, ou
             "expected command 'embed', with which {out} was begun, got 'classify'",
         ),
         ("embed", "BertForTokenClassification", [], "expected model name "),
-        ("embed", "BertModel", ["--pooling", "cls"], "expected options pooling 'mean', with which {out} was begun, got 'cls'"),
+        (
+            "embed",
+            "BertModel",
+            ["--pooling", "cls"],
+            "expected options modules 'mean pooling, normalised', with which {out} was begun",
+        ),
         ("embed", "BertModel", ["--dtype", "float16"], "expected options dtype 'float32', with which {out} was begun"),
     ],
 )

@@ -204,9 +204,10 @@ def test_another_run_does_not_go_on_with_it(call, checkpoints, file, tmp_path, m
         class_name, named = "BertForQuestionAnswering", "model name"
     else:
         options[f"--{change}"] = {"pooling": "cls", "dtype": "float16"}[change]
+        named = {"pooling": "options modules 'mean pooling, normalised'", "dtype": "options dtype 'float32'"}[change]
     arguments = [word for option in options.items() for word in option]
     done = call("embed", class_name, *arguments, "--resume", status=2)
-    assert f"fastbert: expected {named} " in done.stderr
+    assert f"fastbert: expected {named}" in done.stderr
     assert f", with which {out} was begun, got " in done.stderr
     assert (tmp_path / "a.npy.partial").read_bytes() == before
     assert not out.exists()
