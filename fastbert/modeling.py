@@ -391,7 +391,9 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
 
     def _warn_of_readers(self, found: Plan, caller: Caller | None) -> None:
         """Says once that padding holds zeros, where somebody may read them who was not asked."""
-        if found.traced or found.layout.keep is None or found.loss_reads or policy_of(self).chosen:
+        if found.layout.keep is None or found.loss_reads or policy_of(self).chosen:
+            return
+        if found.traced and not torch.compiler.is_dynamo_compiling():
             return
         if found.padding_filled:
             reason = "other tokens than padding stand where attention_mask is 0, as in retrieval models that read their states"
