@@ -86,7 +86,7 @@ class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
             raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
         inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
-        positions = labels != IGNORED if with_loss and _padded(inputs) else None
+        positions: Any = labels != IGNORED if with_loss and _padded(inputs) else None
         inputs |= _told(self, _token_caller(self, with_loss), positions)
         if return_logits or labels is None:
             return super().forward(
@@ -438,7 +438,8 @@ def _told(head: nn.Module, caller: Caller, loss_positions: Tensor | None = None)
     told: dict[str, Any] = {"caller": caller}
     if loss_positions is not None:
         told["loss_positions"] = loss_positions
-    bert = routing.unwrapped(getattr(head.bert, "_orig_mod", head.bert))  # torch.compile keeps the module there
+    inside: Any = head.bert
+    bert = routing.unwrapped(getattr(inside, "_orig_mod", inside))  # torch.compile keeps the module there
     if (isinstance(bert, BertModel) and type(bert).forward is BertModel.forward) or _takes(type(bert), tuple(told)):
         return told
     if loss_positions is not None and any(berts(bert)):

@@ -391,7 +391,9 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
 
     def _warn_of_readers(self, found: Plan, caller: Caller | None) -> None:
         """Says once that padding holds zeros, where somebody may read them who was not asked."""
-        if found.traced or found.layout.keep is None or found.loss_reads or policy_of(self).chosen:
+        if found.layout.keep is None or found.loss_reads or policy_of(self).chosen:
+            return
+        if found.traced and not torch.compiler.is_dynamo_compiling():
             return
         if found.padding_filled:
             reason = "other tokens than padding stand where attention_mask is 0, as in retrieval models that read their states"
@@ -502,11 +504,12 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         if routing.embeddings_reason(embeddings, with_ids=embeds is None) is not None:
             row = {"input_ids": ids, "token_type_ids": types, "position_ids": positions, "inputs_embeds": embeds}
             return embeddings(**{name: None if value is None else value[None] for name, value in row.items()})[0]
+        token_types, places = embeddings.token_type_embeddings, embeddings.position_embeddings
         if types is None:
+            functional.check_ids("position_ids", positions, "position_embeddings", places.num_embeddings)
             types = embeddings.token_type_ids[0].index_select(0, positions)
         norm = embeddings.LayerNorm
         dropout_p = _dropout_p(embeddings.dropout)
-        token_types, places = embeddings.token_type_embeddings, embeddings.position_embeddings
         if embeds is None:
             words = embeddings.word_embeddings
             x = functional.embedding(

@@ -533,13 +533,21 @@ def has_warned(model: nn.Module, reason: str) -> bool:
 
 
 def warn_once(model: nn.Module, reason: str, message: str) -> None:
-    """Warns of `message` at the first call of this model for this reason."""
+    """Warns of `message` at the first call of this model for this reason; under torch.compile, while it compiles."""
+    if torch.compiler.is_dynamo_compiling():
+        _warn_while_compiling(message)
+        return
     if torch.compiler.is_compiling():
         return
     warned = _records.setdefault(model, Record()).warned
     if reason not in warned:
         warned.add(reason)
         warnings.warn(message, UserWarning, stacklevel=2)
+
+
+@torch.compiler.assume_constant_result  # runs where the compiler meets it, and leaves nothing in the compiled code
+def _warn_while_compiling(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=2)
 
 
 # explain

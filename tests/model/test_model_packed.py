@@ -320,6 +320,10 @@ BAD_INPUTS = {
     ),
     "token type past the table": (lambda: padded(token_type_ids=torch.full((5, 12), 2)), ValueError, r"token_type_ids.*2.*2"),
     "position past the table": (lambda: padded(position_ids=torch.full((5, 12), 64)), ValueError, r"position_ids.*64.*64"),
+    "position past the table without token types": (
+        lambda: padded(position_ids=torch.full((5, 12), 64), token_type_ids=None),
+        ValueError, r"position_ids.*64.*64",
+    ),
     "ids of a float dtype": (lambda: padded(input_ids=torch.zeros(5, 12)), TypeError, r"input_ids.*int64.*float32"),
     "token types of a float dtype": (
         lambda: padded(token_type_ids=torch.zeros(5, 12)),

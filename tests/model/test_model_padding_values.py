@@ -350,6 +350,24 @@ def test_a_token_head_trained_without_labels_is_warned_of_once(head):
     assert "in training without labels" in messages[0]
 
 
+def test_who_compiles_is_warned_while_it_compiles():
+    _, ours = pair(num_hidden_layers=1)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    batch = padded_batch()
+    with said() as messages:
+        with torch.no_grad():
+            compiled(**batch.inputs())
+        assert messages == []
+        for _ in range(3):
+            compiled(**batch.inputs())
+    assert len(messages) == 1
+    assert "called with gradients" in messages[0]
+    with said() as messages:
+        fastbert.accelerate(ours, padding="zeros")
+        compiled(**batch.inputs())
+    assert messages == []
+
+
 @pytest.mark.parametrize("choice", ["exact", "zeros"])
 def test_who_has_chosen_is_not_warned(choice):
     _, ours = pair()
