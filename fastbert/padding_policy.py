@@ -60,8 +60,14 @@ def set_policy(bert: nn.Module, policy: PaddingPolicy | None) -> None:
 
 # Modules that read the states of tokens one beside another, whatever the mask says.
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_POOLS = "AvgPoolNd MaxPoolNd AdaptiveAvgPoolNd AdaptiveMaxPoolNd LPPoolNd".split()
-_CONVOLUTIONS = (nn.modules.conv._ConvNd, *(getattr(nn.modules.pooling, f"_{name}") for name in _POOLS))
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_POOLS = (
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
+)
 _OVER_TOKENS = (nn.Flatten, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _ATTENTION_NAMES = ("attention", "attn")
@@ -117,7 +123,7 @@ def _reads_padding(attribute: str, part: nn.Module) -> str | None:
     name = type(part).__name__
     if any(known in one.lower() for one in names for known in _RETRIEVAL_NAMES):
         return f"the retrieval model {name}"
-    if isinstance(part, (*_RECURRENT, *_CONVOLUTIONS, *_ATTENTION, *_OVER_TOKENS)):
+    if isinstance(part, (*_RECURRENT, *_CONVOLUTIONS, *_POOLS, *_OVER_TOKENS, *_ATTENTION)):
         return f"the module {name}"
     if any(known in one.lower() for one in names for known in _ATTENTION_NAMES):
         return f"the module {name}"

@@ -27,8 +27,8 @@ def accelerate(model: Model, *, padding: str | None = None) -> Model:
         tensors; a second call changes nothing.
     padding: what token states and logits hold at padding positions (attention_mask 0). "zeros" computes none of them; "exact"
         computes them all, equal to transformers. None chooses exact, with a warning that says so, where a module around the
-        BertModel reads token states whatever the mask says (recurrent, convolution, attention, known retrieval models), and
-        zeros elsewhere.
+        BertModel reads token states whatever the mask says (a recurrent network, a convolution, a pool, Flatten, attention, a
+        known retrieval model), and zeros elsewhere.
     Returns model.
     Raises TypeError for something that is not a module or holds no BertModel, ValueError for another padding.
     """
