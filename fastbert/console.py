@@ -64,8 +64,14 @@ def plain_errors() -> Iterator[None]:
         except (OSError, ValueError, TypeError) as error:
             if not _is_on_purpose(error):
                 raise
-            typer.echo(f"fastbert: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"fastbert: {' '.join(_told(error).split())}", err=True)
             raise typer.Exit(2) from error
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"expected a file or folder that exists, got {error.filename}"
+    return str(error)
 
 
 def _is_on_purpose(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """The one rule for outputs that exist: --resume goes on with them, --overwrite begins again, and without either they stay."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,18 @@ def foreign(out: Path, command: str, found: str) -> InputError:
 
 def other_options(out: Path, name: str, before: Any, now: Any) -> InputError:
     """The refusal to go on with other options, data or another model than those an output was begun with."""
+    if _is_digest(before) and _is_digest(now):
+        what = name.removesuffix(" sha256 of its ends")
+        return InputError(
+            f"expected the {what} with which {out} was begun, got other content; --overwrite, which begins again, takes it"
+        )
     return InputError(
         f"expected {name} {before!r}, with which {out} was begun, got {now!r}; --overwrite, which begins again, takes it"
     )
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

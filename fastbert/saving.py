@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import SaveStrategy
 
+from fastbert.checkpoints import quiet
 from fastbert.pretraining import checkpoints
 
 
@@ -59,7 +60,8 @@ class SavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._staging = folder
         try:
-            super()._save_checkpoint(model, trial)
+            with quiet():
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.commit(folder / f"checkpoint-{step}", out, step, self.manifest(step))

@@ -384,6 +384,28 @@ def test_an_error_of_our_own_keeps_its_traceback(good, monkeypatch):
     assert isinstance(CliRunner().invoke(app, ["embed", "--model", str(good["checkpoint"]), "cat"]).exception, ValueError)
 
 
+def test_a_file_that_is_not_there_is_named_in_words(tmp_path, capsys):
+    from fastbert.console import plain_errors
+
+    with pytest.raises(typer.Exit) as left, plain_errors():
+        (tmp_path / "nowhere.txt").read_bytes()
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == f"fastbert: expected a file or folder that exists, got {tmp_path / 'nowhere.txt'}\n"
+
+
+def test_other_content_is_told_without_digests(tmp_path):
+    from fastbert.existing import first_difference, other_options
+
+    for key in ("train", "sha256 of its ends"):
+        changed = first_difference({"input": {key: "0" * 64}}, {"input": {key: "f" * 64}})
+        told = str(other_options(tmp_path / "out", *changed))
+        assert told.startswith(
+            f"expected the input{' train' if key == 'train' else ''} with which {tmp_path / 'out'} was begun, got"
+        )
+        assert "0000" not in told
+        assert "sha256" not in told
+
+
 def test_a_refusal_of_our_own_functions_is_a_line_too(capsys):
     from fastbert.console import plain_errors
     from fastbert.pretraining.recipe import PRESETS

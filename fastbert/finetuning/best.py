@@ -51,9 +51,9 @@ class BestEpoch:
         shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
         try:
             staging.mkdir(parents=True)
-            self.method.save(model, self.method.task.decided(metrics), staging)
             tokenizer: Any = self.method.checkpoint.tokenizer
             with quiet():
+                self.method.save(model, self.method.task.decided(metrics), staging)
                 tokenizer.save_pretrained(staging)
             self._plot(outputs, staging / CONFUSION)
             checkpoints.install(staging, self.place, {"metrics": metrics, "epoch": epoch})

@@ -58,5 +58,5 @@ class Saved:
     @property
     def line(self) -> str | None:
         """What was taken, for the user; None where nothing was."""
-        values = ", ".join(f"{name} {value}" for name, value in self.taken.items())
+        values = ", ".join(f"{name} {value}" for name, value in self.taken.items() if value is not False)
         return f"{self.name}: as it was fine-tuned, {values}" if values else None

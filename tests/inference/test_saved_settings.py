@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -112,6 +113,17 @@ def test_tags_of_characters(tagged, app):
     assert fastbert.tag(text, tagged, characters=False)["words"] == text.split()
     words = runner.invoke(app, ["tag", "--model", tagged, "--words", text])
     assert json.loads(words.stdout)["words"] == text.split()
+
+
+def test_a_flag_that_is_off_is_not_told(tmp_path, tagged, app):
+    folder = tmp_path / "words"
+    shutil.copytree(tagged, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["fastbert_task"]["characters"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    done = runner.invoke(app, ["tag", "--model", str(folder), "the cat"])
+    assert done.exit_code == 0, done.output
+    assert "as it was fine-tuned, max_length 24, stride 5\n" in done.stderr
 
 
 def test_texts_are_cut_where_training_cut_them(labelled, app):
