@@ -128,6 +128,9 @@ def _run(options: Options, console: Console, resume: bool, overwrite: bool, stac
         static=options.recipe.static_masking,
     )  # fmt: skip
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    named = None if options.config in SIZES else read_config(Path(options.config)).get("vocab_size")
+    if named not in (None, config.vocab_size):
+        say(f"vocab_size {config.vocab_size}, that of the tokenizer, not {named} of {options.config}")
     stack.enter_context(locked_together(options.out, say))
     checkpoint = agreed(lambda: _where_to_begin(options, identity, resume, overwrite, console))
     if checkpoint is not None and checkpoint.name == f"checkpoint-{sum(options.steps)}":

@@ -1,5 +1,6 @@
 """Whole runs: resumed equals uninterrupted bit for bit, accumulation is exact, bad checkpoints and options are refused."""
 
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from small_data import write_data
 from small_runs import RECIPE, Killed, assert_same, end_at, kill, options, outcome, without_dropout
 
@@ -73,6 +75,18 @@ def test_accumulated_steps_equal_whole_ones(prepared, console, tmp_path):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
     for name in weights:
         torch.testing.assert_close(same[name], weights[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("values", "told"), [({"vocab_size": 100}, True), ({"vocab_size": 64}, False), ({}, False)])
+def test_a_vocabulary_of_another_size_is_told(prepared, tmp_path, values, told):
+    shown = Console(file=io.StringIO(), width=200)
+    config = json.loads(without_dropout(prepared, tmp_path).read_text())
+    config.pop("vocab_size", None)
+    (tmp_path / "named.json").write_text(json.dumps(config | values))
+    chosen = options(prepared, tmp_path / "out", config=str(tmp_path / "named.json"), steps=(1,), held_out=None)
+    assert run(chosen, shown, resume=False) == 0
+    assert ("vocab_size 64, that of the tokenizer, not 100 of" in shown.file.getvalue()) is told
+    assert transformers.BertForPreTraining.from_pretrained(tmp_path / "out" / "checkpoint-1").config.vocab_size == 64
 
 
 def test_training_is_that_of_transformers_step_by_step(prepared, console, tmp_path):
