@@ -14,11 +14,27 @@ from .files import strict_json, write_whole
 from .finetuning import cli as finetuning
 from .inference import cli as inference
 from .pretraining import cli as pretraining
+from .version import __version__
 
 app = typer.Typer(
     help="BERT on hand-written Triton kernels, a drop-in for Hugging Face transformers.",
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 class DType(str, Enum):

@@ -10,6 +10,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
+import fastbert
 from fastbert import verification
 from fastbert.cli import app
 from fastbert.sample_text import SENTENCES
@@ -31,6 +32,11 @@ def checkpoint(tmp_path_factory) -> str:
     torch.manual_seed(0)
     transformers.BertForMaskedLM(config).save_pretrained(folder)
     return str(folder)
+
+
+def test_version():
+    done = runner.invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"fastbert {fastbert.__version__}\n", "")
 
 
 def test_verify_passes_on_a_right_checkpoint(checkpoint, tmp_path):
