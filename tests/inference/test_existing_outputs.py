@@ -86,7 +86,7 @@ def test_another_input_or_a_changed_or_unknown_output_is_refused(call, file, tmp
     out, record = tmp_path / "a.jsonl", tmp_path / ".a.jsonl.record.json"
     text = file.read_text()
     file.write_text(text.replace("mat", "rug"))
-    assert "expected input sha256 of its ends" in call("embed", "BertModel", "--resume", status=2).stderr
+    assert "expected the input with which" in call("embed", "BertModel", "--resume", status=2).stderr
     file.write_text(text)
     whole = out.read_bytes()
     out.write_bytes(whole[:-1])
