@@ -196,7 +196,7 @@ def test_another_run_does_not_go_on_with_it(call, checkpoints, file, tmp_path, m
     class_name, named = "BertModel", f"options {change}"
     if change == "input":
         file.write_text(file.read_text().replace("cat", "dog"))
-        named = "input sha256 of its ends"
+        named = "the input"
     elif change == "name":
         (tmp_path / "b.txt").write_bytes(file.read_bytes())
         options["--file"], named = str(tmp_path / "b.txt"), "input name"
@@ -208,7 +208,7 @@ def test_another_run_does_not_go_on_with_it(call, checkpoints, file, tmp_path, m
     arguments = [word for option in options.items() for word in option]
     done = call("embed", class_name, *arguments, "--resume", status=2)
     assert f"fastbert: expected {named}" in done.stderr
-    assert f", with which {out} was begun, got " in done.stderr
+    assert f" with which {out} was begun, got " in done.stderr
     assert (tmp_path / "a.npy.partial").read_bytes() == before
     assert not out.exists()
 
