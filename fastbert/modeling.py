@@ -582,13 +582,13 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             return 0  # sizes are tensors there: a comparison would be recorded as it came out
         tokens = ids if ids is not None else embeds[..., 0]  # type: ignore[index]
         batch_size, seqlen = tokens.shape
-        if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, seqlen):
+        if attention_mask is not None and not _has_shape(attention_mask, batch_size, seqlen):
             raise ValueError(
                 f"expected attention_mask of shape ({batch_size}, {seqlen}) like the input, got {tuple(attention_mask.shape)}"
             )
         for name in ("token_type_ids", "position_ids"):
             value = inputs[name]
-            if value is not None and tuple(value.shape) not in ((batch_size, seqlen), (1, seqlen)):
+            if value is not None and not _has_shape(value, batch_size, seqlen):
                 raise ValueError(f"expected {name} of shape ({batch_size}, {seqlen}), got {tuple(value.shape)}")
         return seqlen
 
@@ -736,15 +736,20 @@ def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> 
         if isinstance(attention_mask, Tensor) and attention_mask.dim() in (1, 2):
             return attention_mask.expand(tokens.shape[0], -1)
         return attention_mask
-    shape = tokens.shape[:2]
+    batch_size, seqlen = tokens.shape[:2]
     for name in ("token_type_ids", "position_ids"):
         value = inputs[name]
-        if value is not None and value.shape != shape and value.dim() <= 2:
-            if all(size in (1, wanted) for size, wanted in zip(reversed(value.shape), reversed(shape))):
-                inputs[name] = value.expand(shape)
-    if isinstance(attention_mask, Tensor) and tuple(attention_mask.shape) in ((shape[1],), (1, shape[1])):
-        return attention_mask.expand(shape)
+        if value is not None and value.dim() <= 2 and not _has_shape(value, batch_size, seqlen):
+            if all(size == 1 or size == wanted for size, wanted in zip(value.shape[::-1], (seqlen, batch_size))):
+                inputs[name] = value.expand(batch_size, seqlen)
+    if isinstance(attention_mask, Tensor) and (_has_shape(attention_mask, seqlen) or _has_shape(attention_mask, 1, seqlen)):
+        return attention_mask.expand(batch_size, seqlen)
     return attention_mask
+
+
+def _has_shape(x: Tensor, *sizes: int) -> bool:
+    """Compared size by size: torch.compile does not compare whole shapes of sizes that it keeps open."""
+    return x.dim() == len(sizes) and all(size == wanted for size, wanted in zip(x.shape, sizes))
 
 
 def _matching(positions: Tensor | None, tokens: Tensor | None) -> Tensor | None:

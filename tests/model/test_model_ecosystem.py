@@ -337,13 +337,6 @@ class CountingBackend:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True)
 def _quiet_tracer():
     """PyTorch logs structured traces at debug level, which pytest would format and keep."""
     logger = logging.getLogger("torch.__trace")

@@ -267,6 +267,17 @@ def test_packed_input_compiles():
     assert_close("last_hidden_state", compiled(**inputs).last_hidden_state, ours(**inputs).last_hidden_state)
 
 
+def test_padded_and_packed_input_share_compiled_code():
+    """The compiler leaves the sizes of one form open once it has met the other."""
+    _, ours = pair(MODEL, num_hidden_layers=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="eager")
+    for pattern in ("right", "one_row", "holes"):
+        batch = make_batch(pattern)
+        for inputs in (packed_inputs(batch), batch.inputs(), batch.inputs(token_type_ids=batch.token_type_ids[:1])):
+            assert_close("last_hidden_state", compiled(**inputs).last_hidden_state, ours(**inputs).last_hidden_state)
+
+
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_output_positions_of_the_base_model(head):
     if head is not MODEL:
