@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fastbert.files import write_whole
+from fastbert.utils.files import write_whole
 
 # Largest shared memory of one block in bytes; the matrix instruction that a tensor row is meant to use.
 TARGETS = {
@@ -66,7 +66,7 @@ class Row:
 
 def compile_row(job: tuple[int, int, str]) -> Row:
     """Compiles variant number job[1] of spec number job[0] for target job[2]."""
-    from fastbert.kernels.specs import ALL_SPECS
+    from fastbert.kernels.specs.registry import ALL_SPECS
 
     spec = ALL_SPECS[job[0]]
     variant = spec.variants()[job[1]]
@@ -177,7 +177,7 @@ def _blocks_per_multiprocessor(registers: int, shared: int, num_warps: int, targ
 
 def rows(operations: list[str], targets: list[str], jobs: int) -> list[Row]:
     """Compiles everything asked for in `jobs` processes, with a progress bar on standard error."""
-    from fastbert.kernels.specs import ALL_SPECS
+    from fastbert.kernels.specs.registry import ALL_SPECS
 
     work = [
         (place, number, target)
@@ -208,7 +208,7 @@ def _compile_alone(job: tuple[int, int, str]) -> Row:
         try:
             return pool.submit(compile_row, job).result()
         except BrokenProcessPool:
-            from fastbert.kernels.specs import ALL_SPECS
+            from fastbert.kernels.specs.registry import ALL_SPECS
 
             spec = ALL_SPECS[job[0]]
             variant = spec.variants()[job[1]]

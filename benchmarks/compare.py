@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .records import FASTBERT, TIMED, Contender, Record, Row, load, load_all
+from .harness.records import FASTBERT, TIMED, Contender, Record, Row, load, load_all
 
 STANDARD_ERRORS = 4  # of a ratio of medians; in simulated rounds without a change, under 4 ratios of 10,000 exceed them
 MEDIAN_ERROR = math.sqrt(math.pi / 2) / 0.6745  # standard error of the median of n normal values, times √n / half their IQR

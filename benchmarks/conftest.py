@@ -11,11 +11,12 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks import ceilings, compiled, conditions, plan
-from benchmarks.arena import Candidate, Pace, compete
-from benchmarks.records import TIMED, Case, Row, load
-from benchmarks.summary import lines_of
-from fastbert.files import write_whole
+from benchmarks.harness import ceilings, conditions, plan
+from benchmarks.harness.arena import Candidate, Pace, compete
+from benchmarks.harness.records import TIMED, Case, Row, load
+from benchmarks.harness.summary import lines_of
+from benchmarks.peers import compiled
+from fastbert.utils.files import write_whole
 
 _ROWS = pytest.StashKey[dict[str, Row]]()
 _MACHINE = pytest.StashKey[dict[str, Any]]()
@@ -69,7 +70,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from benchmarks.arena import CLOCK
+    from benchmarks.harness.arena import CLOCK
 
     for item in items:
         if HERE in item.path.parents:

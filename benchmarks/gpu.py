@@ -16,9 +16,9 @@ from typing import Annotated
 import torch
 import typer
 
-from fastbert.files import write_whole
+from fastbert.utils.files import write_whole
 
-from .conditions import conditions
+from .harness.conditions import conditions
 
 # name, command after `python -m`, seconds at most, exit statuses that pass
 STEPS = (

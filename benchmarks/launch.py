@@ -26,10 +26,11 @@ from rich.table import Table
 from torch import Tensor
 
 import fastbert
-from fastbert.kernels import backend, dispatch, functional, use_backend
-from fastbert.kernels.dispatch import Measured
+from fastbert.kernels import backend, functional, use_backend
+from fastbert.kernels.matmul import choose as dispatch
+from fastbert.kernels.matmul.choose import Measured
 
-from .conditions import cpu_name
+from .harness.conditions import cpu_name
 
 ARCHITECTURE = "sm_90"
 HIDDEN, INNER, TOKENS = 64, 128, 8
@@ -74,7 +75,7 @@ def without_launches() -> Iterator[list[str]]:
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from fastbert.kernels import sides
+    from fastbert.kernels.matmul import sides
 
     started: list[str] = []
 

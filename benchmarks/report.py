@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fastbert.files import write_whole
+from fastbert.utils.files import write_whole
 
-from . import plots
-from .records import FASTBERT, TIMED, Contender, Record, Row, families, load_all, suites
+from .harness import plots
+from .harness.records import FASTBERT, TIMED, Contender, Record, Row, families, load_all, suites
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 NOT_MEASURED, NO_NUMBER = "not measured", "-"

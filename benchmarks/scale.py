@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .records import FASTBERT, TIMED, Contender, Record, Row, load
+from .harness.records import FASTBERT, TIMED, Contender, Record, Row, load
 
 SIZES = tuple(2**power for power in range(11))
 GRAD_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -134,12 +134,12 @@ def efficiency(step: Step, exposed: float) -> float:
 def model_shape(model: str) -> tuple[int, int]:
     """Parameters of BertForPreTraining, tied weights once, and FSDP's units: the layers and all that is left.
 
-    Raises ValueError for a name that benchmarks.work does not know.
+    Raises ValueError for a name that benchmarks.harness.work does not know.
     """
     import torch
     from transformers import BertForPreTraining
 
-    from . import work
+    from .harness import work
 
     if model not in work.SIZES:
         raise ValueError(f"expected a model among {'; '.join(work.SIZES)}, got {model!r}")

@@ -2,10 +2,10 @@
 
 import torch
 
-from benchmarks import lengths, work
-from benchmarks.model_peers import Encoders, Inference
-from benchmarks.records import Case
-from fastbert.pretraining.utilisation import encoder_flops
+from benchmarks.harness import lengths, work
+from benchmarks.harness.records import Case
+from benchmarks.peers.models import Encoders, Inference
+from fastbert.utils.flops import encoder_flops
 
 _encoders: dict[tuple[str, str], Encoders] = {}  # one at a time: weights of a large model are not drawn for each case
 

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from benchmarks import lengths
-from benchmarks.arena import Absent, Candidate, Prepared
-from benchmarks.kernel_peers import peers
-from benchmarks.plan import VOCAB_SIZE, KernelCase
-from benchmarks.records import Case
-from benchmarks.work import SIZES
+from benchmarks.harness import lengths
+from benchmarks.harness.arena import Absent, Candidate, Prepared
+from benchmarks.harness.plan import VOCAB_SIZE, KernelCase
+from benchmarks.harness.records import Case
+from benchmarks.harness.work import SIZES
+from benchmarks.peers.kernels import peers
 from fastbert.kernels import functional
-from fastbert.kernels.accuracy import check_operation, noise, tensors_of
-from fastbert.kernels.spec import Workload
+from fastbert.kernels.specs.accuracy import check_operation, noise, tensors_of
+from fastbert.kernels.specs.spec import Workload
 
 pytest.importorskip("triton", reason="Triton is not installed: the specs live beside the kernels")
-from fastbert.kernels.specs import ALL_SPECS
+from fastbert.kernels.specs.registry import ALL_SPECS
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}  # ‖out - PyTorch's‖ / ‖PyTorch's‖
 

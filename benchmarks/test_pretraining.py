@@ -1,9 +1,9 @@
 """A full pre-training step of BertForPreTraining, MLM and next sentence, against every peer at its best micro-batch."""
 
-from benchmarks import lengths, work
-from benchmarks.records import Case
-from benchmarks.training_peers import Pretraining
-from fastbert.pretraining.utilisation import pretraining_flops
+from benchmarks.harness import lengths, work
+from benchmarks.harness.records import Case
+from benchmarks.peers.training import Pretraining
+from fastbert.utils.flops import pretraining_flops
 
 
 def test_pretraining_step(training_case, race, device):

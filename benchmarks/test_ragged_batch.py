@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from benchmarks import work
-from benchmarks.model_peers import Encoders, Inference
-from benchmarks.records import Case
-from fastbert.pretraining.utilisation import encoder_flops
+from benchmarks.harness import work
+from benchmarks.harness.records import Case
+from benchmarks.peers.models import Encoders, Inference
+from fastbert.utils.flops import encoder_flops
 
 BATCH_SIZE, SEQLEN = 32, 128
 

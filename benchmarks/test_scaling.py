@@ -4,11 +4,11 @@ slopes, so that a quadratic surprise is seen.
 
 import torch
 
-from benchmarks import work
-from benchmarks.model_peers import Encoders, Inference
-from benchmarks.records import Case
-from benchmarks.training_peers import Pretraining
-from fastbert.pretraining.utilisation import encoder_flops, pretraining_flops
+from benchmarks.harness import work
+from benchmarks.harness.records import Case
+from benchmarks.peers.models import Encoders, Inference
+from benchmarks.peers.training import Pretraining
+from fastbert.utils.flops import encoder_flops, pretraining_flops
 
 WANTED = ("transformers, SDPA", "fastbert")
 

@@ -19,17 +19,9 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from transformers import BertTokenizerLegacy as BertTokenizerLegacy
     from transformers import WordpieceTokenizer as WordpieceTokenizer
 
-    from fastbert.fp8 import dequantize as dequantize
-    from fastbert.fp8 import quantize as quantize
-    from fastbert.graphs import compile as compile
-    from fastbert.heads import BertForMaskedLM as BertForMaskedLM
-    from fastbert.heads import BertForMultipleChoice as BertForMultipleChoice
-    from fastbert.heads import BertForNextSentencePrediction as BertForNextSentencePrediction
-    from fastbert.heads import BertForPreTraining as BertForPreTraining
-    from fastbert.heads import BertForQuestionAnswering as BertForQuestionAnswering
-    from fastbert.heads import BertForSequenceClassification as BertForSequenceClassification
-    from fastbert.heads import BertForTokenClassification as BertForTokenClassification
-    from fastbert.heads import BertLMHeadModel as BertLMHeadModel
+    from fastbert.deploy.fp8 import dequantize as dequantize
+    from fastbert.deploy.fp8 import quantize as quantize
+    from fastbert.deploy.graphs import compile as compile
     from fastbert.inference.answering import answer as answer
     from fastbert.inference.classification import classify as classify
     from fastbert.inference.embedding import embed as embed
@@ -37,51 +29,59 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.inference.masked_words import fill_mask as fill_mask
     from fastbert.inference.next_sentence import next_sentence as next_sentence
     from fastbert.inference.tagging import tag as tag
-    from fastbert.invariance import batch_invariant as batch_invariant
     from fastbert.kernels import use_backend as use_backend
-    from fastbert.modeling import BertLayer as BertLayer
-    from fastbert.modeling import BertModel as BertModel
-    from fastbert.modeling import BertPreTrainedModel as BertPreTrainedModel
-    from fastbert.routing import explain as explain
-    from fastbert.swap import accelerate as accelerate
-    from fastbert.swap import restore as restore
-    from fastbert.verification import verify as verify
+    from fastbert.model.batch_invariance import batch_invariant as batch_invariant
+    from fastbert.model.bert import BertLayer as BertLayer
+    from fastbert.model.bert import BertModel as BertModel
+    from fastbert.model.bert import BertPreTrainedModel as BertPreTrainedModel
+    from fastbert.model.fallback import explain as explain
+    from fastbert.model.heads import BertForMaskedLM as BertForMaskedLM
+    from fastbert.model.heads import BertForMultipleChoice as BertForMultipleChoice
+    from fastbert.model.heads import BertForNextSentencePrediction as BertForNextSentencePrediction
+    from fastbert.model.heads import BertForPreTraining as BertForPreTraining
+    from fastbert.model.heads import BertForQuestionAnswering as BertForQuestionAnswering
+    from fastbert.model.heads import BertForSequenceClassification as BertForSequenceClassification
+    from fastbert.model.heads import BertForTokenClassification as BertForTokenClassification
+    from fastbert.model.heads import BertLMHeadModel as BertLMHeadModel
+    from fastbert.model.swap import accelerate as accelerate
+    from fastbert.model.swap import restore as restore
+    from fastbert.verification.compare import verify as verify
 
 # Where each name lives: `import fastbert` loads nothing, the first use of a name loads what it needs.
 _HOMES = {
     "BasicTokenizer": "transformers",
     "BertConfig": "transformers",
-    "BertForMaskedLM": "fastbert.heads",
-    "BertForMultipleChoice": "fastbert.heads",
-    "BertForNextSentencePrediction": "fastbert.heads",
-    "BertForPreTraining": "fastbert.heads",
-    "BertForQuestionAnswering": "fastbert.heads",
-    "BertForSequenceClassification": "fastbert.heads",
-    "BertForTokenClassification": "fastbert.heads",
-    "BertLMHeadModel": "fastbert.heads",
-    "BertLayer": "fastbert.modeling",
-    "BertModel": "fastbert.modeling",
-    "BertPreTrainedModel": "fastbert.modeling",
+    "BertForMaskedLM": "fastbert.model.heads",
+    "BertForMultipleChoice": "fastbert.model.heads",
+    "BertForNextSentencePrediction": "fastbert.model.heads",
+    "BertForPreTraining": "fastbert.model.heads",
+    "BertForQuestionAnswering": "fastbert.model.heads",
+    "BertForSequenceClassification": "fastbert.model.heads",
+    "BertForTokenClassification": "fastbert.model.heads",
+    "BertLMHeadModel": "fastbert.model.heads",
+    "BertLayer": "fastbert.model.bert",
+    "BertModel": "fastbert.model.bert",
+    "BertPreTrainedModel": "fastbert.model.bert",
     "BertTokenizer": "transformers",
     "BertTokenizerFast": "transformers",
     "BertTokenizerLegacy": "transformers",
     "WordpieceTokenizer": "transformers",
-    "accelerate": "fastbert.swap",
+    "accelerate": "fastbert.model.swap",
     "answer": "fastbert.inference.answering",
-    "batch_invariant": "fastbert.invariance",
+    "batch_invariant": "fastbert.model.batch_invariance",
     "classify": "fastbert.inference.classification",
-    "compile": "fastbert.graphs",
-    "dequantize": "fastbert.fp8",
+    "compile": "fastbert.deploy.graphs",
+    "dequantize": "fastbert.deploy.fp8",
     "embed": "fastbert.inference.embedding",
     "embed_stream": "fastbert.inference.embedding",
-    "explain": "fastbert.routing",
+    "explain": "fastbert.model.fallback",
     "fill_mask": "fastbert.inference.masked_words",
     "next_sentence": "fastbert.inference.next_sentence",
-    "quantize": "fastbert.fp8",
-    "restore": "fastbert.swap",
+    "quantize": "fastbert.deploy.fp8",
+    "restore": "fastbert.model.swap",
     "tag": "fastbert.inference.tagging",
     "use_backend": "fastbert.kernels",
-    "verify": "fastbert.verification",
+    "verify": "fastbert.verification.compare",
 }
 
 if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name for a right one

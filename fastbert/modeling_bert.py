@@ -21,7 +21,8 @@ from transformers.models.bert.modeling_bert import (
     BertSelfOutput,
 )
 
-from fastbert.heads import (
+from fastbert.model.bert import BertLayer, BertModel, BertPredictionHeadTransform, BertPreTrainedModel
+from fastbert.model.heads import (
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -31,7 +32,6 @@ from fastbert.heads import (
     BertForTokenClassification,
     BertLMHeadModel,
 )
-from fastbert.modeling import BertLayer, BertModel, BertPredictionHeadTransform, BertPreTrainedModel
 
 __all__ = [
     "BertAttention",

@@ -19,11 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
-from .gemm import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .layer_norm import sum_partials
+from .matmul.pointers import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
+from .matmul.sides import side
 from .registration import cdiv, register, wants_grad
-from .sides import side
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
+from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 # One chunk of logits. Smaller ones would leave the product that makes dhidden too few tiles to fill a GPU.
 MAX_LOGITS_BYTES = 1 << 30

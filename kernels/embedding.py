@@ -16,10 +16,10 @@ from torch import Tensor
 from . import functional, reference
 from .dropout import scale, threshold
 from .layer_norm import LayerNormConfig, dropout_mask, sum_partials
-from .philox import keep_adjacent
+from .primitives.philox import keep_adjacent
+from .primitives.segment_sum import CHUNK, _segment_joins_kernel, _segment_pieces_kernel, segment_sum
 from .registration import cdiv, num_programs, register, wants_grad
-from .segment_sum import CHUNK, _segment_joins_kernel, _segment_pieces_kernel, segment_sum
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
+from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 REGISTER_TOKEN_TYPES = 2  # so many rows of a token type table have their gradient summed in registers
 

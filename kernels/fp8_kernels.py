@@ -15,12 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import fp8
-from .gelu import activate
-from .gemm_config import GROUP_ROWS
-from .gemm_tiles import offsets, place
-from .invariance import is_batch_invariant
+from .batch_invariance import is_batch_invariant
+from .matmul.config import GROUP_ROWS
+from .primitives.gelu import activate
+from .primitives.tiles import offsets, place
 from .registration import cdiv, num_programs, register
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
+from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 assert (fp8.LARGEST, fp8.SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
 

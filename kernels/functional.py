@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .attention.schedule import AttentionSchedule, equal_runs
 from .backend import autocast_dtype, checks_values, is_tracing, resolve_backend
 from .dropout import check_dropout_p, new_seed, threshold
-from .schedule import AttentionSchedule, equal_runs
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 16, 128, 8
@@ -260,8 +260,8 @@ def attention_schedule(
     """
     _check_cu_seqlens(cu_seqlens, max_seqlen, total_tokens, seqused_k)
     if resolve_backend(like) == "triton":
-        from .attention_packing import attention_packs
-        from .attention_tile_lists import attention_tile_lists
+        from .attention.packing import attention_packs
+        from .attention.work_list import attention_tile_lists
 
         lengths = (cu_seqlens, seqused_k, total_tokens)
         tiles = (*attention_tile_lists(*lengths), *attention_packs(*lengths))
@@ -308,7 +308,7 @@ def attention(
             qkv, schedule.cu_seqlens, schedule.max_seqlen, seqused_k=schedule.seqused_k, softmax_scale=softmax_scale,
             causal=causal, dropout_p=dropout_p, runs=schedule.runs, uniform=schedule.uniform,
         )  # fmt: skip
-    from . import attention as kernel
+    from .attention import forward as kernel
 
     (qkv,) = _autocast("attention", qkv=qkv)
     dropout_p, seed = _draw(qkv, dropout_p, seed)

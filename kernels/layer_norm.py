@@ -16,9 +16,9 @@ from torch import Tensor
 
 from . import functional, reference
 from .dropout import scale, threshold
-from .philox import keep_adjacent
+from .primitives.philox import keep_adjacent
 from .registration import cdiv, num_programs, register, wants_grad
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
+from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
 @triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])

@@ -16,12 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
-from .gelu import activate, activation_derivative
-from .gemm import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
 from .layer_norm import sum_partials
+from .matmul.pointers import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
+from .matmul.sides import side
+from .primitives.gelu import activate, activation_derivative
 from .registration import cdiv, num_programs, register, wants_grad
-from .sides import side
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
+from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])

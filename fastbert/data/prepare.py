@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_whole
+from fastbert.utils.files import write_whole
+
 from .audit import ShardCounts, audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources, total_size
 from .pairs import PairOptions, document_pairs
@@ -52,8 +53,10 @@ def prepare(
     options, text that cannot be read, a single document; InputError for a folder that holds something else, or an earlier
     call's work without resume or overwrite, or is written to by another run. What raises leaves no half-written file.
     """
-    from ..existing import check_flags  # brings transformers, which the processes that share the work have no use for
-    from ..locks import locked_folder
+    from fastbert.utils.existing import (
+        check_flags,  # brings transformers, which the processes that share the work have no use for
+    )
+    from fastbert.utils.locks import locked_folder
 
     check_flags(resume, overwrite)
     report = report or (lambda stage, done, total, documents: None)
@@ -169,7 +172,7 @@ def _describe(source: Source) -> dict[str, Any]:
 
 
 def _check_folder(out: Path, options: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    from ..existing import existing, foreign, visible
+    from fastbert.utils.existing import existing, foreign, visible
 
     meta, work = out / META, out / WORK
     names, is_finished = visible(out), meta.is_file()

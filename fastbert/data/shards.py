@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import write_whole
+from fastbert.utils.files import write_whole
 
 FORMAT = 1
 META = "meta.json"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_whole
+from fastbert.utils.files import write_whole
+
 from .shards import DataError, token_dtype
 
 STATE = "spool.json"

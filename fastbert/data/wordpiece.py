@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import name_file
+from fastbert.utils.files import name_file
+
 from .documents import Report, Source, open_sources, total_size
 from .shards import DataError
 
@@ -39,7 +40,7 @@ def train_wordpiece(
     Raises DataError for options out of range, text that cannot be read, a vocabulary too small for the characters; InputError
     for a folder that holds something else, or a tokenizer without overwrite, or is written to by another run.
     """
-    from ..locks import locked_replacement
+    from fastbert.utils.locks import locked_replacement
 
     report = report or (lambda stage, done, total, documents: None)
     if vocab_size <= len(SPECIAL_TOKENS):
@@ -77,8 +78,8 @@ def train_wordpiece(
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    from ..checkpoints import InputError
-    from ..existing import existing, foreign, visible
+    from fastbert.utils.checkpoints import InputError
+    from fastbert.utils.existing import existing, foreign, visible
 
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write to, got the file {out}")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from fastbert.checkpoints import quiet
-from fastbert.files import copy_whole
-from fastbert.pretraining import checkpoints
-from fastbert.saving import raise_of_disk
+from fastbert.training import checkpoints
+from fastbert.training.trainer import raise_of_disk
+from fastbert.utils.checkpoints import quiet
+from fastbert.utils.files import copy_whole
 
 from .method import Method
 

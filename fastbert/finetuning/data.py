@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 from .features import Feature
 

@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 
 import fastbert
-from fastbert.checkpoints import Checkpoint, InputError
+from fastbert.model.frozen import FeatureCache, FrozenModel, save_frozen
+from fastbert.model.frozen_heads import Frozen, FrozenHead, Shape
+from fastbert.utils.checkpoints import Checkpoint, InputError
 
 from .data import TaskData
-from .frozen import FeatureCache, FrozenModel, save_frozen
-from .frozen_heads import Frozen, FrozenHead, Shape
 from .method import EVERY, Method
 from .model import load_model
 

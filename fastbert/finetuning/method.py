@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastbert.checkpoints import Checkpoint, quiet
+from fastbert.utils.checkpoints import Checkpoint, quiet
 
 from .data import TaskData
 from .features import collate, predict

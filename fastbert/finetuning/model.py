@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from fastbert.checkpoints import Checkpoint, InputError
-from fastbert.direction import head_class
+from fastbert.model.left_to_right import head_class
+from fastbert.utils.checkpoints import Checkpoint, InputError
 
 NEW_IS_FINE = ("bert.pooler.", "bert.last_token_pooler.")  # what pre-training without sentence pairs leaves out
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.files import write_whole
+from fastbert.utils.files import write_whole
 
 MOST_NUMBERS = 15  # labels up to which the counts stand in the squares
 

@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fastbert.checkpoints import Checkpoint, InputError, open_checkpoint
-from fastbert.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
-from fastbert.files import check_room, copy_whole, size_of, write_whole
-from fastbert.locks import locked_together
-from fastbert.pretraining import checkpoints
-from fastbert.processes import agreed
+from fastbert.model.frozen import HEAD, SHAPE
+from fastbert.model.frozen_heads import Frozen
+from fastbert.training import checkpoints
+from fastbert.training.processes import agreed
+from fastbert.utils.checkpoints import Checkpoint, InputError, open_checkpoint
+from fastbert.utils.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
+from fastbert.utils.files import check_room, copy_whole, size_of, write_whole
+from fastbert.utils.locks import locked_together
 
 from .best import CONFUSION, FOLDER
 from .data import DataOptions, TaskData
-from .frozen import HEAD, SHAPE
-from .frozen_heads import Frozen
 from .frozen_method import CACHE, FrozenMethod
 from .method import Method
 from .model import load_model
-from .once import CURVES, REPORT, Setting, read_report, run_once, training_arguments, write_report
+from .single_run import CURVES, REPORT, Setting, read_report, run_once, training_arguments, write_report
 
 TASKS = ("classify", "pair", "qa", "tag", "choice")
 PAPER_BATCH_SIZES, PAPER_LEARNING_RATES, PAPER_EPOCHS = (16, 32), (5e-5, 4e-5, 3e-5, 2e-5), (2.0, 3.0, 4.0)

@@ -15,8 +15,8 @@ import transformers
 from torch import nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fastbert.processes import OwnDropout, agreed
-from fastbert.saving import SavingTrainer
+from fastbert.training.processes import OwnDropout, agreed
+from fastbert.training.trainer import SavingTrainer
 
 from .best import BestEpoch
 from .features import Feature, loss_terms

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import InputError
-from ..tasks.answers import MAX_ANSWER_LENGTH, N_BEST, best_answers
-from ..tasks.windows import MAX_QUESTION_LENGTH, QA_MAX_LENGTH, QA_STRIDE, question_windows
+from fastbert.tasks.answers import MAX_ANSWER_LENGTH, N_BEST, best_answers
+from fastbert.tasks.windows import MAX_QUESTION_LENGTH, QA_MAX_LENGTH, QA_STRIDE, question_windows
+from fastbert.utils.checkpoints import InputError
+
 from .classification import is_pair
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load, require_offsets

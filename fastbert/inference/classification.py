@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import InputError
+from fastbert.utils.checkpoints import InputError
+
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Loaded, Model, load
 from .saved import Saved

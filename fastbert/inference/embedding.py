@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import InputError, packaged_checkpoint
-from ..modeling import berts
+from fastbert.model.bert import berts
+from fastbert.utils.checkpoints import InputError, packaged_checkpoint
+
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load
 from .sentence_folder import ENCODER, SentenceFolder

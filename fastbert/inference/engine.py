@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import InputError
+from fastbert.utils.checkpoints import InputError
+
 from .loading import Loaded
 from .notes import Notes
 

@@ -9,15 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import InputError
-from ..tasks import rows as files
-from ..tasks.conll import WORDS as CONLL_WORDS
-from ..tasks.conll import conll_rows, looks_like_words, looks_tagged
-from ..tasks.formats import CONLL_TOO, TABLES, format_of, holds_json, known_format, suffix_of
-from ..tasks.lines import name_of, sample_of
-from ..tasks.sentences import text_columns
-from ..tasks.squad import ARTICLE, questions_of
-from ..tasks.tagged import WORD_NAMES
+from fastbert.tasks import rows as files
+from fastbert.tasks.conll import WORDS as CONLL_WORDS
+from fastbert.tasks.conll import conll_rows, looks_like_words, looks_tagged
+from fastbert.tasks.formats import CONLL_TOO, TABLES, format_of, holds_json, known_format, suffix_of
+from fastbert.tasks.lines import name_of, sample_of
+from fastbert.tasks.sentences import text_columns
+from fastbert.tasks.squad import ARTICLE, questions_of
+from fastbert.tasks.tagged import WORD_NAMES
+from fastbert.utils.checkpoints import InputError
+
 from .engine import Row, Words
 
 PREFIX = "input_"  # before the name of a column that a result has too

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import transformers
 
-from ..checkpoints import SHOWN_KEYS, Checkpoint, InputError, open_checkpoint
-from ..direction import LEFT_TO_RIGHT, head_class
-from ..finetuning.frozen import is_frozen, load_frozen
-from ..modeling import berts
-from ..shallow import HEADS as SHALLOW
-from ..vocabulary import advice, misfit
+from fastbert.model.bert import berts
+from fastbert.model.frozen import is_frozen, load_frozen
+from fastbert.model.left_to_right import LEFT_TO_RIGHT, head_class
+from fastbert.model.shallow import HEADS as SHALLOW
+from fastbert.utils.checkpoints import SHOWN_KEYS, Checkpoint, InputError, open_checkpoint
+from fastbert.utils.vocabulary import advice, misfit
+
 from .sentence_folder import SentenceFolder, read_sentence_folder
 
 # A name or a folder, or (model, tokenizer), the model one of fastbert's classes in eval mode.

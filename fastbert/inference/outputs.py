@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints import InputError
-from ..existing import check_flags, existing, first_difference, other_options
-from ..files import name_file, write_whole
+from fastbert.utils.checkpoints import InputError
+from fastbert.utils.existing import check_flags, existing, first_difference, other_options
+from fastbert.utils.files import name_file, write_whole
 
 SAVE_SECONDS = 5.0
 # Names that would say something else of what is JSONL.

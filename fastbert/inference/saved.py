@@ -2,7 +2,8 @@
 
 from typing import Any, TypeVar
 
-from ..checkpoints import InputError
+from fastbert.utils.checkpoints import InputError
+
 from .loading import Loaded
 
 KINDS: dict[str, type | tuple[type, ...]] = {

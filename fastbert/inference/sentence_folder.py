@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InputError
-from ..folders import MODULES, read_json, relative
+from fastbert.utils.errors import InputError
+from fastbert.utils.folders import MODULES, read_json, relative
 
 ENCODER, CROSS_ENCODER = "SentenceTransformer", "CrossEncoder"
 MODEL_CONFIG = "config_sentence_transformers.json"

@@ -12,8 +12,9 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..folders import reading
+from fastbert.utils.errors import InputError
+from fastbert.utils.folders import reading
+
 from .sentence_folder import Module, SentenceFolder
 
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")

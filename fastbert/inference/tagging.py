@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import InputError
-from ..tasks.tagged import split_characters, with_offsets
-from ..tasks.tags import scheme_of, spans, word_logits, word_tags
-from ..tasks.windows import WordWindow, split_words, word_windows
+from fastbert.tasks.tagged import split_characters, with_offsets
+from fastbert.tasks.tags import scheme_of, spans, word_logits, word_tags
+from fastbert.tasks.windows import WordWindow, split_words, word_windows
+from fastbert.utils.checkpoints import InputError
+
 from .engine import Batch, Encoded, Row, Task, Words, host, rows_of, stream
 from .loading import Model, load, require_offsets
 from .saved import Saved

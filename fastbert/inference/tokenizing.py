@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints import InputError
+from fastbert.utils.checkpoints import InputError
+
 from .engine import Encoded, Row
 from .loading import Loaded
 from .notes import Notes

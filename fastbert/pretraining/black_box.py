@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastbert.data.batches import collate
 from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
-from fastbert.files import write_whole
+from fastbert.utils.files import write_whole
 
 from .objectives import Objective
 from .sharding import whole

@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 from transformers.activations import ACT2FN
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 # What saved configurations hold besides: of transformers' base class and older versions, and of the original BERT's files,
 # whose pooler_* and directionality describe the one pooler there is.

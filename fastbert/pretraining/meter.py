@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from .utilisation import pretraining_flops
+from fastbert.utils.flops import pretraining_flops
 
 SUMMED = ("mlm_loss", "next_sentence_loss", "tokens", "padded_tokens", "flops")
 

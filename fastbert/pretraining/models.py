@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 
-from fastbert import heads
 from fastbert.data.masking import IGNORED
-from fastbert.direction import pool_last_token
-from fastbert.heads import BertForPreTrainingOutput
+from fastbert.model import heads
+from fastbert.model.heads import BertForPreTrainingOutput
+from fastbert.model.left_to_right import pool_last_token
 
 
 class _TokenLoss:

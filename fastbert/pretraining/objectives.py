@@ -13,9 +13,9 @@ import transformers
 
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Sample
-from fastbert.errors import InputError
-from fastbert.heads import BertForPreTraining
-from fastbert.shallow import DIRECTION as SHALLOW
+from fastbert.model.heads import BertForPreTraining
+from fastbert.model.shallow import DIRECTION as SHALLOW
+from fastbert.utils.errors import InputError
 
 from .models import BertForMaskedLM, BertLMHeadModel
 from .shallow import ShallowForPreTraining

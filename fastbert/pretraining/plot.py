@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fastbert.files import write_whole
+from fastbert.utils.files import write_whole
 
 
 def plot_losses(history: list[dict[str, Any]], file: Path, *, vocab_size: int, unigram_entropy: float | None) -> None:

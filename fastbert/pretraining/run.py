@@ -20,20 +20,21 @@ from transformers import TrainerCallback
 
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
-from fastbert.errors import InputError
-from fastbert.existing import check_flags, existing, finished, foreign, other_options, visible
-from fastbert.files import check_room, size_of, write_whole
-from fastbert.locks import locked_together
-from fastbert.processes import agreed, ending_together
+from fastbert.training import checkpoints
+from fastbert.training.processes import agreed, ending_together
+from fastbert.utils.errors import InputError
+from fastbert.utils.existing import check_flags, existing, finished, foreign, other_options, visible
+from fastbert.utils.files import check_room, size_of, write_whole
+from fastbert.utils.flops import matmul_rate
+from fastbert.utils.locks import locked_together
+from fastbert.utils.sizes import SIZES
 
-from . import black_box, checkpoints
+from . import black_box
 from .configuration import make_config, read_config
 from .objectives import Objective
 from .plot import plot_losses
 from .recipe import Recipe, create_optimizer, create_schedule, describe
-from .sizes import SIZES
 from .trainer import NonFinite, PreTrainer
-from .utilisation import matmul_rate
 
 OPTIONS, PICTURE = "run.json", "loss.png"
 MAY_CHANGE = (

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.models.bert.configuration_bert import BertConfig
 
 from fastbert.data.masking import IGNORED
-from fastbert.heads import BertForPreTrainingOutput
-from fastbert.shallow import HALVES, WEIGHTS, half_config, reverse
+from fastbert.model.heads import BertForPreTrainingOutput
+from fastbert.model.shallow import HALVES, WEIGHTS, half_config, reverse
 
 from .models import BertLMHeadModel
 

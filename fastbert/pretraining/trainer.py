@@ -20,8 +20,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from fastbert.data.batches import MicroBatches
 from fastbert.data.masking import IGNORED, Masker
 from fastbert.data.shards import Shards
-from fastbert.processes import OwnDropout
-from fastbert.saving import SavingTrainer, StopOnSignal
+from fastbert.training.processes import OwnDropout
+from fastbert.training.trainer import SavingTrainer, StopOnSignal
 
 from . import sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 from .rows import Row, Table, read_table
 from .sentences import text_of

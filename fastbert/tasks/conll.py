@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 from .formats import holds_json
 from .lines import Lines, name_of, opened

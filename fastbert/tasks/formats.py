@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 SUFFIXES = {
     "csv": (".csv",),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 MAX_VALUE = 1 << 28
 LIST = "data"

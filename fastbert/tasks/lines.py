@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 MAX_LINE_BYTES = 1 << 26
 SAMPLE_BYTES = 1 << 16

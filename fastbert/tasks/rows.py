@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 from . import lines as text_lines
 from .formats import TABLES, format_of, holds_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 from .formats import TABLES, format_of
 from .rows import Row, read_rows

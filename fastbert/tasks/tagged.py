@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 from .conll import Conll
 from .formats import CONLL_TOO, TAGGED, format_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.errors import InputError
+from fastbert.utils.errors import InputError
 
 QA_MAX_LENGTH, QA_STRIDE = 384, 128
 MAX_QUESTION_LENGTH = 64

@@ -14,13 +14,13 @@ import pytest
 import transformers
 from typer.testing import CliRunner
 
-from fastbert.checkpoints import InputError
-from fastbert.cli import app
+from fastbert.cli.app import app
 from fastbert.data import audit, shards
 from fastbert.data import prepare as module
 from fastbert.data.prepare import prepare
 from fastbert.data.shards import DataError, Shards, fingerprint
 from fastbert.data.wordpiece import train_wordpiece
+from fastbert.utils.checkpoints import InputError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain"
 WORDS = [

@@ -4,7 +4,8 @@ import io
 
 import pytest
 from rich.console import Console
-from small_tasks import write_checkpoint
+
+from tests.finetuning.small_tasks import write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
-from small_tasks import write_files
 
-from fastbert.cli import app
+from fastbert.cli.app import app
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune
+from fastbert.finetuning.single_run import Setting
+from tests.finetuning.small_tasks import write_files
 
 STILL = Setting(batch_size=8, learning_rate=2e-3, epochs=2, dropout=0.0)
 COUNT = 25  # the last batch of an epoch has one row: a process goes without

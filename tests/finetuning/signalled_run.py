@@ -3,7 +3,7 @@
 import os
 import sys
 
-from fastbert.cli import app
+from fastbert.cli.app import app
 from fastbert.finetuning.trainer import FineTuner
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import pytest
 import typer
-from small_tasks import write_files
 from typer.testing import CliRunner
 
-from fastbert.finetuning.cli import finetune
+from fastbert.cli.finetuning import finetune
+from tests.finetuning.small_tasks import write_files
 
 app = typer.Typer()
 app.command()(finetune)

@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 import torch
 import transformers
-from small_tasks import write_checkpoint, write_files
 
 import fastbert
-from fastbert import direction
-from fastbert.checkpoints import InputError, open_checkpoint
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.features import collate, predict
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune, load_task
+from fastbert.finetuning.single_run import Setting
+from fastbert.model import left_to_right as direction
 from fastbert.pretraining.objectives import Objective
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.finetuning.small_tasks import write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_tasks import padded, write_files
 
-from fastbert.checkpoints import open_checkpoint
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.features import Feature, batches_by_length, collate, predict
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import load_task
+from fastbert.utils.checkpoints import open_checkpoint
+from tests.finetuning.small_tasks import padded, write_files
 
 KINDS = ("classify", "pair", "regression", "choice", "tag", "qa", "qa2")
 

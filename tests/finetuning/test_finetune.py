@@ -10,15 +10,16 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
-from small_tasks import write_checkpoint, write_files
 
 import fastbert
-from fastbert.checkpoints import InputError, open_checkpoint
-from fastbert.finetuning import once, run
+from fastbert.finetuning import run
+from fastbert.finetuning import single_run as once
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune, load_task, paper_grid
+from fastbert.finetuning.single_run import Setting
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.finetuning.small_tasks import write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from several_runs import GRID, KINDS, options_of, run_all
-from small_tasks import write_files
 
-from fastbert.checkpoints import InputError, open_checkpoint
 from fastbert.finetuning.features import collate, loss_terms
-from fastbert.finetuning.frozen_heads import Frozen
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import finetune, load_task
+from fastbert.model.frozen_heads import Frozen
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.finetuning.several_runs import GRID, KINDS, options_of, run_all
+from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
 # What a softmax takes no notice of: the gradient is rounding alone, of which Adam makes steps of full size.

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_tasks import TINY, WORDS, write_checkpoint, write_files
 from typer.testing import CliRunner
 
 import fastbert
-from fastbert.checkpoints import InputError, open_checkpoint
-from fastbert.finetuning import frozen as frozen_module
-from fastbert.finetuning.cli import finetune as command
+from fastbert.cli.finetuning import finetune as command
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.features import Feature, predict
-from fastbert.finetuning.frozen import FeatureCache, FrozenModel, load_frozen
-from fastbert.finetuning.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune, load_task
+from fastbert.finetuning.single_run import Setting
+from fastbert.model import frozen as frozen_module
+from fastbert.model.frozen import FeatureCache, FrozenModel, load_frozen
+from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.finetuning.small_tasks import TINY, WORDS, write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=2e-2, epochs=8, dropout=0.0)
 HIDDEN = TINY["hidden_size"]

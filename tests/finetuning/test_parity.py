@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import transformers
 from rich.console import Console
-from small_tasks import padded, write_files
 
-from fastbert.checkpoints import open_checkpoint
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.method import Method
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.once import Setting, training_arguments
 from fastbert.finetuning.run import load_task
+from fastbert.finetuning.single_run import Setting, training_arguments
 from fastbert.finetuning.trainer import FineTuner
+from fastbert.utils.checkpoints import open_checkpoint
+from tests.finetuning.small_tasks import padded, write_files
 
 
 @pytest.mark.parametrize("kind", ["classify", "pair", "choice", "tag"])

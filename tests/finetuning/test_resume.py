@@ -14,18 +14,19 @@ import torch
 import transformers
 from rich.console import Console
 from safetensors.torch import load_file
-from small_tasks import write_files
 
-from fastbert.checkpoints import InputError, open_checkpoint
-from fastbert.console import Resumable
-from fastbert.finetuning import best, once
+from fastbert.cli.console import Resumable
+from fastbert.finetuning import best
+from fastbert.finetuning import single_run as once
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.frozen_heads import Frozen
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune, load_task
+from fastbert.finetuning.single_run import Setting
 from fastbert.finetuning.trainer import FineTuner
-from fastbert.pretraining import checkpoints
+from fastbert.model.frozen_heads import Frozen
+from fastbert.training import checkpoints
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
 STEPS_OF_AN_EPOCH = 5

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import typer
 from seqeval.metrics.sequence_labeling import get_entities
-from small_tasks import CITIES, PEOPLE
 from typer.testing import CliRunner
 
-from fastbert.checkpoints import InputError, open_checkpoint
-from fastbert.finetuning.cli import finetune
+from fastbert.cli.finetuning import finetune
+from fastbert.cli.inference import classify, tag
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.run import load_task
-from fastbert.inference.cli import classify, tag
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.finetuning.small_tasks import CITIES, PEOPLE
 
 SCHEMES = {  # the tags of: person, in, city city, city
     "IOB1": ["I-PER", "O", "I-LOC", "I-LOC", "B-LOC"],

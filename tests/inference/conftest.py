@@ -3,9 +3,9 @@
 import pytest
 import torch
 import typer
-from tiny_checkpoints import WORDS, save
 
-from fastbert.inference import cli
+from fastbert.cli import inference as cli
+from tests.inference.tiny_checkpoints import WORDS, save
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import PIECES, SPECIAL, WORDS, save
 from typer.testing import CliRunner
 
 import fastbert
-from fastbert.checkpoints import InputError, open_checkpoint
-from fastbert.cli import app as whole
+from fastbert.cli.app import app as whole
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.inference.tiny_checkpoints import PIECES, SPECIAL, WORDS, save
 
 runner = CliRunner()
 PRECISE = ["--precision", "float32"]

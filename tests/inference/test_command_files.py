@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from file_kinds import KINDS, texts_for, write_kind
 from seqeval.metrics.sequence_labeling import get_entities
-from tiny_checkpoints import save
 from typer.testing import CliRunner
 
 from fastbert.inference import engine
@@ -17,6 +15,8 @@ from fastbert.inference.embedding import Embedding
 from fastbert.tasks.sentences import read_sentences
 from fastbert.tasks.squad import read_squad
 from fastbert.tasks.tagged import read_tagged
+from tests.file_kinds import KINDS, texts_for, write_kind
+from tests.inference.tiny_checkpoints import save
 
 TEXTS = ['the cat, "sat" down; a', "a dog\n\nin\tthe park", "red \u2028 ball", "{["]
 HEADS = {

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fastbert
-from fastbert.checkpoints import InputError
 from fastbert.inference import engine
 from fastbert.inference.answering import Answering
 from fastbert.inference.classification import Classification
@@ -18,6 +17,7 @@ from fastbert.inference.engine import Batch, rows_of, stream
 from fastbert.inference.masked_words import MaskFilling
 from fastbert.inference.next_sentence import NextSentence
 from fastbert.inference.tagging import Tagging
+from fastbert.utils.checkpoints import InputError
 
 ALONE = 1e-5
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastbert.inference import command, engine
+from fastbert.cli import inference_io as command
+from fastbert.inference import engine
 from fastbert.inference.embedding import Embedding
 
 runner = CliRunner()

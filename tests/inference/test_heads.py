@@ -6,15 +6,15 @@ import shutil
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import save
 
 import fastbert
-from fastbert.checkpoints import InputError, small_checkpoint
 from fastbert.inference.classification import classify
 from fastbert.inference.embedding import embed
 from fastbert.inference.masked_words import fill_mask
 from fastbert.inference.next_sentence import next_sentence
 from fastbert.inference.tagging import tag
+from fastbert.utils.checkpoints import InputError, small_checkpoint
+from tests.inference.tiny_checkpoints import save
 
 FP32 = {"dtype": torch.float32}
 
@@ -235,7 +235,7 @@ def test_the_small_checkpoint_is_the_default(checkpoints, monkeypatch):
 
 
 def test_the_small_checkpoint_is_named_where_it_is_absent(monkeypatch, tmp_path):
-    from fastbert import checkpoints
+    from fastbert.utils import checkpoints
 
     monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
     with pytest.raises(InputError, match=r"no checkpoint was named, and the small one is not in .*small"):

@@ -15,7 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 import fastbert
-from fastbert.inference import command, engine, outputs
+from fastbert.cli import inference_io as command
+from fastbert.inference import engine, outputs
 from fastbert.inference.embedding import Embedding, embed
 from fastbert.inference.masked_words import fill_mask
 from fastbert.inference.next_sentence import next_sentence

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from fastbert.checkpoints import InputError
 from fastbert.inference.inputs import EMBED as TEXT
 from fastbert.inference.inputs import NEXT as PAIR
 from fastbert.inference.inputs import Source
 from fastbert.tasks import lines
+from fastbert.utils.checkpoints import InputError
 
 
 def source(file, kind=TEXT, fields=None, format_=None, said=None) -> Source:

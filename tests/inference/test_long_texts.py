@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import WORDS
 
-from fastbert.checkpoints import InputError
 from fastbert.inference.answering import answer
 from fastbert.inference.tagging import tag
+from fastbert.utils.checkpoints import InputError
+from tests.inference.tiny_checkpoints import WORDS
 
 FP32 = {"dtype": torch.float32}
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
-from tiny_checkpoints import save
 from typer.testing import CliRunner
 
 import fastbert
-from fastbert.checkpoints import InputError
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.once import Setting
 from fastbert.finetuning.run import Options, finetune
+from fastbert.finetuning.single_run import Setting
 from fastbert.inference.answering import Answering
 from fastbert.inference.classification import Classification
 from fastbert.inference.tagging import Tagging
+from fastbert.utils.checkpoints import InputError
+from tests.inference.tiny_checkpoints import save
 
 runner = CliRunner()
 pytest.importorskip("accelerate", reason="fine-tuning needs the train extra")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import SPECIAL, WORDS, save
 from typer.testing import CliRunner
 
-from fastbert.checkpoints import InputError
 from fastbert.inference.classification import classify
 from fastbert.inference.embedding import Embedding, embed, embed_stream
+from fastbert.utils.checkpoints import InputError
+from tests.inference.tiny_checkpoints import SPECIAL, WORDS, save
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")
 
@@ -605,8 +605,8 @@ def test_a_cross_encoder_that_cannot_be_followed_is_refused(checkpoints, tmp_pat
     ],
 )
 def test_a_new_head_does_not_score_as_the_old_one_did(tmp_path, said):
-    from fastbert.checkpoints import open_checkpoint
     from fastbert.finetuning.model import load_model
+    from fastbert.utils.checkpoints import open_checkpoint
 
     folder = save(tmp_path / "a", "BertForSequenceClassification", num_labels=1)
     edit(tmp_path / "a" / "config.json", **said)

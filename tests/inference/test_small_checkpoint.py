@@ -9,12 +9,12 @@ import torch.nn.functional as F
 import transformers
 
 import fastbert
-from fastbert.checkpoints import small_checkpoint
 from fastbert.data.masking import Masker
 from fastbert.data.prepare import prepare
 from fastbert.data.shards import Shards
 from fastbert.pretraining.evaluation import held_out_batches, metrics_of, sums_of
-from fastbert.sample_text import MASKED, SENTENCES
+from fastbert.utils.checkpoints import small_checkpoint
+from fastbert.utils.sample_text import MASKED, SENTENCES
 
 HELD_OUT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain" / "en_books_heldout.txt"
 FOLDER = Path(small_checkpoint())

@@ -1,9 +1,9 @@
-"""The rule of fastbert.kernels.accuracy as an assertion."""
+"""The rule of fastbert.kernels.specs.accuracy as an assertion."""
 
 import torch
 
-from fastbert.kernels.accuracy import check_operation, measure, noise, noise_rounded_to, run, tensors_of
-from fastbert.kernels.spec import Inputs, OperationSpec
+from fastbert.kernels.specs.accuracy import check_operation, measure, noise, noise_rounded_to, run, tensors_of
+from fastbert.kernels.specs.spec import Inputs, OperationSpec
 
 __all__ = ["DTYPES", "GPU", "assert_error_within", "compare", "noise", "noise_rounded_to", "run", "tensors_of"]
 

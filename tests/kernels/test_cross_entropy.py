@@ -6,15 +6,15 @@ The float64 comparisons are generated in test_specs.py.
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import GPU, assert_error_within, compare, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.kernels import cross_entropy as kernel
 from fastbert.kernels.cross_entropy import SPECS, chunk_rows, cross_entropy_bwd, cross_entropy_fwd
-from fastbert.kernels.dispatch import use_gemm
 from fastbert.kernels.functional import cross_entropy
+from fastbert.kernels.matmul.choose import use_gemm
 from fastbert.kernels.reference import cross_entropy_ref
-from fastbert.kernels.spec import generator, normal
+from fastbert.kernels.specs.spec import generator, normal
+from tests.kernels.harness import GPU, assert_error_within, compare, run
 
 (SPEC,) = SPECS
 NAMES = SPEC.differentiable

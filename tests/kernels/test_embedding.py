@@ -5,14 +5,14 @@ The float64 comparisons are generated in test_specs.py.
 
 import pytest
 import torch
-from harness import compare, noise, run
 
 from fastbert.kernels import embedding as kernel
 from fastbert.kernels.embedding import SPECS, embedding_bwd, embedding_fwd
 from fastbert.kernels.functional import embedding
 from fastbert.kernels.layer_norm import dropout_mask
-from fastbert.kernels.segment_sum import CHUNK, segment_sum
-from fastbert.kernels.spec import seed_tensor
+from fastbert.kernels.primitives.segment_sum import CHUNK, segment_sum
+from fastbert.kernels.specs.spec import seed_tensor
+from tests.kernels.harness import compare, noise, run
 
 (SPEC,) = SPECS
 SAMPLES = {sample.name: sample for sample in SPEC.samples}

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from harness import DTYPES
 
 from fastbert.kernels import fp8, functional, use_backend
+from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.fp8_kernels import linear_activation_op, linear_op, quantize_op
-from fastbert.kernels.invariance import batch_invariant_kernels
-from fastbert.kernels.spec import generator, normal
+from fastbert.kernels.specs.spec import generator, normal
+from tests.kernels.harness import DTYPES
 
 if fp8.obstacle(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
     pytest.skip(fp8.obstacle(torch.device("cuda")), allow_module_level=True)

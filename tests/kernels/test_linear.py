@@ -7,14 +7,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from harness import DTYPES, GPU, compare, noise, run, tensors_of
 
 import fastbert.kernels.linear
-from fastbert.kernels import dispatch, gemm, gemm_config
-from fastbert.kernels.dispatch import OPERATIONS, RULES, choose, use_gemm
 from fastbert.kernels.functional import ACTIVATIONS, feed_forward, linear, qkv_linear
-from fastbert.kernels.gemm import gemm_wgrad, offsets
-from fastbert.kernels.gemm_config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
 from fastbert.kernels.linear import (
     SPECS,
     feed_forward_bwd,
@@ -24,8 +19,15 @@ from fastbert.kernels.linear import (
     qkv_linear_bwd,
     qkv_linear_fwd,
 )
+from fastbert.kernels.matmul import choose as dispatch
+from fastbert.kernels.matmul import config as gemm_config
+from fastbert.kernels.matmul import pointers as gemm
+from fastbert.kernels.matmul.choose import OPERATIONS, RULES, choose, use_gemm
+from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
+from fastbert.kernels.matmul.pointers import gemm_wgrad, offsets
 from fastbert.kernels.reference import linear_ref
-from fastbert.kernels.spec import generator, normal
+from fastbert.kernels.specs.spec import generator, normal
+from tests.kernels.harness import DTYPES, GPU, compare, noise, run, tensors_of
 
 SAMPLES = [(spec, sample) for spec in SPECS for sample in spec.samples]
 ON_GPU = SAMPLES if GPU else SAMPLES[:1]  # one to show as skipped

@@ -6,7 +6,11 @@ import pickle
 import pytest
 import torch
 import transformers
-from parity import (
+from torch import nn
+
+import fastbert
+from fastbert import accelerate, explain, restore
+from tests.model.parity import (
     HEADS,
     HEADS_AND_DECODER,
     MASKED_LM,
@@ -27,11 +31,7 @@ from parity import (
     projection,
     quiet_transformers,
     randomise,
-)  # fmt: skip
-from torch import nn
-
-import fastbert
-from fastbert import accelerate, explain, restore
+)
 
 
 def fresh(head=MODEL, **changes):

@@ -8,7 +8,10 @@ import warnings
 import pytest
 import torch
 import transformers
-from parity import (
+from torch import nn
+
+import fastbert
+from tests.model.parity import (
     HEADS,
     HEADS_AND_DECODER,
     LM_DECODER,
@@ -35,10 +38,7 @@ from parity import (
     randomise,
     recorded_log,
     token_labels,
-)  # fmt: skip
-from torch import nn
-
-import fastbert
+)
 
 # ---- pipelines ----------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import (
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastbert
+from fastbert.kernels import use_backend
+from tests.model.parity import (
     HEADS_AND_DECODER,
     MASKED_LM,
     MODEL,
@@ -21,11 +25,7 @@ from parity import (
     labels_for,
     make_batch,
     pair,
-)  # fmt: skip
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import fastbert
-from fastbert.kernels import use_backend
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_LIMIT_S = 0.3
@@ -110,7 +110,7 @@ def test_importing_loads_no_triton_and_touches_no_gpu(imported):
     added = {name.split(".")[0] for name in imported["loaded"] + imported["by_running"]}
     assert not added & {"triton", "pytest", "rich", "typer"}
     assert not imported["cuda"]
-    assert "fastbert.modeling" in imported["loaded"]
+    assert "fastbert.model.bert" in imported["loaded"]
 
 
 def test_running_on_a_cpu_loads_no_kernel(imported):

@@ -8,9 +8,9 @@ import transformers
 
 import fastbert
 from fastbert.kernels import use_backend
-from fastbert.kernels.dispatch import choose, use_gemm
-from fastbert.kernels.gemm import GemmConfig
-from fastbert.kernels.invariance import batch_invariant_kernels, is_batch_invariant
+from fastbert.kernels.batch_invariance import batch_invariant_kernels, is_batch_invariant
+from fastbert.kernels.matmul.choose import choose, use_gemm
+from fastbert.kernels.matmul.pointers import GemmConfig
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

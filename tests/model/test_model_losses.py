@@ -4,7 +4,10 @@ import warnings
 
 import pytest
 import torch
-from parity import (
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastbert
+from tests.model.parity import (
     COMMON,
     HEADS,
     IGNORED,
@@ -27,10 +30,7 @@ from parity import (
     pair,
     quiet_transformers,
     token_labels,
-)  # fmt: skip
-from torch.utils.flop_counter import FlopCounterMode
-
-import fastbert
+)
 
 PADDED = ["right", "left", "holes", "first_token_masked", "empty_row", "one_real_token"]
 TOKEN_LABELLED = [PRETRAINING, MASKED_LM, LM_HEAD, LM_DECODER, TOKEN]

@@ -8,7 +8,11 @@ import pickle
 import pytest
 import torch
 import transformers
-from parity import (
+from torch import nn
+
+import fastbert
+import fastbert.modeling_bert
+from tests.model.parity import (
     CHOICE,
     HEADS,
     MASKED_LM,
@@ -29,11 +33,7 @@ from parity import (
     quiet_transformers,
     randomise,
     recorded_log,
-)  # fmt: skip
-from torch import nn
-
-import fastbert
-import fastbert.modeling_bert
+)
 
 LIBRARIES = {"fastbert": fastbert, "transformers": transformers}
 

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from parity import (
+
+import fastbert
+from fastbert.kernels import functional
+from tests.model.parity import (
     CHOICE,
     CHOICES,
     DEVICES,
@@ -25,10 +28,7 @@ from parity import (
     labels_for,
     make_batch,
     pair,
-)  # fmt: skip
-
-import fastbert
-from fastbert.kernels import functional
+)
 
 PER_TOKEN = {"last_hidden_state", "prediction_logits", "start_logits", "end_logits"}
 

@@ -9,8 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from flash_reference import flash_on_cpu, use_flash
-from parity import (
+from transformers import DataCollatorWithFlattening
+
+import fastbert
+from tests.model.flash_reference import flash_on_cpu, use_flash
+from tests.model.parity import (
     HEADS,
     LM_DECODER,
     MASKED_LM,
@@ -26,9 +29,6 @@ from parity import (
     pair,
     projection,
 )
-from transformers import DataCollatorWithFlattening
-
-import fastbert
 
 LENGTHS = [7, 12, 1, 5, 10]
 TOTAL = sum(LENGTHS)
@@ -298,7 +298,7 @@ def test_compiles_with_lengths_and_leaves_hidden_positions_to_transformers():
 
 
 def test_an_inference_graph_does_not_take_positions_that_start_again():
-    from fastbert.graphs import CompiledModel
+    from fastbert.deploy.graphs import CompiledModel
 
     _, ours = flash_pair()
     batch, _ = flattened("position_ids")

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 import transformers
-from parity import (
+from torch import nn
+
+import fastbert
+from fastbert.model.layout import fill_padding_logits
+from tests.model.parity import (
     HEADS_AND_DECODER,
     LM_DECODER,
     MASKED_LM,
@@ -30,10 +34,6 @@ from parity import (
     quiet_transformers,
     randomise,
 )
-from torch import nn
-
-import fastbert
-from fastbert.padding import fill_padding_logits
 
 
 def exact(ours):

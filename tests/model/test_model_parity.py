@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from parity import (
+from torch import nn
+
+from tests.model.parity import (
     COMMON,
     DEVICES,
     HEADS,
@@ -25,8 +27,7 @@ from parity import (
     make_batch,
     pair,
     projection,
-)  # fmt: skip
-from torch import nn
+)
 
 every_head = pytest.mark.parametrize("head", HEADS, ids=str)
 every_head_and_decoder = pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)

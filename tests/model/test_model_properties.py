@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parity import (
+
+from tests.model.parity import (
     HEADS_AND_DECODER,
     MODEL,
     QUESTION,
@@ -20,7 +21,7 @@ from parity import (
     gradients,
     pair,
     projection,
-)  # fmt: skip
+)
 
 EXAMPLES = int(os.environ.get("FASTBERT_PROPERTY_EXAMPLES", "60"))
 bounded = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

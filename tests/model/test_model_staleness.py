@@ -11,7 +11,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.utils.parametrizations as parametrizations
-from parity import (
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from tests.model.parity import (
     HEADS,
     MASKED_LM,
     MODEL,
@@ -29,9 +32,7 @@ from parity import (
     pair,
     projection,
     randomise,
-)  # fmt: skip
-from torch import nn
-from torch.nn.utils import parametrize, prune
+)
 
 INNER_MODULES = [
     "attention.self.query", "attention.self.key", "attention.self.value", "attention.self", "attention.output.dense",

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from parity import (
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils.generic import find_labels
+
+import fastbert
+from tests.model.parity import (
     HEADS,
     HEADS_AND_DECODER,
     LM_HEAD,
@@ -27,12 +32,7 @@ from parity import (
     quiet_transformers,
     randomise,
     recorded_log,
-)  # fmt: skip
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers.utils.generic import find_labels
-
-import fastbert
+)
 
 every_head = pytest.mark.parametrize("head", HEADS, ids=str)
 both_ways = pytest.mark.parametrize("direction", ["theirs_to_ours", "ours_to_theirs", "ours_to_ours"])

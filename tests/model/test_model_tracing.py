@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import (
+from torch import nn
+
+import fastbert
+from tests.model.parity import (
     CHOICE,
     HEADS,
     HEADS_AND_DECODER,
@@ -34,9 +37,6 @@ from parity import (
     make_batch,
     pair,
 )
-from torch import nn
-
-import fastbert
 
 ROOT = Path(fastbert.__file__).parents[1]
 NAMES = ("input_ids", "attention_mask", "token_type_ids")

@@ -5,7 +5,11 @@ import threading
 import pytest
 import torch
 import transformers
-from parity import (
+from torch import nn
+
+from fastbert import explain
+from fastbert.kernels import functional
+from tests.model.parity import (
     HEADS,
     HEADS_AND_DECODER,
     MASKED_LM,
@@ -25,11 +29,7 @@ from parity import (
     make_batch,
     pair,
     projection,
-)  # fmt: skip
-from torch import nn
-
-from fastbert import explain
-from fastbert.kernels import functional
+)
 
 WITH_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 

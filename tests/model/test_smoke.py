@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import fastbert
-from fastbert import padding
+from fastbert.model import layout as padding
 
 CONFIG = transformers.BertConfig(
     vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,

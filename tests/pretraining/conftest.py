@@ -5,7 +5,8 @@ import json
 
 import pytest
 from rich.console import Console
-from small_data import TINY, Prepared, write_data
+
+from tests.pretraining.small_data import TINY, Prepared, write_data
 
 
 @pytest.fixture(scope="session")

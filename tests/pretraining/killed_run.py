@@ -4,9 +4,8 @@ import os
 import signal
 import sys
 
-from small_runs import end_at
-
-from fastbert.cli import app
+from fastbert.cli.app import app
+from tests.pretraining.small_runs import end_at
 
 if __name__ == "__main__":
     place, count, process, *words = sys.argv[1:]

@@ -10,10 +10,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from fastbert.pretraining import checkpoints
 from fastbert.pretraining.recipe import Recipe
 from fastbert.pretraining.run import Options
 from fastbert.pretraining.trainer import PreTrainer
+from fastbert.training import checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = Recipe(optimizer="adamw", learning_rate=2e-3, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.1)

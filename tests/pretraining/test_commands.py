@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fastbert.cli import app
+from fastbert.cli.app import app
 from fastbert.data.shards import Shards
 from fastbert.pretraining.recipe import PRESETS
 from fastbert.pretraining.run import StuckAtFrequencies

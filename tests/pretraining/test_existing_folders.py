@@ -9,14 +9,14 @@ import sys
 import time
 
 import pytest
-from small_runs import RECIPE, command, environment, options, outcome
-from small_runs import assert_same as assert_same_outcome
 
-from fastbert.checkpoints import InputError
-from fastbert.pretraining import checkpoints
 from fastbert.pretraining.plot import plot_losses
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
+from fastbert.training import checkpoints
+from fastbert.utils.checkpoints import InputError
+from tests.pretraining.small_runs import RECIPE, command, environment, options, outcome
+from tests.pretraining.small_runs import assert_same as assert_same_outcome
 
 SHORT = dict(steps=(2,), held_out=None, log_every=50, save_every=1000)
 

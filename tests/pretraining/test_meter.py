@@ -8,7 +8,7 @@ import transformers
 
 from fastbert.pretraining import meter as meter_module
 from fastbert.pretraining.meter import Meter
-from fastbert.pretraining.utilisation import matmul_rate, pretraining_flops
+from fastbert.utils.flops import matmul_rate, pretraining_flops
 
 
 def packed(*lengths: int) -> dict:

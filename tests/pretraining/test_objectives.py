@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from small_data import TINY
-from small_runs import Killed, assert_same, end_at, kill, options, outcome
 
 import fastbert
-from fastbert.checkpoints import InputError
 from fastbert.data.batches import collate
 from fastbert.data.masking import IGNORED
-from fastbert.pretraining import black_box, checkpoints
+from fastbert.pretraining import black_box
 from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import NextTokens, Objective
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
+from fastbert.training import checkpoints
+from fastbert.utils.checkpoints import InputError
+from tests.pretraining.small_data import TINY
+from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options, outcome
 
 LEFT, NO_PAIRS = Objective("left", next_sentence=False), Objective("both", next_sentence=False)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import STEPS, assert_same, command, environment, outcome, python, without_dropout
 
-from fastbert.pretraining import checkpoints
+from fastbert.training import checkpoints
+from tests.pretraining.small_runs import STEPS, assert_same, command, environment, outcome, python, without_dropout
 
 KILLED_RUN = str(Path(__file__).parent / "killed_run.py")
 SHARDING = {"ddp": [], "fsdp": ["--fsdp"]}

@@ -6,20 +6,20 @@ import math
 import pytest
 import torch
 import transformers
-from small_data import TINY
-from small_runs import Killed, assert_same, end_at, kill, options
-from test_objectives import batch_of, padded, unmask
+from tests.pretraining.test_objectives import batch_of, padded, unmask
 
-from fastbert.checkpoints import InputError, open_checkpoint
 from fastbert.data.masking import IGNORED
-from fastbert.direction import head_class
 from fastbert.finetuning.model import load_model
+from fastbert.model.left_to_right import head_class
+from fastbert.model.shallow import HALVES, ShallowBertModel, half_config, load_encoder, reverse
 from fastbert.pretraining import black_box
 from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import Objective
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
-from fastbert.shallow import HALVES, ShallowBertModel, half_config, load_encoder, reverse
+from fastbert.utils.checkpoints import InputError, open_checkpoint
+from tests.pretraining.small_data import TINY
+from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options
 
 SHALLOW = Objective("shallow", next_sentence=False)
 

@@ -10,10 +10,10 @@ from seqeval.metrics import accuracy_score, classification_report, f1_score, pre
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 
-from fastbert.checkpoints import InputError
 from fastbert.tasks.metrics import entity_metrics, entity_report
 from fastbert.tasks.tagged import read_tagged, with_offsets
 from fastbert.tasks.tags import all_tags, is_tag, scheme_of, spans, word_tags
+from fastbert.utils.checkpoints import InputError
 
 MARKS = {"BIO": "BI", "BIOES": "BIES", "BILOU": "BILU"}
 TYPES = ["", "-PER", "-LOC", "-A-B"]

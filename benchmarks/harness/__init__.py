@@ -1,0 +1,1 @@
+"""How a benchmark is run and kept: turns, conditions, records, plans."""

@@ -1,0 +1,1 @@
+"""Who competes, each configured at its best and checked before it is timed."""

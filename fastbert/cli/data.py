@@ -1,0 +1,158 @@
+"""The commands that make training data: `fastbert tokenizer`, `fastbert prepare`. Thin: each calls one module."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import OverwriteOption, Resumable
+
+FilesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILES...",
+        help="FILE.txt (a sentence a line, a blank line between documents), FILE.jsonl, FILE.parquet, or "
+        "hf:NAME[@CONFIG][:SPLIT[:COLUMN]].",
+    ),
+]
+
+LINE_SECONDS = 10.0
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A `documents.Report` on stderr: a bar with documents/s and time left; where that is no terminal, a line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.fields[documents]:,} documents, {task.fields[speed]:,.0f}/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        begun: dict[str, tuple[Any, float, int]] = {}
+
+        def report(stage: str, done: int, total: int | None, documents: int) -> None:
+            if stage not in begun:
+                for task, _, _ in begun.values():
+                    bars.update(task, total=1, completed=1)
+                begun[stage] = bars.add_task(stage, total=total, documents=documents, speed=0.0), time.monotonic(), documents
+            task, start, before = begun[stage]
+            speed = (documents - before) / max(time.monotonic() - start, 1e-3)
+            bars.update(task, completed=done, total=total, documents=documents, speed=speed)
+
+        yield report
+        for task, _, _ in begun.values():
+            bars.update(task, total=1, completed=1)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _lines() -> Any:
+    begun: dict[str, tuple[float, int]] = {}
+    printed = time.monotonic()
+
+    def report(stage: str, done: int, total: int | None, documents: int) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        start, before = begun.setdefault(stage, (now, documents))
+        if now - printed < LINE_SECONDS:
+            return
+        printed = now
+        speed = (documents - before) / max(now - start, 1e-3)
+        part = f" ({done / total:.0%})" if total else ""
+        typer.echo(f"{stage}: {documents:,} documents{part}, {speed:,.0f}/s", err=True)
+
+    return report
+
+
+def tokenizer(
+    files: FilesArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the tokenizer.")],
+    vocab_size: Annotated[int, typer.Option(help="Entries, special tokens and characters included.")] = 30522,
+    cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep capitals.")] = False,
+    strip_accents: Annotated[
+        bool | None,
+        typer.Option("--strip-accents/--keep-accents", help="Default: strip if uncased, unless the text is partly Korean."),
+    ] = None,
+    min_frequency: Annotated[int, typer.Option(help="Of a pair to be merged, of a character to be kept.")] = 2,
+    character_coverage: Annotated[float, typer.Option(help="Share of the text whose characters are kept.")] = 0.9999,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a WordPiece vocabulary and save it as a BERT tokenizer."""
+    from fastbert.data.wordpiece import train_wordpiece
+
+    from .console import console, plain_errors
+
+    with plain_errors(), _progress() as report:
+        found = train_wordpiece(
+            files, out, vocab_size=vocab_size, cased=cased, strip_accents=strip_accents, min_frequency=min_frequency,
+            character_coverage=character_coverage, overwrite=overwrite, report=report, say=_say,
+        )  # fmt: skip
+    screen = console()
+    screen.print(
+        f"{found['vocab_size']:,} entries from {found['documents']:,} documents, {found['sentences']:,} sentences; "
+        f"{found['characters']:,} characters kept, {found['characters_left_out']:,} rare ones left out; "
+        f"{'cased' if cased else 'uncased'}, accents {'stripped' if found['strip_accents'] else 'kept'}: {out}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if found["vocab_size"] < vocab_size:
+        screen.print(
+            f"warning: the text gives {found['vocab_size']:,} entries, not {vocab_size:,}: nothing left to merge occurs "
+            f"{min_frequency} times",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def prepare(
+    files: FilesArgument,
+    tokenizer: Annotated[str, typer.Option(help="A folder or hub name of a BERT tokenizer.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    seq_len: Annotated[int, typer.Option(help="Most tokens of a sample, [CLS] and [SEP] included.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
+    short_seq_prob: Annotated[float, typer.Option(help="Share of the documents cut into shorter samples.")] = 0.1,
+    duplicates: Annotated[int, typer.Option(help="Passes over the text, each with other pairs.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes. Default: one for each core.")] = None,
+    shard_samples: Annotated[int, typer.Option(help="About how many samples a shard has.")] = 65536,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same command was interrupted, to the same bytes; a finished --out is left as it is.",
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn text into next-sentence pairs for `fastbert pretrain`."""
+    from fastbert.data import audit
+    from fastbert.data.prepare import prepare as run
+    from fastbert.data.shards import META
+    from fastbert.utils.existing import finished
+
+    from .console import console, plain_errors
+
+    was_finished = (out / META).is_file() and not overwrite
+    with plain_errors(), _progress() as report:
+        try:
+            meta = run(
+                files, tokenizer, out, seq_len=seq_len, seed=seed, short_seq_prob=short_seq_prob, duplicates=duplicates,
+                workers=workers, shard_samples=shard_samples, resume=resume, overwrite=overwrite, report=report, say=_say,
+            )  # fmt: skip
+        except KeyboardInterrupt as error:
+            raise Resumable("interrupted; --resume goes on from here", 130) from error
+    screen = console()
+    screen.print(audit.table(meta.audit))
+    for warning in audit.warnings(meta.audit):
+        screen.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    line = finished(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
+    screen.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,167 @@
+"""`fastbert finetune`."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastbert.cli.console import OverwriteOption, PrecisionOption, Resumable, chosen_precision
+
+
+class Task(str, Enum):
+    classify = "classify"
+    pair = "pair"
+    qa = "qa"
+    tag = "tag"
+    choice = "choice"
+
+
+class Grid(str, Enum):
+    paper = "paper"
+
+
+class Layers(str, Enum):
+    embeddings = "embeddings"
+    second_to_last = "second-to-last"
+    last = "last"
+    weighted_sum_last_four = "weighted-sum-last-four"
+    concat_last_four = "concat-last-four"
+    weighted_sum_all = "weighted-sum-all"
+
+
+class Head(str, Enum):
+    linear = "linear"
+    bilstm = "bilstm"
+
+
+class KeptEpoch(str, Enum):
+    best = "best"
+    last = "last"
+
+
+class Pooling(str, Enum):
+    mean = "mean"
+    cls = "cls"
+
+
+def finetune(
+    task: Annotated[
+        Task,
+        typer.Argument(
+            help="classify: one sentence. pair: two, a label or a number. qa: SQuAD 1.1 or 2.0. tag: CoNLL or JSON spans. "
+            "choice: which ending fits."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="A folder or a hub name of a BERT checkpoint.")],
+    train: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="To train on: .csv, .tsv, .jsonl, .json, .conll; or .gz of these.")
+    ],
+    evaluation: Annotated[
+        Path, typer.Option("--eval", exists=True, dir_okay=False, help="Examples to score, and to choose by.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its report and pictures.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="ROLE=NAME, again for more; roles: text, pair, label; for choice: prompt, second, choices, label."),
+    ] = None,
+    header: Annotated[
+        bool, typer.Option("--header/--no-header", help="The first row of CSV and TSV names the columns.")
+    ] = True,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="csv, tsv, jsonl, json or conll, for both files, instead of what their names end in."),
+    ] = None,
+    regression: Annotated[
+        bool | None, typer.Option("--regression/--labels", help="Labels are numbers (pair). Default: if some have fractions.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens of an input or window. Default: 512, or 384 for qa.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(min=0, help="Tokens that windows share (qa, tag). Default: 128.")] = None,
+    max_answer_length: Annotated[int, typer.Option(min=1, help="Tokens of an answer (qa).")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples, or windows, of a step, over all processes.")] = 32,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="At the end of the warm-up; then it falls linearly to 0. Default: 5e-5, or 1e-3 with --frozen."),
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the training data.")] = 3.0,
+    warmup: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the steps.")] = 0.1,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.99, help="Of hidden states, attention and the head.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="Of all weights but biases and layer norms.")] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Of the head, the order and dropout.")] = 0,
+    grid: Annotated[
+        Grid | None,
+        typer.Option(help="paper: batch size 16, 32; learning rate 5e-5, 4e-5, 3e-5, 2e-5; 2, 3, 4 epochs; the best is kept."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every setting, with seeds from --seed on.")] = 1,
+    keep_epoch: Annotated[
+        KeptEpoch, typer.Option(help="Whose weights are kept: of the epoch that scores best on --eval, or of the last one.")
+    ] = KeptEpoch.best,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same command was stopped or killed: from the last checkpoint, with the best epoch so far; "
+            "runs of --grid and --seeds that are finished stay. A finished --out is left as it is.",
+        ),
+    ] = False,
+    overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
+    frozen: Annotated[
+        Layers | None,
+        typer.Option(help="Feature extraction: of these layers, computed once, only a head is trained and the encoder is not."),
+    ] = None,
+    head: Annotated[
+        Head | None, typer.Option(help="With --frozen: linear, or a two-layer BiLSTM over the tokens. Default: linear.")
+    ] = None,
+    lstm_size: Annotated[
+        int | None, typer.Option(min=1, help="Of each direction of the BiLSTM. Default: the hidden size.")
+    ] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="With --frozen for classify, pair, choice: of tokens to one vector. Default: mean.")
+    ] = None,
+) -> None:
+    """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
+
+    from fastbert.cli.console import console, plain_errors
+    from fastbert.finetuning.data import DataOptions
+    from fastbert.finetuning.run import Options, paper_grid
+    from fastbert.finetuning.run import finetune as run
+    from fastbert.finetuning.single_run import Setting
+    from fastbert.model.frozen_heads import Frozen
+    from fastbert.training.processes import ending_together
+
+    columns = dict(one.partition("=")[::2] for one in column or [])
+    roles = {"prompt", "second", "choices", "label"} if task is Task.choice else {"text", "pair", "label"}
+    if not set(columns) <= roles or not all(columns.values()):
+        raise typer.BadParameter(
+            f"expected --column ROLE=NAME with a role among {', '.join(sorted(roles))}, got {column}", param_hint="--column"
+        )
+    if frozen is None and (head or lstm_size or pooling):
+        raise typer.BadParameter("expected --frozen LAYERS beside --head, --lstm-size and --pooling, got none")
+    rate = learning_rate if learning_rate is not None else 5e-5 if frozen is None else 1e-3
+    if not (rate > 0 and epochs > 0):
+        raise typer.BadParameter(f"expected a positive learning rate and epochs, got {rate} and {epochs}")
+    setting = Setting(batch_size, rate, epochs, seed, warmup, dropout, weight_decay)
+    data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression, format_)
+    chosen = chosen_precision(precision)
+    asked = None
+    if frozen is not None:
+        asked = Frozen(frozen.value, head.value if head else "linear", pooling.value if pooling else None, lstm_size)
+    screen = console()
+    if frozen is not None and grid is not None:
+        screen.print("note: the paper's learning rates are for the whole model; heads alone usually want higher ones")
+    with plain_errors(), ending_together():
+        options = Options(
+            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen, asked,
+            keep_epoch.value,
+        )  # fmt: skip
+        try:
+            report = run(options, screen, resume=resume, overwrite=overwrite)
+        except KeyboardInterrupt as error:
+            raise Resumable(f"interrupted; --resume goes on with what {out} holds", 130) from error
+    values = ", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items() if value is not None)
+    screen.print(f"{out}: {values}", markup=False, highlight=False, soft_wrap=True)
+    if report["degenerate"]:
+        screen.print(f"warning: degenerate: {report['degenerate']}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,353 @@
+"""`fastbert tune`: every tile of every matrix product of a layer against the library's, measured on this GPU and kept as data.
+
+A contender is checked against float64 before it is timed; one that is wrong or does not run is reported and left out. The
+table is written after every product and number of rows, so a run that was stopped goes on where it was.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbert.kernels.backend import backend_reason
+from fastbert.kernels.matmul.choose import (
+    GEMM_PRODUCTS,
+    Choice,
+    Entry,
+    Key,
+    Timed,
+    architecture,
+    dot_precision,
+    forget_measured,
+    measured_on,
+    use_choice,
+)
+from fastbert.kernels.matmul.config import candidates, obstacle
+from fastbert.kernels.matmul.table import Machine, TableError, default_file, read, to_json
+from fastbert.kernels.specs.accuracy import OUT_FACTOR, measure
+from fastbert.utils.checkpoints import InputError
+from fastbert.utils.files import strict_json, write_whole
+from fastbert.utils.timing import Timer, Timing
+
+ROWS = tuple(1 << power for power in range(6, 16))
+SIZES = {"bert-base": (768, 3072, "gelu_erf"), "bert-large": (1024, 4096, "gelu_erf")}  # hidden, intermediate, activation
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32, "tf32": torch.float32}
+WARM_UP = 3
+Clock = Callable[[Callable[[], object]], float]  # seconds of one call
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute a product; a call does it once. config: the tile's name, None for the library."""
+
+    product: Any
+    operands: dict[str, Tensor]
+    config: str | None
+
+    @property
+    def side(self) -> str:
+        return "library" if self.config is None else "triton"
+
+    @property
+    def name(self) -> str:
+        return self.config or "library"
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        with use_choice(Choice(self.side, "being measured", self.config)):  # type: ignore[arg-type]
+            return self.product.run(self.operands)
+
+
+@dataclass(frozen=True)
+class Result:
+    """entry: None where nothing ran and was right. excluded: what was not timed, or not to the end, and why."""
+
+    product: Any
+    rows: int
+    entry: Entry | None
+    excluded: tuple[tuple[str, str], ...]
+
+
+class TableFile:
+    """A table that grows. Raises TableError where the file holds something else, or the table of another machine."""
+
+    def __init__(self, file: Path, machine: Machine) -> None:
+        self.file, self.machine = file, machine
+        self.entries: dict[Key, Entry] = {}
+        if file.exists():
+            try:
+                _, self.entries = read(file, machine)
+            except TableError as error:
+                raise TableError(f"{error}; nothing was measured: name another file, or take this one away") from error
+
+    def put(self, key: Key, entry: Entry) -> None:
+        """Adds or replaces an entry, and writes the file anew."""
+        self.entries[key] = entry
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.file, strict_json(to_json(self.machine, self.entries)))
+
+
+def measure_product(product: Any, rows: int, dtype: torch.dtype, device: torch.device, clock: Clock, rounds: int) -> Result:
+    """Checks and times the library and every tile that gemm.py offers for this product. product: of kernels.products."""
+    operands = product.operands(rows, dtype, device, torch.Generator(device).manual_seed(0))
+    arch = architecture(device)
+    tiles = candidates(GEMM_PRODUCTS[product.operation], dtype, dot_precision(dtype, arch), arch)
+    weights = product.weights(operands)
+    names = [tile.name for tile in tiles if not weights or obstacle(tile, operands["x"], weights) is None]
+    contenders = [Contender(product, operands, name) for name in (None, *names)]
+    with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        ready, excluded = _check(product, operands, contenders, rows)
+        seconds = _time(ready, clock, rounds, excluded)
+    best: dict[str, Timed] = {}
+    for contender in ready:
+        if contender.name in excluded:
+            continue
+        timed = Timed(contender.side, contender.config, round(Timing(tuple(seconds[contender.name])).median * 1e6, 3))  # type: ignore[arg-type]
+        if contender.side not in best or timed.microseconds < best[contender.side].microseconds:
+            best[contender.side] = timed
+    order = sorted(best.values(), key=lambda timed: timed.microseconds)  # the library is first, and stays so in a draw
+    return Result(product, rows, Entry(*order) if order else None, tuple(excluded.items()))
+
+
+def tune(
+    products: Iterable[Any],
+    rows: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    table: TableFile,
+    clock: Clock,
+    *,
+    rounds: int,
+    again: bool = False,
+) -> Iterator[Result]:
+    """Measures what the table does not have yet, or everything again, and yields it once it is written."""
+    precision = dot_precision(dtype, architecture(device))
+    for product in products:
+        for count in rows:
+            key = (product.operation, dtype, precision, product.N, product.K, count)
+            if key in table.entries and not again:
+                continue
+            result = measure_product(product, count, dtype, device, clock, rounds)
+            if result.entry is not None:
+                table.put(key, result.entry)
+                forget_measured()
+            yield result
+
+
+def run_tune(
+    checkpoint: str | None,
+    config: str | None,
+    *,
+    dtype: str,
+    rows: Sequence[int],
+    training: bool,
+    file: Path | None,
+    rounds: int,
+    again: bool,
+    console: Any,
+) -> bool:
+    """The command: measures, prints and keeps. Whether every product has an entry and no contender was left out.
+
+    Raises InputError where there is no GPU that the kernels run on or for what the user named wrongly, TableError for a file
+    that holds something else or the table of another machine.
+    """
+    hidden_size, intermediate_size, activation = _size(checkpoint, config)
+    device = supported_device(DTYPES[dtype])
+    from fastbert.kernels.specs.products import of_layer
+
+    machine = Machine.of(device, architecture(device))
+    table = TableFile(default_file(machine) if file is None else file, machine)
+    products = of_layer(hidden_size, intermediate_size, activation, training=training)
+    console.print(f"{machine.device}, torch {machine.torch_version}, triton {machine.triton_version}; {table.file}")
+    everything_ran, found = True, {}
+    with _tf32(dtype == "tf32"):
+        clock = Timer(device, kernel=True)
+        for result in tune(products, rows, DTYPES[dtype], device, table, clock, rounds=rounds, again=again):
+            title = f"{result.product.operation} {result.product.N}x{result.product.K}, {result.rows} rows"
+            for name, why in result.excluded:
+                console.print(f"left out of {title}: {name}: {why}", style="red", highlight=False, markup=False)
+            everything_ran &= result.entry is not None and not result.excluded
+            found[title] = result.entry
+            console.print(f"{title}: {_summary(result.entry)}", highlight=False, markup=False)
+        precision = dot_precision(DTYPES[dtype], machine.architecture)
+    kept = {key: entry for key, entry in table.entries.items() if key[1] == DTYPES[dtype] and key[2] == precision}
+    print_entries(kept, f"{machine.device}, {dtype}", console)
+    console.print(f"{len(found)} measured, {len(table.entries)} in {table.file}", highlight=False)
+    return everything_ran
+
+
+def print_table(file: Path | None, console: Any) -> None:
+    """What a table says, or without a file what this machine goes by. Raises TableError for a file that is no table."""
+    if file is None:
+        device = supported_device(torch.float32)
+        found = measured_on(device.index, architecture(device))
+        assert found is not None  # there is a GPU
+        print_entries(dict(found.entries), found.device, console)
+        if found.trouble:
+            console.print(found.trouble, style="red", highlight=False, markup=False)
+        return
+    machine, entries = read(file)
+    print_entries(
+        entries,
+        f"{machine.device}, {machine.architecture}, torch {machine.torch_version}, triton {machine.triton_version}",
+        console,
+    )
+
+
+def print_entries(entries: dict[Key, Entry], title: str, console: Any) -> None:
+    """One line for each product and number of rows."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("product", "N x K", "dtype", "rows", "faster", "us", "other side", "us", "ratio"):
+        table.add_column(column, justify="right" if column in ("rows", "us", "ratio") else "left")
+    for (operation, dtype, precision, N, K, rows), entry in sorted(
+        entries.items(), key=lambda item: (*map(str, item[0][:3]), *item[0][3:])
+    ):
+        numbers = "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
+        winner, other = entry.winner, entry.runner_up
+        cells = [winner.config or "library", f"{winner.microseconds:.1f}"]
+        if other is None:
+            cells += ["none", "", ""]
+        else:
+            ratio = other.microseconds / winner.microseconds
+            cells += [other.config or "library", f"{other.microseconds:.1f}", f"{ratio:.2f}x"]
+        table.add_row(operation, f"{N} x {K}", numbers, str(rows), *cells)
+    console.print(table)
+
+
+def supported_device(dtype: torch.dtype) -> torch.device:
+    """The GPU to measure on. Raises InputError where there is none that the kernels run on."""
+    if not torch.cuda.is_available():
+        raise InputError("expected a GPU to measure on, and this machine has none that PyTorch can use; nothing was written")
+    device = torch.device("cuda", torch.cuda.current_device())
+    side, why = backend_reason(device, dtype)
+    if side != "triton":
+        raise InputError(f"expected a GPU that the kernels run on, but {why}; nothing was written")
+    return device
+
+
+def parse_rows(text: str) -> tuple[int, ...]:
+    """Numbers of rows from '128,512'. Raises InputError for anything but powers of two."""
+    found = []
+    for word in text.split(","):
+        if not word.strip().isdecimal() or int(word) < 1 or int(word) & (int(word) - 1):
+            raise InputError(f"expected powers of two with commas between them, as in 128,512, got {word.strip()!r}")
+        found.append(int(word))
+    return tuple(dict.fromkeys(found))
+
+
+def _size(checkpoint: str | None, config: str | None) -> tuple[int, int, str]:
+    if checkpoint is not None and config is not None:
+        raise InputError(f"expected a checkpoint or --config, got both: {checkpoint} and {config}")
+    if checkpoint is None:
+        name = config or "bert-base"
+        if name not in SIZES:
+            raise InputError(f"expected a configuration among {', '.join(SIZES)}, got {name!r}")
+        return SIZES[name]
+    from transformers.activations import ACT2FN
+
+    from fastbert.model.fallback import activation_name
+    from fastbert.utils.checkpoints import open_checkpoint
+
+    found = open_checkpoint(checkpoint).config
+    activation = activation_name(ACT2FN[found.hidden_act] if isinstance(found.hidden_act, str) else found.hidden_act)
+    if activation is None:
+        raise InputError(f"the kernels have no activation {found.hidden_act!r}, which {checkpoint} uses")
+    return found.hidden_size, found.intermediate_size, activation
+
+
+def _summary(entry: Entry | None) -> str:
+    if entry is None:
+        return "no contender gave a right result"
+    words = f"{entry.winner.config or 'library'} {entry.winner.microseconds:.1f} us"
+    other = entry.runner_up
+    return words if other is None else f"{words}, {other.config or 'library'} {other.microseconds:.1f} us"
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """float32 products as `--dtype` says, whatever the process was set to."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@contextmanager
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """So that a store that is missing shows, although the last contender left the right numbers in the same place."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills what torch.empty returns
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _check(
+    product: Any, operands: dict[str, Tensor], contenders: Sequence[Contender], rows: int
+) -> tuple[list[Contender], dict[str, str]]:
+    """(those that ran and were right, why each of the others is left out)."""
+    exact = product.reference({name: operand.double() for name, operand in operands.items()})
+    same_dtype = product.reference(operands)
+    ready: list[Contender] = []
+    excluded: dict[str, str] = {}
+    for contender in contenders:
+        try:
+            with _fresh_memory_is_nan():
+                made = contender()
+        except Exception as error:  # one that does not compile or launch is a line, not the end
+            excluded[contender.name] = _describe(error)
+            continue
+        wrong = _why_wrong(made, same_dtype, exact, rows)
+        if wrong is None:
+            ready.append(contender)
+        else:
+            excluded[contender.name] = f"wrong: {wrong}"
+    return ready, excluded
+
+
+def _why_wrong(made: Sequence[Tensor], same_dtype: Sequence[Tensor], exact: Sequence[Tensor], rows: int) -> str | None:
+    for place, (ours, theirs, right) in enumerate(zip(made, same_dtype, exact, strict=True)):
+        is_sum = right.dim() == 1
+        name = "sum over the rows" if is_sum else f"output {place}"
+        accuracy = measure(name, ours, theirs, right, OUT_FACTOR, summed_rows=rows if is_sum else 0)
+        if not accuracy.passed:
+            return str(accuracy)
+    return None
+
+
+def _time(ready: Sequence[Contender], clock: Clock, rounds: int, excluded: dict[str, str]) -> dict[str, list[float]]:
+    """Seconds of each, in turns; one that fails meanwhile joins the excluded."""
+    order = random.Random(0)
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in ready}
+    for turn in range(WARM_UP + rounds):
+        for contender in order.sample(list(ready), len(ready)):  # nobody always follows the same neighbour
+            if contender.name in excluded:
+                continue
+            try:
+                elapsed = clock(contender)
+            except Exception as error:
+                excluded[contender.name] = _describe(error)
+                continue
+            if turn >= WARM_UP:
+                seconds[contender.name].append(elapsed)
+    return seconds
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

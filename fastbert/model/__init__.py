@@ -1,0 +1,1 @@
+"""The drop-in: transformers' BERT classes on packed tokens, and what stands beside them."""

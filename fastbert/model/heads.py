@@ -1,0 +1,528 @@
+"""BERT's heads: transformers' own classes, told where their loss reads hidden states.
+
+Padding positions hold zeros, which no loss of transformers may see. A head that reads token states therefore passes
+`loss_positions` to its BertModel, whose one transfer to the host then tells whether any of them is padding; only then is
+padding computed. What a pooler reads always is.
+
+B batch, C choices, S sequence, T tokens of a batch packed by its caller, V vocabulary. With cu_seqlens and max_seqlen every
+head takes a packed batch: inputs and token labels (T,), token outputs (T, ...), pooled outputs (B, ...).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import CrossEntropyLoss
+from transformers.cache_utils import Cache
+from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.modeling_outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.bert import modeling_bert as hf
+from transformers.models.bert.configuration_bert import BertConfig
+from transformers.utils.generic import can_return_tuple
+
+from fastbert.kernels import functional
+from fastbert.model import fallback as routing
+from fastbert.model.bert import OURS, BertModel, BertPreTrainedModel, berts
+from fastbert.model.cache_name import CACHE, with_cache_name
+from fastbert.model.layout import fill_padding_logits
+from fastbert.model.padding_policy import Caller, policy_from_option, policy_of, set_policy
+
+IGNORED = -100
+
+
+@dataclass
+class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
+    """transformers' output and the two losses that `loss` adds up: what a call with num_pairs_in_batch returns."""
+
+    mlm_loss: Tensor | None = None
+    next_sentence_loss: Tensor | None = None
+
+
+class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
+    """Masked language model and next-sentence prediction."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        return_logits: bool = True,
+        num_items_in_batch: Tensor | int | None = None,
+        num_pairs_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | hf.BertForPreTrainingOutput:
+        """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
+        positions only and leaves prediction_logits None.
+        num_items_in_batch, num_pairs_in_batch: labelled tokens and pairs of all batches whose gradients are added up; each
+        loss is then a sum divided by its number instead of a mean, and a `BertForPreTrainingOutput` of fastbert's tells both;
+        they need return_logits=False. With return_logits, num_items_in_batch is ignored as in
+        transformers, whose Trainer passes it."""
+        if return_logits and num_pairs_in_batch is not None:
+            raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        with_loss = labels is not None and next_sentence_label is not None
+        positions: Any = labels != IGNORED if with_loss and _padded(inputs) else None
+        inputs |= _told(self, _token_caller(self, with_loss), positions)
+        if return_logits or labels is None:
+            return super().forward(
+                **inputs, labels=labels, next_sentence_label=next_sentence_label, return_dict=True, **kwargs
+            )  # fmt: skip
+        labelled = labels != IGNORED if with_loss else torch.zeros_like(labels, dtype=torch.bool)
+        outputs = self.bert(**inputs, **_only(labelled), return_dict=True, **kwargs)
+        scores = self.cls.seq_relationship(outputs.pooler_output)
+        loss = mlm_loss = next_sentence_loss = None
+        if labels is not None and next_sentence_label is not None:
+            mlm_loss = labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels, num_items_in_batch)
+            next_sentence_loss = mean_or_share(
+                functools.partial(F.cross_entropy, scores.view(-1, 2), next_sentence_label.view(-1)), num_pairs_in_batch
+            )
+            loss = mlm_loss + next_sentence_loss
+        if num_pairs_in_batch is None:
+            output = hf.BertForPreTrainingOutput
+        else:
+            output = functools.partial(BertForPreTrainingOutput, mlm_loss=mlm_loss, next_sentence_loss=next_sentence_loss)
+        return output(
+            loss=loss,
+            prediction_logits=None,
+            seq_relationship_logits=scores,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
+    """Masked language model."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        return_logits: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | MaskedLMOutput:
+        """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
+        positions only and leaves logits None."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        labelled = None if labels is None else labels != IGNORED
+        inputs |= _told(self, _token_caller(self, labels is not None), labelled if _padded(inputs) else None)
+        if return_logits or labels is None or labelled is None:
+            return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
+        outputs = self.bert(**inputs, **_only(labelled), return_dict=True, **kwargs)
+        return MaskedLMOutput(
+            loss=labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels),
+            logits=None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
+    """Left-to-right language model."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    @can_return_tuple
+    @with_cache_name
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | CausalLMOutputWithCrossAttentions:
+        """As in transformers. In a packed batch no token predicts the first one of the next sequence, and logits_to_keep
+        is not supported."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        inputs[CACHE] = past_key_values
+        positions = None if labels is None or not _padded(inputs) else self._loss_positions(labels, **kwargs)
+        inputs |= _told(self, _token_caller(self, labels is not None), positions)
+        if _padded(inputs):
+            return super().forward(
+                **inputs, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs
+            )  # fmt: skip
+        if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+            raise ValueError(f"expected no logits_to_keep for a packed input, got {logits_to_keep}")
+        outputs = self.bert(**inputs, use_cache=use_cache, return_dict=True, **kwargs)
+        logits = self.cls(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            shifted = F.pad(labels, (0, 1), value=IGNORED)[1:]
+            # The last token of each sequence predicts nothing; an index before the first token of all wraps to the last.
+            ends = (cu_seqlens[1:].long() - 1).remainder(max(labels.shape[0], 1))  # type: ignore[index]
+            shifted = shifted.index_fill(0, ends, IGNORED) if labels.shape[0] else shifted
+            options = {"vocab_size": self.config.vocab_size, "shift_labels": shifted} | kwargs
+            loss = self.loss_function(logits=logits, labels=labels, **options)
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss_positions(
+        self, labels: Tensor, *, ignore_index: int = IGNORED, shift_labels: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        if self.loss_function is not LOSS_MAPPING["ForCausalLM"]:
+            return torch.ones_like(labels, dtype=torch.bool)  # a user's own loss may read anything
+        shifted = F.pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
+        return shifted != ignore_index
+
+
+class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTrainedModel):
+    """Whether the second sentence follows the first."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | NextSentencePredictorOutput:
+        """As in transformers."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
+
+
+class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTrainedModel):
+    """One label, several or a number per sequence."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
+        """As in transformers."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
+
+
+class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
+    """Which of several sequences fits."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        num_choices: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | MultipleChoiceModelOutput:
+        """As in transformers. num_choices: needed with cu_seqlens, whose B * C sequences are the choices, question by
+        question."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs |= _told(self, Caller.POOLED_HEAD)
+        if _padded(inputs):
+            return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
+        if num_choices is None:
+            raise ValueError("expected num_choices beside cu_seqlens, got None")
+        outputs = self.bert(**inputs, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        if not torch.jit.is_tracing() and logits.shape[0] % num_choices:
+            raise ValueError(f"expected a multiple of {num_choices} sequences (num_choices), got {logits.shape[0]}")
+        logits = logits.view(-1, num_choices)
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else CrossEntropyLoss()(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedModel):
+    """A label per token."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | TokenClassifierOutput:
+        """As in transformers."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        positions = labels != IGNORED if labels is not None and _padded(inputs) else None
+        inputs |= _told(self, _token_caller(self, labels is not None), positions)
+        return super().forward(**inputs, labels=labels, **kwargs)
+
+
+class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel):
+    """Where an answer starts and ends.
+
+    Its loss is a softmax over all positions, padding included, so labels on a batch with padding take the padded layout.
+    Without labels the logits at padding lie a fixed distance below the smallest real one of their row.
+    """
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        real_tokens_only: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...] | QuestionAnsweringModelOutput:
+        """As in transformers. real_tokens_only: True takes the softmax over real tokens, which keeps a batch with padding
+        packed. In a packed batch it always is, and start_positions, end_positions count from each sequence's start."""
+        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        with_loss = start_positions is not None and end_positions is not None
+        over_padding = _padded(inputs) and with_loss and not real_tokens_only
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        positions = None
+        if over_padding and tokens is not None:
+            positions = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        inputs |= _told(self, _token_caller(self, with_loss), positions)
+        options = {"return_dict": True} | kwargs
+        if over_padding:
+            return super().forward(**inputs, start_positions=start_positions, end_positions=end_positions, **options)
+        outputs = super().forward(**inputs, **options) if _padded(inputs) else self._packed_logits(inputs, options)
+        logits = [outputs.start_logits, outputs.end_logits]
+        if not _padded(inputs):
+            logits = [_rows_of(value, cu_seqlens, max_seqlen) for value in logits]
+        elif attention_mask is not None and attention_mask.dim() <= 2:
+            padding = ~attention_mask.to(logits[0].device, torch.bool).expand(logits[0].shape)
+            if not policy_of(self.bert).exact:
+                outputs["start_logits"], outputs["end_logits"] = (fill_padding_logits(value, padding) for value in logits)
+            logits = [value.masked_fill(padding, torch.finfo(value.dtype).min) for value in logits]
+        if start_positions is None or end_positions is None:
+            return outputs
+        loss = (_span_loss(logits[0], start_positions) + _span_loss(logits[1], end_positions)) / 2
+        return QuestionAnsweringModelOutput(loss=loss, **outputs)
+
+    def _packed_logits(self, inputs: dict[str, Any], options: dict[str, Any]) -> QuestionAnsweringModelOutput:
+        outputs = self.bert(**inputs, **options)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).split(1, dim=-1)
+        return QuestionAnsweringModelOutput(
+            start_logits=start_logits.squeeze(-1).contiguous(),
+            end_logits=end_logits.squeeze(-1).contiguous(),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _inputs(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+) -> dict[str, Any]:
+    """What the BertModel inside is called with."""
+    inputs: dict[str, Any] = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
+    }
+    if cu_seqlens is not None or max_seqlen is not None:
+        inputs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+    return inputs
+
+
+def _told(head: nn.Module, caller: Caller, loss_positions: Tensor | None = None) -> dict[str, Any]:
+    """What the BertModel inside is told beside its inputs. Nothing where a module of a user's own stands in its place whose
+    forward takes no more than transformers passes to it.
+
+    Raises TypeError where that module hides a BertModel of ours whose states at padding the loss may read.
+    """
+    told: dict[str, Any] = {"caller": caller}
+    if loss_positions is not None:
+        told["loss_positions"] = loss_positions
+    inside: Any = head.bert
+    bert = routing.unwrapped(getattr(inside, "_orig_mod", inside))  # torch.compile keeps the module there
+    if (isinstance(bert, BertModel) and type(bert).forward is BertModel.forward) or _takes(type(bert), tuple(told)):
+        return told
+    if loss_positions is not None and any(berts(bert)):
+        raise TypeError(
+            f"expected a forward of {type(bert).__name__} that takes **kwargs and passes them on to the BertModel inside, "
+            "which must know where the loss reads padding, got one without"
+        )
+    return {}
+
+
+def _takes(cls: type[nn.Module], names: tuple[str, ...]) -> bool:
+    parameters = inspect.signature(cls.forward).parameters
+    return all(name in parameters for name in names) or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
+def _token_caller(head: nn.Module, with_loss: bool) -> Caller:
+    if with_loss or not head.training:
+        return Caller.TOKEN_HEAD
+    return Caller.TOKEN_HEAD_WITHOUT_LOSS
+
+
+def _padded(inputs: dict[str, Any]) -> bool:
+    return "cu_seqlens" not in inputs
+
+
+def _only(labelled: Tensor) -> dict[str, Tensor]:
+    """Asks the BertModel for the labelled positions alone; while tracing, when their number is unknown, for all."""
+    return {} if torch.compiler.is_compiling() else {"output_positions": labelled}
+
+
+def mean_or_share(loss: Callable[..., Tensor], total: Tensor | int | None) -> Tensor:
+    """The mean, or this batch's share of the mean over `total`."""
+    return loss(reduction="mean") if total is None else loss(reduction="sum") / total
+
+
+def labelled_loss(
+    predictions: hf.BertLMPredictionHead, hidden: Tensor, labels: Tensor, total: Tensor | int | None = None
+) -> Tensor:
+    """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
+    labels = labels.reshape(-1).to(hidden.device)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    if not torch.compiler.is_compiling() or hidden.shape[0] != labels.shape[0]:
+        labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
+    decoder = predictions.decoder
+    if not (
+        type(predictions) is hf.BertLMPredictionHead
+        and routing.foreign_hook(predictions) is None
+        and routing.replaced_forward(predictions) is None
+        and routing.is_plain(decoder, nn.Linear)
+    ):
+        logits = predictions(hidden)
+        return mean_or_share(functools.partial(F.cross_entropy, logits.view(-1, logits.shape[-1]), labels), total)
+    hidden = predictions.transform(hidden)
+    num_labelled = None if torch.compiler.is_compiling() else labels.shape[0]
+    loss = functools.partial(functional.cross_entropy, hidden, decoder.weight, decoder.bias, labels, num_labelled=num_labelled)
+    return mean_or_share(loss, total)
+
+
+def _span_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """One half of the question-answering loss, as transformers takes it; positions past the input are ignored."""
+    positions = positions.squeeze(-1) if positions.dim() > 1 else positions
+    ignored = logits.shape[1]
+    return CrossEntropyLoss(ignore_index=ignored)(logits, positions.to(logits.device).clamp(0, ignored))
+
+
+def _rows_of(logits: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> Tensor:
+    """(T,) -> (B, max_seqlen), the dtype's minimum past the end of each sequence."""
+    lengths, starts = cu_seqlens.diff(), cu_seqlens[:-1]  # type: ignore[union-attr,index]
+    place = torch.arange(max_seqlen, device=logits.device)  # type: ignore[arg-type]
+    inside = place < lengths[:, None]
+    rows = torch.where(inside, starts[:, None] + place, 0)
+    return logits[rows].masked_fill(~inside, torch.finfo(logits.dtype).min)
+
+
+OURS.update(
+    {
+        hf.BertForPreTraining: BertForPreTraining,
+        hf.BertForMaskedLM: BertForMaskedLM,
+        hf.BertLMHeadModel: BertLMHeadModel,
+        hf.BertForNextSentencePrediction: BertForNextSentencePrediction,
+        hf.BertForSequenceClassification: BertForSequenceClassification,
+        hf.BertForMultipleChoice: BertForMultipleChoice,
+        hf.BertForTokenClassification: BertForTokenClassification,
+        hf.BertForQuestionAnswering: BertForQuestionAnswering,
+    }
+)

@@ -1,0 +1,98 @@
+"""`accelerate` and `restore`: transformers' BERT classes for ours and back, in place."""
+
+import functools
+import types
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers.models.bert import modeling_bert as hf
+
+from fastbert.deploy.fp8 import dequantize
+from fastbert.model import fallback as routing
+from fastbert.model import heads as _heads  # noqa: F401  (its classes join OURS)
+from fastbert.model.bert import OURS, adopt, choose_padding, register_outputs
+from fastbert.model.padding_policy import policy_from_option, set_policy
+
+Model = TypeVar("Model", bound=nn.Module)
+THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+PARTS = (hf.BertModel, hf.BertLayer, hf.BertPredictionHeadTransform)
+HEADS = tuple(theirs for theirs in OURS if theirs not in PARTS)
+
+
+def accelerate(model: Model, *, padding: str | None = None) -> Model:
+    """Lets every transformers BERT inside `model` run on packed tokens, in place.
+
+    model: any torch.nn.Module that holds a transformers BertModel: a head, a pipeline's model, a sentence-transformers or
+        PEFT wrapper. Found by exact module type; a user's subclass of a head counts as that head. Parameters stay the same
+        tensors; a second call changes nothing.
+    padding: what token states and logits hold at padding positions (attention_mask 0). "zeros" computes none of them; "exact"
+        computes them all, equal to transformers. None chooses exact, with a warning that says so, where a module around the
+        BertModel reads token states whatever the mask says (a recurrent network, a convolution, a pool, Flatten, attention, a
+        known retrieval model), and zeros elsewhere.
+    Returns model.
+    Raises TypeError for something that is not a module or holds no BertModel, ValueError for another padding.
+    """
+    chosen = policy_from_option(padding, "accelerate")
+    _check("accelerate", model)
+    adopt(model)
+    choose_padding(model, chosen, "fastbert.accelerate")
+    for part in model.modules():
+        if isinstance(part, HEADS) and not isinstance(part, tuple(THEIRS)):
+            part.__class__ = _with_our_head(type(part))  # type: ignore[arg-type]
+            register_outputs(type(part))
+    _rebind(model)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """The reverse of `accelerate`, and of `quantize`: transformers' classes again, also for a model built with fastbert's.
+
+    Raises TypeError for something that is not a module or holds no BertModel.
+    """
+    _check("restore", model)
+    dequantize(model)
+    for part in model.modules():
+        theirs = THEIRS.get(type(part)) or type(part).__dict__.get("_class_before")
+        if theirs is not None:
+            part.__class__ = theirs
+            routing.forget(part)
+            set_policy(part, None)
+    _rebind(model)
+    return model
+
+
+@functools.cache
+def _with_our_head(cls: Any) -> Any:
+    """A user's subclass of a head, with our head between it and transformers'."""
+    ours = next(OURS[base] for base in cls.__mro__ if base in OURS)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls, ours), names | {"_class_before": cls, "__reduce_ex__": _reduce})
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple:
+    """The class above is made, not imported, so pickle is told how."""
+    return _empty, (type(self)._class_before,), self.__getstate__()  # type: ignore[attr-defined]
+
+
+def _empty(cls: type[nn.Module]) -> Any:
+    made = _with_our_head(cls)  # type: ignore[arg-type]
+    return made.__new__(made)
+
+
+def _check(name: str, model: nn.Module) -> None:
+    expected = f"{name}: expected a torch.nn.Module with a transformers BertModel inside, got {type(model).__name__}"
+    if not isinstance(model, nn.Module):
+        raise TypeError(expected)
+    if not any(type(part) in (hf.BertModel, OURS[hf.BertModel]) for part in model.modules()):
+        raise TypeError(f"{expected} without one")
+
+
+def _rebind(model: nn.Module) -> None:
+    """Accelerate's device placement holds on to the forward of the class that a module had before."""
+    for part in model.modules():
+        original = part.__dict__.get("_old_forward")
+        if original is None or not hasattr(part, "_hf_hook") or not (type(part) in THEIRS or type(part) in OURS):
+            continue
+        for cls in (*OURS, *THEIRS):
+            if getattr(original, "__func__", None) is cls.forward:
+                part._old_forward = types.MethodType(type(part).forward, part)  # type: ignore[assignment]

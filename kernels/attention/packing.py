@@ -1,0 +1,124 @@
+"""Which short sequences of a packed batch share a tile of attention, decided on the device, without asking it anything.
+
+Neighbours go into one tile of PACK_ROWS rows as long as the next one fits whole; a longer sequence is left out. Runs of CHUNK
+sequences are filled side by side and share no tile, which costs half a tile per run.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..registration import register
+from ..specs.spec import KernelVariant
+from .schedule import CHUNK, PACK_ROWS, num_packs_bound
+
+LANES = 128  # runs in the one program that fills tiles; more sequences than LANES * CHUNK make the runs longer
+SPAN_SEQUENCES = 16
+
+
+@triton.jit(do_not_specialize=["B", "chunk"])  # another batch is no reason to compile
+def _packs_kernel(cu_seqlens_ptr, packs_ptr, B, chunk, LANES: tl.constexpr, ROWS: tl.constexpr):
+    """One lane per run of `chunk` sequences: a walk that counts its tiles, then one that writes them behind the others'."""
+    count = _fill_tiles(cu_seqlens_ptr, packs_ptr, tl.zeros([LANES], tl.int32), B, chunk, LANES, ROWS, False)
+    _fill_tiles(cu_seqlens_ptr, packs_ptr, tl.cumsum(count, 0) - count, B, chunk, LANES, ROWS, True)
+
+
+@triton.jit
+def _fill_tiles(
+    cu_seqlens_ptr, packs_ptr, slot, B, chunk, LANES: tl.constexpr, ROWS: tl.constexpr, WRITE: tl.constexpr
+):  # fmt: skip
+    """The slot behind each lane's last tile. The open tile holds the tokens from `first` to `begin`."""
+    sequence = tl.arange(0, LANES) * chunk
+    begin = tl.load(cu_seqlens_ptr + tl.minimum(sequence, B))
+    first = begin
+    for step in range(0, chunk):
+        live = sequence + step < B
+        end = tl.load(cu_seqlens_ptr + sequence + step + 1, mask=live, other=0)
+        end = tl.where(live, end, begin)
+        is_full = end - first > ROWS
+        closes = is_full & (begin > first)
+        if WRITE:
+            tl.store(packs_ptr + slot * 2, first, mask=closes)
+            tl.store(packs_ptr + slot * 2 + 1, begin - first, mask=closes)
+        slot += closes.to(tl.int32)
+        first = tl.where(is_full, begin, first)
+        first = tl.where(end - begin > ROWS, end, first)
+        begin = end
+    closes = begin > first
+    if WRITE:
+        tl.store(packs_ptr + slot * 2, first, mask=closes)
+        tl.store(packs_ptr + slot * 2 + 1, begin - first, mask=closes)
+    return slot + closes.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["B", "T"])
+def _spans_kernel(
+    cu_seqlens_ptr, seqused_k_ptr, spans_ptr, B, T, HAS_UNUSED: tl.constexpr, SEQUENCES: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """(first token, keys) of the sequence of each token, for sequences of at most ROWS tokens."""
+    sequence = tl.program_id(0) * SEQUENCES + tl.arange(0, SEQUENCES)
+    live = sequence < B
+    begin = tl.load(cu_seqlens_ptr + sequence, mask=live, other=0)
+    seqlen = tl.load(cu_seqlens_ptr + sequence + 1, mask=live, other=0) - begin
+    keys = tl.load(seqused_k_ptr + sequence, mask=live, other=0) if HAS_UNUSED else seqlen
+    row = tl.arange(0, ROWS)[None, :]
+    mask = (row < seqlen[:, None]) & (seqlen <= ROWS)[:, None]
+    ptrs = spans_ptr + begin[:, None] + row
+    tl.store(ptrs, begin[:, None] + row * 0, mask=mask)
+    tl.store(ptrs + T, keys[:, None] + row * 0, mask=mask)
+
+
+def _attention_packs(cu_seqlens, seqused_k, total_tokens):
+    packs, spans = _attention_packs_fake(cu_seqlens, seqused_k, total_tokens)
+    packs.zero_()
+    B = cu_seqlens.shape[0] - 1
+    if B == 0 or total_tokens == 0:
+        return packs, spans
+    cu_seqlens = cu_seqlens.contiguous()
+    chunk = min(max(CHUNK, triton.cdiv(B, LANES)), B)
+    _packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4)
+    used = cu_seqlens if seqused_k is None else seqused_k.contiguous()
+    _spans_kernel[(triton.cdiv(B, SPAN_SEQUENCES),)](
+        cu_seqlens, used, spans, B, total_tokens,
+        HAS_UNUSED=seqused_k is not None, SEQUENCES=SPAN_SEQUENCES, ROWS=PACK_ROWS, num_warps=4,
+    )  # fmt: skip
+    return packs, spans
+
+
+def _attention_packs_fake(cu_seqlens, seqused_k, total_tokens):
+    bound = num_packs_bound(total_tokens, cu_seqlens.shape[0] - 1)
+    options: dict[str, Any] = {"dtype": torch.int32, "device": cu_seqlens.device}
+    return torch.empty((bound, 2), **options), torch.empty((2, total_tokens), **options)
+
+
+_op = register(
+    "attention_packs(Tensor cu_seqlens, Tensor? seqused_k, SymInt total_tokens) -> (Tensor, Tensor)",
+    _attention_packs,
+    fake=_attention_packs_fake,
+)
+
+
+def attention_packs(cu_seqlens: Tensor, seqused_k: Tensor | None, total_tokens: int) -> tuple[Tensor, Tensor]:
+    """The tiles that short sequences share, and what a row of such a tile attends to, on the device of cu_seqlens.
+
+    packs: int32 (num_packs_bound, 2), the first token and the rows of each tile, in batch order; unused entries at the end have
+    zero rows. spans: int32 (2, total_tokens), the first token and the number of keys of each token's sequence; what stands at
+    the tokens of a longer sequence is undefined.
+    """
+    return _op(cu_seqlens, seqused_k, total_tokens)
+
+
+def packing_variants() -> list[KernelVariant]:
+    """Both kernels, for the codegen table."""
+    packs = {"cu_seqlens_ptr": "*i32", "packs_ptr": "*i32", "B": "i32", "chunk": "i32"}
+    spans = {"cu_seqlens_ptr": "*i32", "seqused_k_ptr": "*i32", "spans_ptr": "*i32", "B": "i32", "T": "i32"}
+    rows = {"ROWS": PACK_ROWS}
+    return [
+        KernelVariant("attention packs", _packs_kernel, packs, {"LANES": LANES, **rows}, num_warps=4),
+        KernelVariant(
+            "attention spans", _spans_kernel, spans, {"HAS_UNUSED": True, "SEQUENCES": SPAN_SEQUENCES, **rows}, num_warps=4
+        ),
+    ]

@@ -1,0 +1,191 @@
+"""The tiles of the three matrix products, and which one a shape takes. Imports no Triton.
+
+A product has one of several structures. `pointers` serves everything on every target, and its forward may be split along K
+(gemm_split.py). `tma`, `tma_persistent` and `tma_flattened` (gemm_tma.py) are the forward for 16-bit tensors on Hopper and
+later. Nothing was timed, so `GemmConfig.for_shape` takes pointers, unsplit; the rest are `candidates` for who can time them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..batch_invariance import is_batch_invariant
+from ..registration import num_programs
+from .choose import architecture, dot_precision
+
+Structure = Literal["pointers", "tma", "tma_persistent", "tma_flattened"]
+PRODUCTS = ("fwd", "dgrad", "dgrad_activation", "wgrad")
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
+    max_registers: of a thread, asked of the compiler where that costs no spill (NVIDIA only). splits: parts of the sum of a
+    product, each in its own float32 slot; None: a forward is not split, a wgrad as `wgrad_splits` says.
+    programs: that share a multiprocessor, of the structures that have no program for each tile.
+
+    Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers by pointers, 154 to 192 by descriptors, up to 255
+    flattened; 128x128 at most 128 (two programs share a multiprocessor and overlap one's epilogue with the other's
+    products); no spill; not yet timed. A 128x256 tile reads a quarter less of L2 per product than a 128x128 one.
+    """
+
+    rows: int
+    columns: int
+    inner: int
+    num_warps: int
+    num_stages: int
+    min_per_multiprocessor: int = 1
+    max_registers: int | None = None
+    structure: Structure = "pointers"
+    splits: int | None = None
+    programs: int = 1
+
+    @classmethod
+    def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
+        """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest."""
+        arch = architecture(device)
+        *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
+        if is_batch_invariant():
+            return larger[-1] if larger else smallest
+        multiprocessors = num_programs(device, 1)
+        for config in larger:
+            if config.num_tiles(rows, columns) >= config.min_per_multiprocessor * multiprocessors:
+                return config
+        return smallest
+
+    @classmethod
+    def named(cls, product: str, name: str) -> "GemmConfig":
+        """The candidate of a product that has this name, on whatever architecture and dtype it ships for.
+
+        Raises ValueError for another product or name.
+        """
+        known = _by_name(product)
+        if name not in known:
+            raise ValueError(f"expected a tile of {product} among {', '.join(map(repr, known))}, got {name!r}")
+        return known[name]
+
+    @property
+    def name(self) -> str:
+        """Such as 'tma_persistent 128x256x64 w8 s3': structure, tile, warps, stages; then register limit and splits if any."""
+        words = [self.structure, f"{self.rows}x{self.columns}x{self.inner}", f"w{self.num_warps}", f"s{self.num_stages}"]
+        if self.max_registers is not None:
+            words.append(f"r{self.max_registers}")
+        if self.splits is not None:
+            words.append(f"k{self.splits}")
+        return " ".join(words)
+
+    def num_tiles(self, rows: int, columns: int) -> int:
+        return _cdiv(rows, self.rows) * _cdiv(columns, self.columns)
+
+    def splits_of(self, K: int) -> tuple[int, int]:
+        """(how many parts a forward's sum over K is cut into, elements of each but the last): whole steps, of K alone."""
+        per_split = _cdiv(_cdiv(K, self.splits or 1), self.inner) * self.inner
+        return _cdiv(K, per_split), per_split
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """Options of a launch."""
+        options = dict(num_warps=self.num_warps, num_stages=self.num_stages)
+        return options if self.max_registers is None else options | dict(maxnreg=self.max_registers)
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+WIDE = GemmConfig(128, 256, 64, num_warps=8, num_stages=3, min_per_multiprocessor=2)
+LARGE = GemmConfig(128, 128, 64, num_warps=8, num_stages=3)
+LARGE_ACTIVATION = replace(LARGE, max_registers=128)  # its epilogue would take 143, and one program a multiprocessor
+SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
+TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
+TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
+IEEE = GemmConfig(64, 64, 16, num_warps=8, num_stages=3)
+IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
+TMA_WIDE = replace(WIDE, structure="tma_persistent", min_per_multiprocessor=1)  # 176 KiB of shared memory
+TMA_LARGE = replace(LARGE, structure="tma_persistent", programs=2)  # 112 KiB, at most 128 registers
+TMA = (
+    TMA_WIDE,
+    replace(TMA_WIDE, structure="tma_flattened"),
+    TMA_LARGE,
+    replace(TMA_LARGE, structure="tma_flattened"),
+    replace(LARGE, structure="tma"),
+)
+# For few rows: so few tiles that the reading of the weights is shared out along K.
+SPLIT = tuple(GemmConfig(64, 64, 128, num_warps=4, num_stages=4, splits=splits) for splits in (2, 4, 8))
+WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
+TMA_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")
+SPLIT_ARCHITECTURES = ("sm_80", *TMA_ARCHITECTURES)
+GROUP_ROWS = 8  # rows of tiles that are walked column by column and so share L2
+MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
+
+
+def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
+    """The tiles that `for_shape` chooses from for a product of PRODUCTS, largest first."""
+    if dtype != torch.float32:
+        wide = (WIDE,) if arch in WIDE_ARCHITECTURES else ()
+        tiles = (LARGE_ACTIVATION, SMALL) if product == "dgrad_activation" else (*wide, LARGE, SMALL)
+    elif precision == "tf32":
+        tiles = (TF32_LARGE, TF32_SMALL)
+    else:
+        tiles = (IEEE_WGRAD if product == "wgrad" else IEEE,)
+    if arch.startswith("gfx"):  # 64 KiB of shared memory, and registers hold the stage in flight
+        tiles = tuple(replace(tile, num_stages=2, max_registers=None) for tile in tiles)
+    return tiles
+
+
+def candidates(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
+    """Every tile that ships for a product of PRODUCTS: those of `configs` first, then those to be chosen by timing alone.
+
+    precision, arch: as dispatch.dot_precision and dispatch.architecture give them. Raises ValueError for another product.
+    """
+    if product not in PRODUCTS:
+        raise ValueError(f"expected a product among {', '.join(PRODUCTS)}, got {product!r}")
+    tiles = configs(product, dtype, precision, arch)
+    if product == "fwd" and dtype != torch.float32:
+        tiles += TMA if arch in TMA_ARCHITECTURES else ()
+        tiles += SPLIT if arch in SPLIT_ARCHITECTURES else ()
+    return tiles
+
+
+def _by_name(product: str) -> dict[str, GemmConfig]:
+    kinds = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
+    archs = ("sm_90", "sm_80", "gfx942")
+    return {config.name: config for arch in archs for kind in kinds for config in candidates(product, *kind, arch)}
+
+
+def obstacle(config: GemmConfig, x: Tensor, weights: Sequence[Tensor]) -> str | None:
+    """Why this forward of `gemm_fwd` cannot take this config, as one clause; None where it can."""
+    if config.structure == "pointers":
+        return None
+    if config.splits is not None:
+        return "only pointers have a sum over K that is split"
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return f"tiles copied by the hardware are for bfloat16 and float16, not {x.dtype}"
+    if (arch := architecture(x.device)) not in TMA_ARCHITECTURES:
+        return f"{arch} has no hardware that copies tiles"
+    N = weights[0].shape[0]
+    if N % 8:
+        return f"rows of the result must be a multiple of 16 bytes, and N = {N} is no multiple of 8"
+    if len(weights) == 3 and N % config.columns:
+        return f"each of three weights must end with a tile, and N = {N} is no multiple of {config.columns}"
+    for name, tensor in (("x", x), *(("a weight", weight) for weight in weights)):
+        if tensor.stride(1) != 1 or tensor.stride(0) % 8 or tensor.data_ptr() % 16:
+            return f"{name} must start at a multiple of 16 bytes and have contiguous rows a multiple of 16 bytes apart"
+    return None
+
+
+def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:
+    """Into how many parts a wgrad's sum over M is split: the fewest that keep the last wave of programs 94% full."""
+    multiprocessors = num_programs(device, 1)
+    tiles = config.num_tiles(N, K)
+    best, best_fill = 1, 0.0
+    for splits in range(1, max(1, min(MAX_SPLITS, M // MIN_ROWS_PER_SPLIT)) + 1):
+        fill = tiles * splits / (_cdiv(tiles * splits, multiprocessors) * multiprocessors)
+        if fill > best_fill:
+            best, best_fill = splits, fill
+        if fill >= 0.94:
+            break
+    return best

@@ -1,0 +1,151 @@
+"""The forward of gemm.py for 16-bit tensors on Hopper and later: the tensor memory accelerator copies whole tiles.
+
+It knows the tensors from descriptors that the host makes at each launch: no address is computed and no mask kept in the
+loop; what lies past an edge is read as zero and never stored. `tma` has a program for each tile. `tma_persistent` has as
+many programs as fit the device at once, each walking the tiles in the order that `place` gives them; `tma_flattened` makes
+one loop of the walk and the sum, so that the next tile is being read while this one is stored. Their epilogue takes a tile
+in halves of its columns: half the memory for staging the store, fewer registers.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..primitives.gelu import activate
+from ..primitives.tiles import halves, place
+from ..registration import num_programs
+from ..specs.spec import KernelVariant
+from .config import GROUP_ROWS, TMA, GemmConfig
+
+
+@triton.jit
+def _store(
+    acc, b_ptr, y_desc, u_desc, row, column, first_column, N,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of a tile whose left column is `column` of one weight, `first_column` after the first of the result."""
+    if HAS_BIAS:
+        offs_n = column + tl.arange(0, acc.shape[1])
+        acc += tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION is not None:
+        u = acc.to(y_desc.dtype)
+        if SAVE_U:
+            u_desc.store([row, first_column + column], u)
+        acc = activate(u.to(tl.float32), ACTIVATION, False)  # of the rounded u, which is what the backward sees
+    y_desc.store([row, first_column + column], acc.to(y_desc.dtype))
+
+
+@triton.jit
+def _compute_tile(
+    tile, x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc, M, N, K,
+    PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HALVES: tl.constexpr, GROUP_ROWS: tl.constexpr,
+):  # fmt: skip
+    num_n = tl.cdiv(N, BLOCK_N)
+    pid_m, pid_n = place(tile, tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    w_desc, b_ptr, part = w0_desc, b0_ptr, 0
+    if PARTS == 3:
+        part = pid_n // num_n
+        if part == 1:
+            w_desc = w1_desc
+        elif part == 2:
+            w_desc = w2_desc
+        if HAS_BIAS:
+            b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
+        pid_n = pid_n % num_n
+    row, column = pid_m * BLOCK_M, pid_n * BLOCK_N
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, K, BLOCK_K):
+        x = x_desc.load([row, k])
+        w = w_desc.load([column, k])
+        acc = tl.dot(x, tl.trans(w), acc)
+
+    if HALVES:
+        left, right = halves(acc)
+        _store(left, b_ptr, y_desc, u_desc, row, column, part * N, N, HAS_BIAS, ACTIVATION, SAVE_U)
+        _store(right, b_ptr, y_desc, u_desc, row, column + BLOCK_N // 2, part * N, N, HAS_BIAS, ACTIVATION, SAVE_U)
+    else:
+        _store(acc, b_ptr, y_desc, u_desc, row, column, part * N, N, HAS_BIAS, ACTIVATION, SAVE_U)
+
+
+@triton.jit(do_not_specialize=["M"])
+def gemm_fwd_tma_kernel(
+    x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc,
+    M, N, K,
+    PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr, PERSISTENT: tl.constexpr,
+    FLATTEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HALVES: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+):  # fmt: skip
+    tl.assume(K > 0)  # a loop that may run zero times makes Triton 3.6 emit wgmma that ptxas serialises
+    if PERSISTENT:
+        tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) * PARTS
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+            _compute_tile(
+                tile, x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc, M, N, K, PARTS, HAS_BIAS,
+                ACTIVATION, SAVE_U, BLOCK_M, BLOCK_N, BLOCK_K, HALVES, GROUP_ROWS,
+            )  # fmt: skip
+    else:
+        _compute_tile(
+            tl.program_id(0), x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc, M, N, K, PARTS,
+            HAS_BIAS, ACTIVATION, SAVE_U, BLOCK_M, BLOCK_N, BLOCK_K, HALVES, GROUP_ROWS,
+        )  # fmt: skip
+
+
+def _flags(config: GemmConfig) -> dict[str, int | bool]:
+    """The constants of the kernel that a config decides."""
+    persistent = config.structure != "tma"
+    return dict(
+        PERSISTENT=persistent, FLATTEN=config.structure == "tma_flattened", HALVES=persistent or config.columns > 128,
+        BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner, GROUP_ROWS=GROUP_ROWS,
+    )  # fmt: skip
+
+
+def _blocks(config: GemmConfig) -> tuple[list[int], list[int], list[int]]:
+    """What one copy takes of x, of a weight, and of the result."""
+    columns = config.columns // 2 if _flags(config)["HALVES"] else config.columns
+    return [config.rows, config.inner], [config.columns, config.inner], [config.rows, columns]
+
+
+def gemm_fwd_tma(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], y: Tensor, u: Tensor, activation: str | None,
+    config: GemmConfig,
+) -> None:  # fmt: skip
+    """Writes y, and u unless it is empty, as `gemm.gemm_fwd` describes them. `gemm_config.obstacle` must have found none."""
+    (M, K), N, parts, save_u = x.shape, weights[0].shape[0], len(weights), u.shape[0] > 0
+    x_block, w_block, y_block = _blocks(config)
+    w_descs = [TensorDescriptor(w, [N, K], list(w.stride()), w_block) for w in weights]
+    y_desc = TensorDescriptor(y, [M, parts * N], [parts * N, 1], y_block)
+    programs = config.num_tiles(M, N) * parts
+    if config.structure != "tma":
+        programs = min(programs, num_programs(x.device, config.programs))
+    gemm_fwd_tma_kernel[(programs,)](
+        TensorDescriptor(x, [M, K], list(x.stride()), x_block), *(w_descs if parts == 3 else w_descs * 3),
+        *(biases if parts == 3 else list(biases) * 3), y_desc,
+        TensorDescriptor(u, [M, parts * N], [parts * N, 1], y_block) if save_u else y_desc,
+        M, N, K,
+        PARTS=parts, HAS_BIAS=biases[0] is not None, ACTIVATION=activation, SAVE_U=save_u, **_flags(config), **config.launch,
+    )  # fmt: skip
+
+
+def fwd_tma_variants(*, parts: int, bias: bool, activation: str | None, save_u: bool, main_only: bool) -> list[KernelVariant]:
+    """For the codegen table. main_only: sm_90 and bf16 alone."""
+    constexprs = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u)
+    name = f"fwd{' qkv' * (parts == 3)}{' bias' * bias} {activation or ''}{'+u' * save_u}"
+    variants = []
+    for dtype in ("bf16",) if main_only else ("bf16", "fp16"):
+        for config in TMA:
+            x, w, y = (f"tensordesc<{dtype}{block}>" for block in _blocks(config))
+            descriptors = dict(x_desc=x, w0_desc=w, w1_desc=w, w2_desc=w, y_desc=y, u_desc=y)
+            rest = dict.fromkeys(("b0_ptr", "b1_ptr", "b2_ptr"), f"*{dtype}") | dict.fromkeys("MNK", "i32")
+            variants.append(
+                KernelVariant(
+                    f"{name} {dtype} {config.name}", gemm_fwd_tma_kernel, descriptors | rest,
+                    constexprs | _flags(config), num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor",
+                    divisible=("N", "K"), targets=("sm_90",) if main_only or dtype == "fp16" else ("sm_90", "sm_100"),
+                )
+            )  # fmt: skip
+    return variants

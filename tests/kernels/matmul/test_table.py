@@ -1,0 +1,289 @@
+"""Measured choices: the file and what is wrong with it, who comes before whom, and that the tile reaches the launcher."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastbert.kernels.linear
+from fastbert.kernels.batch_invariance import batch_invariant_kernels
+from fastbert.kernels.matmul import choose as dispatch
+from fastbert.kernels.matmul import sides
+from fastbert.kernels.matmul import table as tuned_table
+from fastbert.kernels.matmul.choose import (
+    GEMM_PRODUCTS,
+    OPERATIONS,
+    Choice,
+    Entry,
+    Measured,
+    Timed,
+    choose,
+    row_bucket,
+    use_gemm,
+)
+from fastbert.kernels.matmul.config import candidates
+from fastbert.kernels.matmul.table import Machine, TableError, load, read, to_json, user_file
+from fastbert.kernels.specs.products import of_layer
+
+CUDA = torch.device("cuda", 0)
+MACHINE = Machine("NVIDIA H200", "sm_90", "2.13", "3.7")
+TILE = candidates("fwd", torch.bfloat16, "ieee", "sm_90")[0].name
+KEY = ("linear", torch.bfloat16, "ieee", 768, 768, 1024)
+BY_TRITON = Entry(Timed("triton", TILE, 41.0), Timed("library", None, 155.2))
+BY_LIBRARY = Entry(Timed("library", None, 7.0))
+
+
+def write(file: Path, entries=None, machine=MACHINE) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(to_json(machine, {KEY: BY_TRITON} if entries is None else entries)))
+    return file
+
+
+@pytest.fixture
+def homes(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """Where a user's own table and a shipped one would be, both empty."""
+    monkeypatch.delenv("FASTBERT_TUNED", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuned_table, "SHIPPED", tmp_path / "tuned")
+    return user_file(MACHINE), tmp_path / "tuned" / MACHINE.file_name
+
+
+@pytest.fixture
+def on_h200(monkeypatch):
+    """Choices as on that GPU; set `.entries` to what was measured there."""
+    measured = Measured("NVIDIA H200", {})
+    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(dispatch, "measured_on", lambda index, arch: measured)
+    dispatch._decide.cache_clear()
+    yield measured
+    dispatch._decide.cache_clear()
+
+
+# The file.
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    entries = {KEY: BY_TRITON, ("wgrad", torch.float32, "tf32", 3072, 768, 64): BY_LIBRARY}
+    assert read(write(tmp_path / "table.json", entries), MACHINE) == (MACHINE, entries)
+    assert MACHINE.file_name == "nvidia-h200-sm_90-torch2.13-triton3.7.json"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), 2, r"format: expected 1, got 2"),
+        (("device",), "", r"device: expected a text that is not empty, got ''"),
+        (("versions",), {"torch": "2.13"}, r"versions: expected the fields torch, triton, got 'torch'"),
+        (("entries",), {}, r"entries: expected a list, got 'dict'"),
+        (("entries", 0, "operation"), "conv", r"entries\[0\]\.operation: expected one of linear, .*got 'conv'"),
+        (("entries", 0, "dtype"), "int8", r"entries\[0\]\.dtype: expected one of bfloat16, .*got 'int8'"),
+        (("entries", 0, "precision"), "tf16", r"entries\[0\]\.precision: expected one of ieee, tf32, got 'tf16'"),
+        (("entries", 0, "N"), 768.0, r"entries\[0\]\.N: expected a whole number of at least 1, got 768\.0"),
+        (("entries", 0, "rows"), 100, r"entries\[0\]\.rows: expected a power of two, got 100"),
+        (("entries", 0, "winner", "microseconds"), 0, r"winner\.microseconds: expected a number above 0, got 0"),
+        (("entries", 0, "winner", "microseconds"), float("nan"), r"winner\.microseconds: expected a number above 0, got nan"),
+        (("entries", 0, "winner", "config"), None, r"winner\.config: expected a text that is not empty, got None"),
+        (("entries", 0, "winner", "speed"), 1, r"winner: expected the fields side, config, microseconds, got '.*speed'"),
+        (("entries", 0, "runner_up", "config"), "a", r"runner_up\.config: expected null, .*got 'a'"),
+        (("entries", 0, "runner_up", "microseconds"), 40.0, r"expected no less than the winner's 41, got 40\.0"),
+        (("entries", 0, "runner_up"), dict(side="triton", config="a", microseconds=50.0), "the side that did not win"),
+    ],
+)
+def test_a_damaged_table_is_refused_by_the_name_of_the_field(path, value, message, tmp_path):
+    content = to_json(MACHINE, {KEY: BY_TRITON})
+    place = content
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(TableError, match=message) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    file = tmp_path / "table.json"
+    for text, message in (("{", "expected JSON"), ("[]", "the file: expected an object, got 'list'")):
+        file.write_text(text)
+        with pytest.raises(TableError, match=message):
+            read(file)
+    content = to_json(MACHINE, {KEY: BY_TRITON})
+    file.write_text(json.dumps(content | {"entries": content["entries"] * 2}))
+    with pytest.raises(TableError, match=r"entries\[1\]: expected each product and number of rows once"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        (Machine("NVIDIA H100", "sm_90", "2.13", "3.7"), "device"),
+        (Machine("NVIDIA H200", "sm_80", "2.13", "3.7"), "architecture"),
+        (Machine("NVIDIA H200", "sm_90", "2.12", "3.7"), "versions.torch"),
+        (Machine("NVIDIA H200", "sm_90", "2.13", "3.6"), "versions.triton"),
+    ],
+)
+def test_the_table_of_another_machine_is_refused(other, field, tmp_path):
+    file = write(tmp_path / "table.json", machine=other)
+    with pytest.raises(TableError, match=rf"{field}: expected '.*', which is what this machine has, got"):
+        read(file, MACHINE)
+
+
+# Which file.
+
+
+def test_the_users_table_comes_before_the_shipped_one(homes):
+    own, shipped = homes
+    assert load(MACHINE).entries == {}
+    other_key = (*KEY[:-1], 2048)
+    write(shipped, {KEY: BY_LIBRARY, other_key: BY_LIBRARY})
+    assert load(MACHINE).entries == {KEY: BY_LIBRARY, other_key: BY_LIBRARY}
+    write(own)
+    assert load(MACHINE).entries == {KEY: BY_TRITON, other_key: BY_LIBRARY}
+
+
+@pytest.mark.parametrize("which", ["damaged", "foreign", "of unknown tiles"])
+def test_an_unusable_table_is_a_warning_and_a_reason(which, homes, monkeypatch):
+    own, shipped = homes
+    write(shipped, {KEY: BY_LIBRARY})
+    if which == "damaged":
+        write(own).write_text("{}")
+    elif which == "foreign":
+        write(own, machine=Machine("NVIDIA H100", "sm_90", "2.13", "3.7"))
+    else:
+        write(own, {KEY: Entry(Timed("triton", "1x2x3", 1.0))})
+    with pytest.warns(RuntimeWarning, match=f"the measured table cannot be used: {own}: ") as caught:
+        measured = load(MACHINE)
+    assert len(caught) == 1
+    assert measured.entries == {KEY: BY_LIBRARY}, "the shipped one is whole"
+    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(dispatch, "measured_on", lambda index, arch: measured)
+    assert f"not yet timed; the measured table cannot be used: {own}: " in choose("wgrad", 64, 768, 768, KEY[1], CUDA)[1]
+
+
+def test_a_table_that_the_user_named_is_used_or_raises(homes, tmp_path, monkeypatch):
+    own, _ = homes
+    write(own, {KEY: BY_LIBRARY})
+    named = tmp_path / "named.json"
+    monkeypatch.setenv("FASTBERT_TUNED", str(named))
+    with pytest.raises(FileNotFoundError):
+        load(MACHINE)
+    named.write_text("{}")
+    with pytest.raises(TableError, match=r"named\.json: .*named by the environment variable FASTBERT_TUNED"):
+        load(MACHINE)
+    write(named)
+    assert load(MACHINE).entries == {KEY: BY_TRITON}
+    monkeypatch.setenv("FASTBERT_TUNED", "off")
+    assert (load(MACHINE).entries, load(MACHINE).trouble) == ({}, "")
+
+
+def test_the_tables_are_read_once(homes, monkeypatch):
+    reads = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(
+        tuned_table, "load", lambda machine: reads.append(machine) or Measured(machine.device, {KEY: BY_TRITON})
+    )
+    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+    dispatch.forget_measured()
+    try:
+        for M in (1, 1000, 1024, 0):
+            choose("linear", M, 768, 768, torch.bfloat16, CUDA)
+        assert [machine.device for machine in reads] == ["NVIDIA H200"]
+        dispatch.forget_measured()
+        choose("linear", 1, 768, 768, torch.bfloat16, CUDA)
+        assert len(reads) == 2
+    finally:
+        dispatch.forget_measured()
+
+
+# The choice.
+
+
+def test_what_was_measured_decides_before_the_rules(on_h200):
+    on_h200.entries.update({KEY: BY_TRITON, (*KEY[:-1], 64): BY_LIBRARY})
+    expected = f"measured on NVIDIA H200 at 1024 rows: 41.0 us with tile {TILE} against the library's 155 us"
+    for M in (725, 1024, 1448):  # whose power of two is 1024
+        assert dispatch.decide("linear", M, 768, 768, torch.bfloat16, CUDA) == Choice("triton", expected, TILE)
+    assert choose("linear", 64, 768, 768, torch.bfloat16, CUDA)[1].endswith("7.0 us; the other side gave no right result")
+    for other in (("linear", 724, 768, 768, torch.bfloat16), ("linear", 1024, 768, 768, torch.float16),
+                  ("dgrad", 1024, 768, 768, torch.bfloat16), ("linear", 1024, 768, 3072, torch.bfloat16)):  # fmt: skip
+        assert choose(*other, CUDA)[1].endswith("not yet timed")
+
+
+def test_what_is_forced_comes_before_what_was_measured(on_h200):
+    on_h200.entries[KEY] = BY_TRITON
+    arguments = ("linear", 1024, 768, 768, torch.bfloat16, CUDA)
+    with use_gemm("library"):
+        assert dispatch.decide(*arguments) == Choice("library", "forced")
+    with use_gemm("triton"):
+        assert dispatch.decide(*arguments) == Choice("triton", "forced")
+    with batch_invariant_kernels():
+        choice = dispatch.decide(*arguments)
+        assert (choice.side, choice.config) == ("triton", None)
+        assert choice.reason.startswith("batch-invariant mode")
+    assert dispatch.decide(*arguments).config == TILE
+
+
+def test_a_cpu_never_looks_for_a_table(monkeypatch):
+    def looked(*_):
+        raise AssertionError("a table was looked for")
+
+    monkeypatch.setattr(dispatch, "measured_on", looked)
+    for operation in OPERATIONS:
+        choose(operation, 8, 32, 32, torch.float32, torch.device("cpu"))
+
+
+def test_a_gpu_that_is_not_there_has_no_table():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert dispatch._measured(CUDA, "sm_90") is None
+
+
+def test_rows_go_to_the_nearest_power_of_two():
+    for M in (1, 2, 3, 5, 6, 90, 91, 127, 128, 181, 182, 65535, 10**6):
+        below = 1 << (M.bit_length() - 1)
+        assert row_bucket(M) == (below if M / below < 2 * below / M else 2 * below), M
+
+
+def test_the_measured_tile_reaches_the_launcher(device, monkeypatch):
+    seen = []
+    for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
+        original = getattr(fastbert.kernels.linear, launcher)
+
+        def spy(*args, config=None, original=original):
+            seen.append(config.name)
+            return original(*args, config=config)
+
+        monkeypatch.setattr(fastbert.kernels.linear, launcher, spy)
+    products = of_layer(16, 32, "gelu_erf", training=True)
+    assert {product.operation for product in products} == set(OPERATIONS)
+    for product in {product.operation: product for product in products}.values():
+        name = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", dispatch.architecture(device))[0].name
+        seen.clear()
+        with dispatch.use_choice(Choice("triton", "measured", name)):
+            product.run(product.operands(8, torch.float16, device, torch.Generator(device)))
+        assert seen == [name], product
+
+
+def test_a_measured_tile_that_cannot_read_the_tensors_is_left_to_the_rules(device, monkeypatch):
+    """Some tiles want aligned rows; the table knows shapes only."""
+    name = candidates("fwd", torch.float16, "ieee", "sm_90")[0].name
+    x, weight = torch.zeros(8, 16, device=device), torch.zeros(32, 16, device=device)
+    with dispatch.use_choice(Choice("triton", "measured", name)):
+        assert sides.side("linear", 8, (32, 16), x, (weight,))[1].name == name
+        monkeypatch.setattr(sides, "obstacle", lambda config, x, weights: "rows are not aligned")
+        assert sides.side("linear", 8, (32, 16), x, (weight,)) == (True, None)
+        assert sides.side("dgrad", 8, (32, 16), x)[1] is not None
+
+
+# Nothing is searched at start-up: tiles come from the table or from rules, so the first call of a process is like the last.
+
+
+def test_no_kernel_searches_for_its_configuration():
+    for file in sorted(Path(dispatch.__file__).parent.glob("*.py")):
+        names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+        assert not names & {"autotune", "heuristics", "Autotuner", "Heuristics", "do_bench"}, file

@@ -1,0 +1,88 @@
+"""What every operation must satisfy, generated from the specs: float64, gradients, determinism, registration."""
+
+import pytest
+import torch
+
+from fastbert.kernels.specs.registry import ALL_SPECS
+from tests.kernels.harness import DTYPES, compare, noise, run
+
+CASES = [pytest.param(spec, sample, id=f"{spec.name}-{sample.name}") for spec in ALL_SPECS for sample in spec.samples]
+BY_SPEC = [pytest.param(spec, id=spec.name) for spec in ALL_SPECS]
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(spec, device):
+    if reason := spec.obstacle(device):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("spec", "sample"), CASES)
+def test_matches_float64(spec, sample, dtype, device):
+    compare(spec, sample.make(dtype, device), dtype)
+
+
+@pytest.mark.parametrize("dy", ["ones", "radial"])
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_structured_gradients_match_float64(spec, dy, device):
+    """Noise hides cancellation: a constant gradient and one along the output do not."""
+    exact_out = {}
+
+    def structured(out):
+        if dy == "ones":
+            return torch.ones_like(out)
+        # One gradient for the three runs: along the first run's output, rounded to its dtype.
+        return exact_out.setdefault("out", out.detach().clone()).to(out.dtype)
+
+    for sample in spec.samples[:3]:
+        exact_out.clear()
+        compare(spec, sample.make(torch.float32, device), torch.float32, structured)
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_only_requested_gradients(spec, device):
+    """Each input alone may need a gradient; the others get none and cost none."""
+    dtype = torch.float32
+    for name in spec.differentiable:
+        sample = next((s for s in spec.samples if name in s.make(dtype, device)), None)
+        assert sample is not None, f"no sample of {spec.name} has {name}"
+        inputs = sample.make(dtype, device)
+        alone = run(spec.function, inputs, (name,), None, noise)
+        everything = run(spec.function, inputs, tuple(n for n in spec.differentiable if n in inputs), None, noise)
+        assert {"out", *(key for key in everything if key.rstrip("0123456789") == f"d{name}")} == set(alone)
+        for key, value in alone.items():
+            largest = max([1.0, *everything[key].abs().flatten().tolist()])  # sums may be cut otherwise: they round as it does
+            torch.testing.assert_close(value, everything[key], rtol=1e-5, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize(("spec", "sample"), CASES)
+def test_repeats_bitwise(spec, sample, device):
+    inputs = sample.make(torch.float16, device)
+    differentiable = tuple(name for name in spec.differentiable if name in inputs)
+    first, second = (run(spec.function, inputs, differentiable, None, noise) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), f"{name} differs between two runs on the same inputs"
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_no_grad_gives_the_same_output(spec, device):
+    """Nothing is saved for a backward without one; the numbers must not depend on it."""
+    for sample in spec.samples:
+        inputs = sample.make(torch.float32, device)
+        differentiable = tuple(name for name in spec.differentiable if name in inputs)
+        with torch.no_grad():
+            inference = spec.function(**inputs)
+        assert torch.equal(inference, run(spec.function, inputs, differentiable)["out"])
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_flops_bytes_and_workload(spec):
+    from fastbert.kernels.specs.spec import Workload
+
+    work = Workload(hidden_size=128, num_heads=2, intermediate_size=256, vocab_size=300, seqlens=(16, 5, 30))
+    inputs = spec.workload(work, torch.float32, torch.device("cpu"))
+    assert spec.function(**inputs).isfinite().all() if not torch.cuda.is_available() else True
+    for backward in (False, True):
+        assert spec.flops(inputs, backward) > 0
+        assert spec.bytes_moved(inputs, backward) > 0
+    assert spec.variants(), "no variant to compile ahead of time"
