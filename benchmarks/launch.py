@@ -26,9 +26,9 @@ from rich.table import Table
 from torch import Tensor
 
 import fastbert
-from fastbert.kernels import backend, functional, use_backend
-from fastbert.kernels.matmul import choose as dispatch
-from fastbert.kernels.matmul.choose import Measured
+from fastbert.kernels import functional, use_backend
+from fastbert.kernels.device import pretend
+from fastbert.kernels.matmul.choose import decide
 
 from .harness.conditions import cpu_name
 
@@ -75,8 +75,6 @@ def without_launches() -> Iterator[list[str]]:
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from fastbert.kernels.matmul import sides
-
     started: list[str] = []
 
     def do_compile(self: Any, key: Any, signature: Any, device: int, *_: Any) -> Any:
@@ -84,32 +82,15 @@ def without_launches() -> Iterator[list[str]]:
         kernel = self.device_caches[device][0][key] = _Kernel(started, self.fn.__name__)
         return kernel
 
-    def decide(operation: str, M: int, N: int, K: int, dtype: torch.dtype, device: torch.device) -> dispatch.Choice:
-        return on_a_gpu(operation, M, N, K, dtype, torch.device("cuda", 0))
-
-    on_a_gpu = sides.decide
-    patches: list[tuple[Any, str, Any]] = [
-        (JITFunction, "_do_compile", do_compile),
-        (backend, "_interpreting", True),  # lets CPU tensors in
-        (functional, "checks_values", lambda tensor: False),
-        (dispatch, "_architecture", lambda index: ARCHITECTURE),
-        (dispatch, "measured_on", lambda index, arch: _NOTHING_MEASURED),
-        (sides, "decide", decide),
-    ]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+    compile_kernel = JITFunction._do_compile
     driver.set_active(_Driver())
+    JITFunction._do_compile = do_compile
     try:
-        for owner, name, value in patches:
-            setattr(owner, name, value)
-        with use_backend("triton"):
+        with pretend(ARCHITECTURE), use_backend("triton"):
             yield started
     finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
+        JITFunction._do_compile = compile_kernel
         driver._active = None
-
-
-_NOTHING_MEASURED = Measured(ARCHITECTURE, {})
 
 
 def operations(dtype: torch.dtype, training: bool) -> dict[str, Callable[[], Tensor]]:
@@ -218,7 +199,7 @@ def main(
 
 def _choice(rounds: int, calls: int) -> float:
     device = torch.device("cuda", 0)
-    return microseconds(lambda: dispatch.decide("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
+    return microseconds(lambda: decide("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
 
 
 def _profile(dtype: torch.dtype, calls: int) -> None:

@@ -8,16 +8,17 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 
+from .device import compute_capability_obstacle, is_gpu, is_pretending
+
 Backend = Literal["auto", "torch", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MIN_COMPUTE_CAPABILITY = 8  # first with bf16 tensor cores and cp.async, which every kernel is compiled for
+MIN_COMPUTE_CAPABILITY = (8, 0)  # first with bf16 tensor cores and cp.async, which every kernel is compiled for
 
 
 def _checked(name: str, source: str) -> Backend:
@@ -98,6 +99,8 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the kernels take float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if not _triton_installed:
         return "Triton is not installed"
+    if is_pretending():
+        return None
     if device.type == "cpu":
         if not _interpreting:
             return "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
@@ -106,23 +109,7 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"Triton does not support device type {device.type!r}"
     if torch.version.hip is not None:
         return None
-    if device.index is None or torch.compiler.is_compiling():  # a trace has no use for a cache
-        return _too_old(torch.cuda.get_device_properties(device))
-    return _gpu_obstacle(device.index)
-
-
-@cache
-def _gpu_obstacle(index: int) -> str | None:
-    return _too_old(torch.cuda.get_device_properties(index))
-
-
-def _too_old(properties: Any) -> str | None:
-    if properties.major >= MIN_COMPUTE_CAPABILITY:
-        return None
-    return (
-        f"{properties.name} has compute capability {properties.major}.{properties.minor}, the kernels need "
-        f"{MIN_COMPUTE_CAPABILITY}.0"
-    )
+    return compute_capability_obstacle(device, MIN_COMPUTE_CAPABILITY, "the kernels need")
 
 
 def records_portably() -> bool:
@@ -145,7 +132,7 @@ def checks_values(tensor: torch.Tensor) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return tensor.device.type == "cpu" or os.environ.get("FASTBERT_DEBUG", "0") == "1"
+    return not is_gpu(tensor.device) or os.environ.get("FASTBERT_DEBUG", "0") == "1"
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:

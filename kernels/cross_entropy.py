@@ -19,10 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
+from .device import cdiv
 from .layer_norm import sum_partials
 from .matmul.pointers import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .matmul.sides import side
-from .registration import cdiv, register, wants_grad
+from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 # One chunk of logits. Smaller ones would leave the product that makes dhidden too few tiles to fill a GPU.

@@ -14,11 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
+from .device import cdiv, num_programs
 from .dropout import scale, threshold
 from .layer_norm import LayerNormConfig, dropout_mask, sum_partials
 from .primitives.philox import keep_adjacent
 from .primitives.segment_sum import CHUNK, _segment_joins_kernel, _segment_pieces_kernel, segment_sum
-from .registration import cdiv, num_programs, register, wants_grad
+from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 REGISTER_TOKEN_TYPES = 2  # so many rows of a token type table have their gradient summed in registers

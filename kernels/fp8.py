@@ -6,38 +6,23 @@ float32. On a GPU with fp8 matrix units (NVIDIA, compute capability 8.9 and newe
 emulated in float32, with the same numbers up to the order of sums. No operation here has a gradient.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
 from .backend import resolve_backend
-
-E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0
-SMALLEST = 1e-12  # magnitude below which a row counts as zeros
-GROUP = 128  # columns that share a scale where a row's maximum is not known in one program: a tile of the product before
-MIN_COMPUTE_CAPABILITY = (8, 9)
+from .device import compute_capability_obstacle
+from .fp8_format import E4M3, GROUP, LARGEST, MIN_COMPUTE_CAPABILITY, SMALLEST, num_groups
 
 
-@cache
 def obstacle(device: torch.device) -> str | None:
     """Why fp8 products cannot run on this device, or None. A CPU emulates them."""
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.hip is not None:
         return "fp8 here is NVIDIA's e4m3; other devices have none, or another format"
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < MIN_COMPUTE_CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return f"{name} has compute capability {major}.{minor}, fp8 needs {'.'.join(map(str, MIN_COMPUTE_CAPABILITY))}"
-    return None
-
-
-def num_groups(columns: int) -> int:
-    return -(-columns // GROUP)
+    return compute_capability_obstacle(device, MIN_COMPUTE_CAPABILITY, "fp8 needs")
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

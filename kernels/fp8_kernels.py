@@ -16,13 +16,15 @@ from torch import Tensor
 
 from . import fp8
 from .batch_invariance import is_batch_invariant
+from .device import cdiv, num_programs
+from .fp8_format import E4M3, GROUP, LARGEST, SMALLEST, num_groups
 from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
 from .primitives.tiles import offsets, place
-from .registration import cdiv, num_programs, register
+from .registration import register
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
-assert (fp8.LARGEST, fp8.SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
+assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
 
 
 # The interpreter's conversion loses the carry of a rounding (125 becomes 64) and cuts subnormals off; numbers that e4m3 has it
@@ -155,7 +157,7 @@ class Fp8Config:
         """The larger tile where it gives every multiprocessor work; in batch-invariant mode always the smaller."""
         if is_batch_invariant():
             return SMALL
-        tiles = cdiv(M, LARGE.rows) * cdiv(N, fp8.GROUP)
+        tiles = cdiv(M, LARGE.rows) * cdiv(N, GROUP)
         return LARGE if tiles >= num_programs(device, 1) else SMALL
 
 
@@ -175,7 +177,7 @@ def _quantize(x):
 
 
 def _quantize_fake(x):
-    return torch.empty_like(x, dtype=fp8.E4M3, memory_format=torch.contiguous_format), _scales(x, x.shape[0], 1)
+    return torch.empty_like(x, dtype=E4M3, memory_format=torch.contiguous_format), _scales(x, x.shape[0], 1)
 
 
 def _scales(like, M, groups):
@@ -202,10 +204,10 @@ def _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale):
     if M * N == 0:
         return
     config = Fp8Config.for_shape(M, N, q.device)
-    _fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, fp8.GROUP),)](
+    _fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, GROUP),)](
         q, scale, weight_q, weight_scale, bias, y, y_scale, M, N, K,
         HAS_BIAS=bias is not None, ACTIVATION=activation, GROUPED=scale.shape[1] > 1, QUANTIZE=y_scale is not None,
-        EVEN_K=K % fp8.GROUP == 0, BLOCK_M=config.rows, BLOCK_N=fp8.GROUP, BLOCK_K=fp8.GROUP, GROUP_ROWS=GROUP_ROWS,
+        EVEN_K=K % GROUP == 0, BLOCK_M=config.rows, BLOCK_N=GROUP, BLOCK_K=GROUP, GROUP_ROWS=GROUP_ROWS,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
@@ -228,7 +230,7 @@ def _linear_activation(q, scale, weight_q, weight_scale, bias, activation):
 
 def _linear_activation_fake(q, scale, weight_q, weight_scale, bias, activation):
     M, N = q.shape[0], weight_q.shape[0]
-    return torch.empty((M, N), dtype=fp8.E4M3, device=q.device), _scales(q, M, fp8.num_groups(N))
+    return torch.empty((M, N), dtype=E4M3, device=q.device), _scales(q, M, num_groups(N))
 
 
 quantize_op = register("fp8_quantize(Tensor x) -> (Tensor, Tensor)", _quantize, fake=_quantize_fake)
@@ -275,7 +277,7 @@ def _rows(x: Tensor) -> Tensor:
 def _sample(name: str, M: int, K: int, N: int, *, bias: bool = True, grouped: bool = False, seed: int = 0) -> Sample:
     def make(dtype: torch.dtype, device: torch.device) -> Inputs:
         g = generator(seed)
-        q, scale = fp8.quantize_ref(normal((M, K), torch.float32, device, g), fp8.GROUP if grouped else None)
+        q, scale = fp8.quantize_ref(normal((M, K), torch.float32, device, g), GROUP if grouped else None)
         weight_q, weight_scale = fp8.quantize_ref(normal((N, K), torch.float32, device, g, std=K**-0.5 if K else 1.0))
         inputs = {"q": q, "scale": scale, "weight_q": weight_q, "weight_scale": weight_scale[:, 0].contiguous()}
         return inputs | {"bias": normal((N,), dtype, device, g) if bias else None, "out_dtype": dtype}
@@ -347,7 +349,7 @@ def _variants() -> list[KernelVariant]:
             pointers |= {"b_ptr": "*bf16", "y_ptr": out}
             flags = dict(
                 HAS_BIAS=True, ACTIVATION=activation, GROUPED=grouped, QUANTIZE=activation is not None, EVEN_K=True,
-                BLOCK_M=config.rows, BLOCK_N=fp8.GROUP, BLOCK_K=fp8.GROUP, GROUP_ROWS=GROUP_ROWS,
+                BLOCK_M=config.rows, BLOCK_N=GROUP, BLOCK_K=GROUP, GROUP_ROWS=GROUP_ROWS,
             )  # fmt: skip
             if activation is None:
                 flags["y_scale_ptr"] = None
@@ -355,7 +357,7 @@ def _variants() -> list[KernelVariant]:
                 pointers["y_scale_ptr"] = "*fp32"
             variants.append(
                 KernelVariant(
-                    f"fp8 linear{label} {config.rows}x{fp8.GROUP}x{fp8.GROUP}", _fp8_gemm_kernel,
+                    f"fp8 linear{label} {config.rows}x{GROUP}x{GROUP}", _fp8_gemm_kernel,
                     {**pointers, "M": "i32", "N": "i32", "K": "i32"}, flags,
                     num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor", divisible=("N", "K"),
                     targets=_TARGETS,

@@ -14,10 +14,7 @@ from . import reference
 from .attention.schedule import AttentionSchedule, equal_runs
 from .backend import autocast_dtype, checks_values, is_tracing, resolve_backend
 from .dropout import check_dropout_p, new_seed, threshold
-
-ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
-MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 16, 128, 8
-MAX_NORM_SIZE = 16384  # one row of a layer norm lives in the registers of one program
+from .limits import ACTIVATIONS, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_NORM_SIZE, MIN_HEAD_DIM
 
 
 def layer_norm(

@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
+from .device import cdiv, num_programs
 from .dropout import scale, threshold
 from .primitives.philox import keep_adjacent
-from .registration import cdiv, num_programs, register, wants_grad
+from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 

@@ -16,11 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import functional, reference
+from .device import cdiv, num_programs
 from .layer_norm import sum_partials
+from .limits import ACTIVATIONS
 from .matmul.pointers import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
 from .matmul.sides import side
 from .primitives.gelu import activate, activation_derivative
-from .registration import cdiv, num_programs, register, wants_grad
+from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 
@@ -536,7 +538,7 @@ def _fuzz_shape(rng: random.Random) -> tuple[tuple[int, int], dict]:
 
 def _linear_fuzz(rng: random.Random) -> Sample:
     shape, options = _fuzz_shape(rng)
-    N, activation = rng.choice((8, 33, 64, 130)), rng.choice((None, *functional.ACTIVATIONS))
+    N, activation = rng.choice((8, 33, 64, 130)), rng.choice((None, *ACTIVATIONS))
     name = f"fuzz-{shape}-{N}-{activation}"
     return _linear_sample(name, shape, N, bias=rng.random() < 0.7, activation=activation, **options)
 
@@ -549,7 +551,7 @@ def _qkv_fuzz(rng: random.Random) -> Sample:
 
 def _feed_forward_fuzz(rng: random.Random) -> Sample:
     shape, options = _fuzz_shape(rng)
-    F, N, activation = rng.choice((16, 65, 130)), rng.choice((8, 33, 64)), rng.choice(functional.ACTIVATIONS)
+    F, N, activation = rng.choice((16, 65, 130)), rng.choice((8, 33, 64)), rng.choice(ACTIVATIONS)
     return _feed_forward_sample(f"fuzz-{shape}-{F}-{N}-{activation}", shape, F, N, activation=activation, **options)
 
 
@@ -604,7 +606,7 @@ def _linear_variants() -> list[KernelVariant]:
         *wgrad_variants(want_sum=False, main_target_only=True),
     ]
     for dtype in ("bf16", "fp16", "fp32"):
-        for activation, want_h in ((None, False), ("gelu_erf", False), *((name, True) for name in functional.ACTIVATIONS)):
+        for activation, want_h in ((None, False), ("gelu_erf", False), *((name, True) for name in ACTIVATIONS)):
             p = f"*{dtype}"
             variants.append(
                 KernelVariant(

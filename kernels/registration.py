@@ -7,7 +7,7 @@ A GPU at a small batch waits for the host, so what is asked of PyTorch at every 
 """
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -51,20 +51,3 @@ def register(
 def wants_grad(*tensors: torch.Tensor | None) -> bool:
     """Whether a backward can follow, so that a launcher must save for it."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def num_programs(device: torch.device, per_multiprocessor: int) -> int:
-    """How many programs fill the device; a few under the interpreter, so that partial sums are exercised there too."""
-    if device.type != "cuda":
-        return 3
-    return _multiprocessors(torch.cuda.current_device() if device.index is None else device.index) * per_multiprocessor
-
-
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def cdiv(x: int, y: int) -> int:
-    """x / y rounded up. triton.cdiv serves kernels too, for which it unwraps its arguments: ten times the cost."""
-    return -(-x // y)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastbert.deploy.gptq import Moments, round_weight
 from fastbert.kernels import fp8, functional
 from fastbert.kernels.backend import autocast_dtype, records_portably
+from fastbert.kernels.fp8_format import E4M3, GROUP
 from fastbert.kernels.reference import activate
 from fastbert.model import fallback as routing
 from fastbert.model.bert import BertLayer, BertModel, berts
@@ -46,7 +47,7 @@ class Fp8Weight(nn.Module):
 
     @property
     def q(self) -> Tensor:
-        return self.bits.view(fp8.E4M3)
+        return self.bits.view(E4M3)
 
     @property
     def scale(self) -> Tensor:
@@ -311,7 +312,7 @@ def _moments(layer: Any, product: str, recorded: list[_Recorded]) -> Moments:
 
     def record(name: str, states: Tensor) -> None:
         if name == product:
-            moments.add(fp8.dequantize(*fp8.quantize_ref(states, fp8.GROUP if name == "output" else None)))
+            moments.add(fp8.dequantize(*fp8.quantize_ref(states, GROUP if name == "output" else None)))
 
     layer.recorder = record
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbert.kernels import fp8
+from fastbert.kernels.fp8_format import E4M3, LARGEST
 
 DAMPING = 0.01  # of the mean second moment, added to each: inputs that were never seen weigh something
 BLOCK = 128  # columns whose losses are passed on together
@@ -35,23 +36,23 @@ def round_weight(weight: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
     if moments.sum is None or not moments.rows or not bool(moments.sum.isfinite().all()):
         raise ValueError(f"expected finite inputs of the product, got {moments.rows} rows, some of them not finite")
     largest = weight.abs().amax(1, keepdim=True).clamp(min=fp8.SMALLEST)
-    inverse, step = (fp8.LARGEST / largest).double(), (largest / fp8.LARGEST).double()
+    inverse, step = (LARGEST / largest).double(), (largest / LARGEST).double()
     order = moments.sum.diagonal().argsort(descending=True, stable=True)
     left = weight.double()[:, order]
     factor = _inverse_factor(moments.sum[order][:, order])
-    rounded = torch.empty_like(weight, dtype=fp8.E4M3)
+    rounded = torch.empty_like(weight, dtype=E4M3)
     for first in range(0, left.shape[1], BLOCK):
         block = slice(first, min(first + BLOCK, left.shape[1]))
         losses = torch.empty_like(left[:, block])
         for column in range(block.start, block.stop):
             wanted = left[:, column]
-            q = (wanted[:, None] * inverse).clamp(-fp8.LARGEST, fp8.LARGEST).float().to(fp8.E4M3)
+            q = (wanted[:, None] * inverse).clamp(-LARGEST, LARGEST).float().to(E4M3)
             loss = (wanted - (q.double() * step)[:, 0]) / factor[column, column]
             left[:, column : block.stop] -= loss[:, None] * factor[column, column : block.stop]
             losses[:, column - first] = loss
             rounded[:, order[column]] = q[:, 0]
         left[:, block.stop :] -= losses @ factor[block, block.stop :]
-    return rounded, largest / fp8.LARGEST
+    return rounded, largest / LARGEST
 
 
 def _inverse_factor(moments: Tensor) -> Tensor:

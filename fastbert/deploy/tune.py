@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from fastbert.kernels.backend import backend_reason
+from fastbert.kernels.device import architecture, dot_precision
 from fastbert.kernels.matmul.choose import (
     GEMM_PRODUCTS,
     Choice,
     Entry,
     Key,
     Timed,
-    architecture,
-    dot_precision,
     forget_measured,
     measured_on,
     use_choice,

@@ -25,7 +25,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils import output_capturing
 
 from fastbert.kernels import backend_reason
-from fastbert.kernels.functional import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
+from fastbert.kernels.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
 from fastbert.kernels.matmul.choose import choose
 from fastbert.model.padding_policy import policy_of
 

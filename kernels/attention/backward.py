@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..device import is_amd
 from ..dropout import scale, threshold
 from ..registration import register
 from ..specs.spec import KernelVariant
@@ -256,29 +257,29 @@ class BackwardConfig:
         if problem.is_exact:
             low = replace(EXACT_TILE, BLOCK_M=16)
             return cls((), low if problem.head_dim > 32 else EXACT_TILE, low)
-        is_amd, has_room = problem.target.startswith("gfx"), problem.multiplies_from_shared
+        amd, has_room = is_amd(problem.target), problem.multiplies_from_shared
         if problem.is_float32 and problem.is_wide:
-            if is_amd:
+            if amd:
                 return cls((), Tile(32, 32, num_stages=1), Tile(16, 64))
             if has_room:
                 return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
             return cls((), Tile(32, 32), Tile(16, 32))
         if problem.is_float32:
-            if has_room or is_amd:
+            if has_room or amd:
                 return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64), short=Tile(64, 64))
             return cls((), Tile(32, 64), Tile(16, 64))
         whole = [Tile(64, 64)]
-        short = Tile(64, 64, num_warps=8 if problem.is_wide and not is_amd else 4)
+        short = Tile(64, 64, num_warps=8 if problem.is_wide and not amd else 4)
         if has_room and not problem.is_wide:
             whole.append(Tile(128, 128, num_warps=8))
         if problem.is_wide:
-            if not has_room and not is_amd:
+            if not has_room and not amd:
                 whole = [Tile(64, 64, num_warps=8)]
-            dq = Tile(64 if has_room or is_amd else 32, 64)
+            dq = Tile(64 if has_room or amd else 32, 64)
             return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64), short)
         if not problem.has_dropout:
             return cls(tuple(whole), Tile(64, 64), Tile(64, 64), short)
-        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or is_amd else 1), short)
+        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or amd else 1), short)
 
     def launches_whole(self, max_seqlen: int) -> tuple[Tile, ...]:
         """The whole-sequence tiles worth a launch: where some sequences are longer than all of them, only the smallest."""

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import architecture, cdiv, dot_precision, has_wide_matrix_unit, is_nvidia
 from ..dropout import scale, threshold
 from ..primitives.philox import half_words, random_half_words, random_words
 from ..specs.spec import KernelVariant
@@ -44,7 +45,7 @@ EXACT_TILE = Tile(32, 32, num_warps=8)
 
 @dataclass(frozen=True)
 class Problem:
-    """What the choice of tiles depends on. target: 'sm_90' and the like, 'gfx' for an AMD GPU, 'cpu' for the interpreter."""
+    """What the choice of tiles depends on. target: an architecture of `device`, 'cpu' for the interpreter."""
 
     max_seqlen: int
     head_dim: int
@@ -55,10 +56,8 @@ class Problem:
 
     @classmethod
     def of(cls, qkv: Tensor, max_seqlen: int, dropout_p: float) -> "Problem":
-        # Read through the newer name: the older one raises where the user set this one.
-        allows_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-        precision = "tf32" if allows_tf32 else "ieee"
-        return cls(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target_of(qkv.device))
+        arch = architecture(qkv.device)
+        return cls(max_seqlen, qkv.shape[-1], qkv.dtype, dot_precision(qkv.dtype, arch), dropout_p > 0, arch)
 
     @property
     def is_wide(self) -> bool:
@@ -71,20 +70,12 @@ class Problem:
     @property
     def is_exact(self) -> bool:
         """Whether products are float32 without tensor cores: AMD's have that type, NVIDIA's do not."""
-        return self.is_float32 and self.precision == "ieee" and self.target.startswith("sm_")
+        return self.is_float32 and self.precision == "ieee" and is_nvidia(self.target)
 
     @property
     def multiplies_from_shared(self) -> bool:
         """Whether the matrix unit reads its operands from shared memory (wgmma, tcgen05), which leaves registers free."""
-        return self.target == "cpu" or self.target.startswith(("sm_90", "sm_10", "sm_11"))
-
-
-def target_of(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "cpu"
-    if torch.version.hip is not None:
-        return "gfx"
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        return has_wide_matrix_unit(self.target)
 
 
 _TYPES = {
@@ -246,7 +237,7 @@ def dropout_mask(heads: int, tokens: int, max_seqlen: int, dropout_p: float, see
     """
     mask = torch.empty((heads, tokens, max_seqlen), dtype=torch.float32, device=seed.device)
     if mask.numel():
-        _dropout_mask_kernel[(heads, triton.cdiv(tokens, 16), triton.cdiv(max_seqlen, 64))](
+        _dropout_mask_kernel[(heads, cdiv(tokens, 16), cdiv(max_seqlen, 64))](
             seed, mask, tokens, max_seqlen, threshold(dropout_p), scale(dropout_p), stream, ROWS=16, KEYS=64
         )
     return mask

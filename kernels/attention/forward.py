@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import functional, reference
 from ..batch_invariance import LONGEST, is_batch_invariant
+from ..device import is_amd
 from ..dropout import scale, threshold
 from ..registration import register, wants_grad
 from ..specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
@@ -140,7 +141,7 @@ class ForwardConfig:
             return cls(EXACT_TILE, ONE_BLOCK=False, short=None)
         if problem.is_float32 and problem.is_wide:
             return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False, short=None)
-        if problem.is_float32 and not problem.multiplies_from_shared and not problem.target.startswith("gfx"):
+        if problem.is_float32 and not problem.multiplies_from_shared and not is_amd(problem.target):
             return cls(Tile(32, 64), ONE_BLOCK=False)
         if problem.max_seqlen <= 128:
             return cls(Tile(64, 128), ONE_BLOCK=True)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import cdiv
 from ..registration import register
 from ..specs.spec import KernelVariant
 from .schedule import CHUNK, PACK_ROWS, num_packs_bound
@@ -78,10 +79,10 @@ def _attention_packs(cu_seqlens, seqused_k, total_tokens):
     if B == 0 or total_tokens == 0:
         return packs, spans
     cu_seqlens = cu_seqlens.contiguous()
-    chunk = min(max(CHUNK, triton.cdiv(B, LANES)), B)
+    chunk = min(max(CHUNK, cdiv(B, LANES)), B)
     _packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4)
     used = cu_seqlens if seqused_k is None else seqused_k.contiguous()
-    _spans_kernel[(triton.cdiv(B, SPAN_SEQUENCES),)](
+    _spans_kernel[(cdiv(B, SPAN_SEQUENCES),)](
         cu_seqlens, used, spans, B, total_tokens,
         HAS_UNUSED=seqused_k is not None, SEQUENCES=SPAN_SEQUENCES, ROWS=PACK_ROWS, num_warps=4,
     )  # fmt: skip

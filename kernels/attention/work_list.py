@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..registration import cdiv, register
+from ..device import cdiv
+from ..registration import register
 from ..specs.spec import KernelVariant
 from .schedule import TILE_ROWS, num_tiles_bound
 

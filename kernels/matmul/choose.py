@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from ..batch_invariance import is_batch_invariant
+from ..device import architecture, dot_precision, index_of, is_gpu
 
 Gemm = Literal["auto", "triton", "library"]
 Side = Literal["triton", "library"]
@@ -179,7 +180,7 @@ def decide(operation: str, M: int, N: int, K: int, dtype: torch.dtype, device: t
         return _INVARIANT
     if _forced is not None:
         return _forced
-    if device.type == "cpu":
+    if not is_gpu(device):
         return _INTERPRETED
     arch = architecture(device)
     return _decide(operation, M, N, K, dtype, dot_precision(dtype, arch), arch, _measured(device, arch))
@@ -233,7 +234,7 @@ def _measured(device: torch.device, arch: str) -> Measured | None:
     """What was measured on this device; None where this machine does not have it."""
     if device.type != "cuda":
         return None
-    return measured_on(_index(device), arch)
+    return measured_on(index_of(device), arch)
 
 
 @cache
@@ -249,33 +250,3 @@ def measured_on(index: int, arch: str) -> Measured | None:
 def forget_measured() -> None:
     """Reads the tables again at the next product, since a file has changed."""
     measured_on.cache_clear()
-
-
-def dot_precision(dtype: torch.dtype, arch: str) -> Literal["ieee", "tf32"]:
-    """How a kernel multiplies: float32 is rounded to tf32 only where PyTorch allows it and the hardware has it."""
-    if dtype != torch.float32 or not (arch.startswith("sm_") or arch == "gfx942"):
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def architecture(device: torch.device) -> str:
-    """'sm_90', 'gfx942' and the like; 'cpu'; 'unknown' for a GPU that this machine does not have."""
-    if device.type == "cpu":
-        return "cpu"
-    return "unknown" if device.type != "cuda" else _architecture(_index(device))
-
-
-def _index(device: torch.device) -> int:
-    if device.index is not None:
-        return device.index
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0
-
-
-@cache
-def _architecture(index: int) -> str:
-    if not torch.cuda.is_available():
-        return "unknown"
-    properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip is not None:
-        return properties.gcnArchName.split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"

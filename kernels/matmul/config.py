@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..batch_invariance import is_batch_invariant
-from ..registration import num_programs
-from .choose import architecture, dot_precision
+from ..device import architecture, cdiv, dot_precision, has_wide_matrix_unit, is_amd, num_programs
 
 Structure = Literal["pointers", "tma", "tma_persistent", "tma_flattened"]
 PRODUCTS = ("fwd", "dgrad", "dgrad_activation", "wgrad")
@@ -78,22 +77,18 @@ class GemmConfig:
         return " ".join(words)
 
     def num_tiles(self, rows: int, columns: int) -> int:
-        return _cdiv(rows, self.rows) * _cdiv(columns, self.columns)
+        return cdiv(rows, self.rows) * cdiv(columns, self.columns)
 
     def splits_of(self, K: int) -> tuple[int, int]:
         """(how many parts a forward's sum over K is cut into, elements of each but the last): whole steps, of K alone."""
-        per_split = _cdiv(_cdiv(K, self.splits or 1), self.inner) * self.inner
-        return _cdiv(K, per_split), per_split
+        per_split = cdiv(cdiv(K, self.splits or 1), self.inner) * self.inner
+        return cdiv(K, per_split), per_split
 
     @property
     def launch(self) -> dict[str, int]:
         """Options of a launch."""
         options = dict(num_warps=self.num_warps, num_stages=self.num_stages)
         return options if self.max_registers is None else options | dict(maxnreg=self.max_registers)
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 WIDE = GemmConfig(128, 256, 64, num_warps=8, num_stages=3, min_per_multiprocessor=2)
@@ -115,9 +110,6 @@ TMA = (
 )
 # For few rows: so few tiles that the reading of the weights is shared out along K.
 SPLIT = tuple(GemmConfig(64, 64, 128, num_warps=4, num_stages=4, splits=splits) for splits in (2, 4, 8))
-WIDE_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")  # enough shared memory, and accumulators that leave registers
-TMA_ARCHITECTURES = ("sm_90", "sm_100", "sm_103", "cpu")
-SPLIT_ARCHITECTURES = ("sm_80", *TMA_ARCHITECTURES)
 GROUP_ROWS = 8  # rows of tiles that are walked column by column and so share L2
 MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
 
@@ -125,13 +117,13 @@ MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
 def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
     """The tiles that `for_shape` chooses from for a product of PRODUCTS, largest first."""
     if dtype != torch.float32:
-        wide = (WIDE,) if arch in WIDE_ARCHITECTURES else ()
+        wide = (WIDE,) if has_wide_matrix_unit(arch) else ()
         tiles = (LARGE_ACTIVATION, SMALL) if product == "dgrad_activation" else (*wide, LARGE, SMALL)
     elif precision == "tf32":
         tiles = (TF32_LARGE, TF32_SMALL)
     else:
         tiles = (IEEE_WGRAD if product == "wgrad" else IEEE,)
-    if arch.startswith("gfx"):  # 64 KiB of shared memory, and registers hold the stage in flight
+    if is_amd(arch):  # 64 KiB of shared memory, and registers hold the stage in flight
         tiles = tuple(replace(tile, num_stages=2, max_registers=None) for tile in tiles)
     return tiles
 
@@ -139,14 +131,14 @@ def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tupl
 def candidates(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
     """Every tile that ships for a product of PRODUCTS: those of `configs` first, then those to be chosen by timing alone.
 
-    precision, arch: as dispatch.dot_precision and dispatch.architecture give them. Raises ValueError for another product.
+    precision, arch: as device.dot_precision and device.architecture give them. Raises ValueError for another product.
     """
     if product not in PRODUCTS:
         raise ValueError(f"expected a product among {', '.join(PRODUCTS)}, got {product!r}")
     tiles = configs(product, dtype, precision, arch)
     if product == "fwd" and dtype != torch.float32:
-        tiles += TMA if arch in TMA_ARCHITECTURES else ()
-        tiles += SPLIT if arch in SPLIT_ARCHITECTURES else ()
+        tiles += TMA if has_wide_matrix_unit(arch) else ()
+        tiles += SPLIT if arch == "sm_80" or has_wide_matrix_unit(arch) else ()
     return tiles
 
 
@@ -164,7 +156,7 @@ def obstacle(config: GemmConfig, x: Tensor, weights: Sequence[Tensor]) -> str | 
         return "only pointers have a sum over K that is split"
     if x.dtype not in (torch.bfloat16, torch.float16):
         return f"tiles copied by the hardware are for bfloat16 and float16, not {x.dtype}"
-    if (arch := architecture(x.device)) not in TMA_ARCHITECTURES:
+    if not has_wide_matrix_unit(arch := architecture(x.device)):
         return f"{arch} has no hardware that copies tiles"
     N = weights[0].shape[0]
     if N % 8:
@@ -183,7 +175,7 @@ def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.devic
     tiles = config.num_tiles(N, K)
     best, best_fill = 1, 0.0
     for splits in range(1, max(1, min(MAX_SPLITS, M // MIN_ROWS_PER_SPLIT)) + 1):
-        fill = tiles * splits / (_cdiv(tiles * splits, multiprocessors) * multiprocessors)
+        fill = tiles * splits / (cdiv(tiles * splits, multiprocessors) * multiprocessors)
         if fill > best_fill:
             best, best_fill = splits, fill
         if fill >= 0.94:

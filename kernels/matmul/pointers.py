@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import architecture, cdiv, dot_precision
 from ..layer_norm import sum_partials
 from ..primitives.gelu import activate, activation_derivative
 from ..primitives.tiles import halves, offsets, place
 from ..specs.spec import KernelVariant
-from .choose import architecture, dot_precision
 from .config import GROUP_ROWS, GemmConfig, candidates, configs, obstacle, wgrad_splits
 from .split_k import fwd_split_variants, gemm_fwd_split
 from .tma import fwd_tma_variants, gemm_fwd_tma
@@ -264,7 +264,7 @@ def gemm_fwd(
         return y, u
     w0, w1, w2 = _three(weights)
     b0, b1, b2 = _three(biases)
-    _gemm_fwd_kernel[(triton.cdiv(M, config.rows) * triton.cdiv(N, config.columns) * parts,)](
+    _gemm_fwd_kernel[(cdiv(M, config.rows) * cdiv(N, config.columns) * parts,)](
         x, w0, w1, w2, b0, b1, b2, y, u,
         M, N, K, x.stride(0), w0.stride(0),
         PARTS=parts, HAS_BIAS=b0 is not None, ACTIVATION=activation, SAVE_U=save_u, FULL=x.dtype == torch.float32,
@@ -287,7 +287,7 @@ def gemm_dgrad(
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
     product = "dgrad" if activation is None else "dgrad_activation"
     config = _for_pointers(product, config) or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device)
-    row_tiles = triton.cdiv(M, config.rows)
+    row_tiles = cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
     h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
     w0, w1, w2 = _three(weights)
@@ -309,8 +309,8 @@ def gemm_wgrad(
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
     config = _for_pointers("wgrad", config) or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
     splits = config.splits or wgrad_splits(config, M, N, K, dy.device)
-    rows_per_split = triton.cdiv(triton.cdiv(M, splits), config.inner) * config.inner
-    splits = triton.cdiv(M, rows_per_split)
+    rows_per_split = cdiv(cdiv(M, splits), config.inner) * config.inner
+    splits = cdiv(M, rows_per_split)
     dweight = torch.empty((splits, N, K), dtype=out_dtype if splits == 1 else torch.float32, device=dy.device)
     partial = torch.empty((splits if want_sum else 0, N), dtype=torch.float32, device=dy.device)
     _gemm_wgrad_kernel[(config.num_tiles(N, K), splits)](

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..device import architecture, cdiv, dot_precision
 from ..primitives.gelu import activate
 from ..primitives.tiles import offsets, place
 from ..specs.spec import KernelVariant
-from .choose import architecture, dot_precision
 from .config import GROUP_ROWS, SPLIT, GemmConfig
 
 
@@ -113,7 +113,7 @@ def gemm_fwd_split(
         PARTS=parts, PRECISION=dot_precision(x.dtype, architecture(x.device)), EVEN_K=K % config.inner == 0,
         BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner, GROUP_ROWS=GROUP_ROWS, **config.launch,
     )  # fmt: skip
-    add_splits_kernel[(triton.cdiv(M, ADD_TILE["BLOCK_M"]), triton.cdiv(N, ADD_TILE["BLOCK_N"]), parts)](
+    add_splits_kernel[(cdiv(M, ADD_TILE["BLOCK_M"]), cdiv(N, ADD_TILE["BLOCK_N"]), parts)](
         partial, b0, b1, b2, y, u,
         M, N, splits,
         PARTS=parts, HAS_BIAS=b0 is not None, ACTIVATION=activation, SAVE_U=u.shape[0] > 0, FULL=x.dtype == torch.float32,

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..device import num_programs
 from ..primitives.gelu import activate
 from ..primitives.tiles import halves, place
-from ..registration import num_programs
 from ..specs.spec import KernelVariant
 from .config import GROUP_ROWS, TMA, GemmConfig
 

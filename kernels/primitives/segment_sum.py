@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..registration import cdiv
+from ..device import cdiv
 
 CHUNK = 64  # sorted places; a piece is at most that long
 

@@ -11,6 +11,7 @@ import fastbert
 from fastbert.deploy.fp8 import PRODUCTS, Fp8BertLayer
 from fastbert.deploy.gptq import Moments, round_weight
 from fastbert.kernels import fp8, use_backend
+from fastbert.kernels.fp8_format import E4M3
 from fastbert.model.bert import BertLayer
 
 GPU = torch.cuda.is_available()
@@ -190,7 +191,7 @@ def test_moves_copies_and_casts_with_the_model():
     assert torch.equal(states(copy.deepcopy(model), batch), exact)
     half = copy.deepcopy(model).bfloat16()
     q = half.encoder.layer[0].fp8["qkv"]
-    assert q.q.dtype == fp8.E4M3
+    assert q.q.dtype == E4M3
     assert q.scale.dtype == torch.float32
     assert q.bias.dtype == torch.bfloat16
     assert damage(half, exact, batch) < 1e-3

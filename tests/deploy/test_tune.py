@@ -16,7 +16,8 @@ import fastbert.kernels.linear
 from fastbert.cli.app import app
 from fastbert.deploy import tune as tuning
 from fastbert.deploy.tune import TableFile, measure_product, tune
-from fastbert.kernels.matmul.choose import GEMM_PRODUCTS, architecture
+from fastbert.kernels.device import architecture
+from fastbert.kernels.matmul.choose import GEMM_PRODUCTS
 from fastbert.kernels.matmul.config import candidates
 from fastbert.kernels.matmul.table import Machine, TableError, read
 from fastbert.kernels.specs.products import Product, of_layer

@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 
 import fastbert.kernels.linear
-from fastbert.kernels.functional import ACTIVATIONS, feed_forward, linear, qkv_linear
+from fastbert.kernels.device import dot_precision, pretend
+from fastbert.kernels.functional import feed_forward, linear, qkv_linear
+from fastbert.kernels.limits import ACTIVATIONS
 from fastbert.kernels.linear import (
     SPECS,
     feed_forward_bwd,
@@ -19,8 +21,6 @@ from fastbert.kernels.linear import (
     qkv_linear_bwd,
     qkv_linear_fwd,
 )
-from fastbert.kernels.matmul import choose as dispatch
-from fastbert.kernels.matmul import config as gemm_config
 from fastbert.kernels.matmul import pointers as gemm
 from fastbert.kernels.matmul.choose import OPERATIONS, RULES, choose, use_gemm
 from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
@@ -120,16 +120,16 @@ def test_choices_on_a_gpu_that_need_not_exist():
     assert all(set(rule.operations) <= set(OPERATIONS) for rule in RULES)
 
 
-def test_tf32_float32_takes_the_fused_kernels(monkeypatch):
-    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+def test_tf32_float32_takes_the_fused_kernels():
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         for precision, side in (("ieee", "library"), ("tf32", "triton")):
             torch.backends.cuda.matmul.fp32_precision = precision
-            assert dispatch.dot_precision(torch.float32, "sm_90") == precision
-            assert choose("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda"))[0] == side
-        assert dispatch.dot_precision(torch.float32, "gfx90a") == "ieee"
-        assert dispatch.dot_precision(torch.float16, "sm_90") == "ieee"
+            assert dot_precision(torch.float32, "sm_90") == precision
+            with pretend("sm_90"):
+                assert choose("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda"))[0] == side
+        assert dot_precision(torch.float32, "gfx90a") == "ieee"
+        assert dot_precision(torch.float16, "sm_90") == "ieee"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
 
@@ -141,12 +141,10 @@ def test_rejects_unknown_choices():
         pass
 
 
-def test_tiles_follow_the_shape(device, monkeypatch):
-    monkeypatch.setattr(gemm_config, "num_programs", lambda device, per: 132 * per)
-    monkeypatch.setattr(gemm_config, "architecture", lambda device: "sm_90")
-
+def test_tiles_follow_the_shape(device):
     def config(product, rows, columns, dtype=torch.bfloat16):
-        return GemmConfig.for_shape(product, rows, columns, dtype, device)
+        with pretend("sm_90"):
+            return GemmConfig.for_shape(product, rows, columns, dtype, device)
 
     assert config("fwd", 65536, 3072) == WIDE
     assert config("dgrad_activation", 65536, 3072) == LARGE_ACTIVATION  # its epilogue wants two programs per multiprocessor
@@ -161,10 +159,10 @@ def test_tiles_follow_the_shape(device, monkeypatch):
             assert stages * (tile.rows + tile.columns) * tile.inner * 2 <= (64 if arch == "gfx942" else 99) * 1024
 
 
-def test_splits_fill_the_last_wave(device, monkeypatch):
-    monkeypatch.setattr(gemm_config, "num_programs", lambda device, per: 132 * per)
+def test_splits_fill_the_last_wave(device):
     for N, K in ((2304, 768), (768, 768), (3072, 768), (768, 3072), (3072, 1024), (1024, 1024), (4096, 1024)):
-        splits = wgrad_splits(LARGE, 65536, N, K, device)
+        with pretend("sm_90"):
+            splits = wgrad_splits(LARGE, 65536, N, K, device)
         programs = LARGE.num_tiles(N, K) * splits
         waves = -(-programs // 132)
         assert programs / (waves * 132) >= 0.94, (N, K, splits)

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import transformers
-from tests.pretraining.test_objectives import batch_of, padded, unmask
 
 from fastbert.data.masking import IGNORED
 from fastbert.finetuning.model import load_model
@@ -20,6 +19,7 @@ from fastbert.pretraining.trainer import PreTrainer
 from fastbert.utils.checkpoints import InputError, open_checkpoint
 from tests.pretraining.small_data import TINY
 from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options
+from tests.pretraining.test_objectives import batch_of, padded, unmask
 
 SHALLOW = Objective("shallow", next_sentence=False)
 

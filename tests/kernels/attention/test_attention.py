@@ -87,7 +87,7 @@ def test_forward_and_backward_drop_the_same(seqlens, device):
     torch.testing.assert_close((got["dqkv"] * direction).double().sum(), difference, rtol=1e-2, atol=1e-2)
 
 
-TARGETS = [("sm_80", "ieee"), ("sm_80", "tf32"), ("sm_90", "tf32"), ("sm_100", "ieee"), ("gfx", "ieee")]
+TARGETS = [("sm_80", "ieee"), ("sm_80", "tf32"), ("sm_90", "tf32"), ("sm_100", "ieee"), ("gfx942", "ieee")]
 
 
 @pytest.mark.skipif(GPU, reason="tiles chosen for another card need not fit this one")

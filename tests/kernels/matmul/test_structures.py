@@ -8,16 +8,15 @@ import torch
 from torch.nn.functional import gelu
 
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
-from fastbert.kernels.matmul import config as gemm_config
+from fastbert.kernels.device import architecture, has_wide_matrix_unit, pretend
 from fastbert.kernels.matmul import pointers as gemm
-from fastbert.kernels.matmul.choose import architecture
 from fastbert.kernels.matmul.config import LARGE, PRODUCTS, SMALL, SPLIT, TMA, TMA_LARGE, TMA_WIDE, WIDE
 from fastbert.kernels.matmul.pointers import GemmConfig, candidates, gemm_dgrad, gemm_fwd, gemm_wgrad, obstacle
 from fastbert.kernels.specs.accuracy import OUT_FACTOR
 from fastbert.kernels.specs.spec import generator, normal
 from tests.kernels.harness import DTYPES, GPU, assert_error_within
 
-HAS_TMA = not GPU or architecture(torch.device("cuda")) in gemm_config.TMA_ARCHITECTURES
+HAS_TMA = not GPU or has_wide_matrix_unit(architecture(torch.device("cuda")))
 DTYPE = torch.float16
 STRUCTURES = [config for config in (*TMA, *SPLIT[:2]) if HAS_TMA or config.structure == "pointers"]
 needs_tma = pytest.mark.skipif(not HAS_TMA, reason="this GPU has no tensor memory accelerator")
@@ -140,14 +139,13 @@ def test_splits_cover_the_sum_in_whole_steps():
     assert [config.splits_of(3072)[0] for config in SPLIT] == [2, 4, 8]
 
 
-def test_what_is_chosen_without_a_measured_table(device, monkeypatch):
+def test_what_is_chosen_without_a_measured_table(device):
     """Nothing was timed: pointers, unsplit, for every number of rows; in batch-invariant mode on one tile."""
-    monkeypatch.setattr(gemm_config, "num_programs", lambda device, per: 132 * per)
-    monkeypatch.setattr(gemm_config, "architecture", lambda device: "sm_90")
     rows = (1, 64, 512, 4096, 65536)
-    chosen = {GemmConfig.for_shape("fwd", M, 768, torch.bfloat16, device) for M in rows}
+    with pretend("sm_90"):
+        chosen = {GemmConfig.for_shape("fwd", M, 768, torch.bfloat16, device) for M in rows}
     assert chosen == {WIDE, LARGE, SMALL}
-    with batch_invariant_kernels():
+    with pretend("sm_90"), batch_invariant_kernels():
         (one,) = {GemmConfig.for_shape("fwd", M, 768, torch.bfloat16, device) for M in rows}
     assert (one.structure, one.splits) == ("pointers", None)
 
@@ -198,14 +196,14 @@ def test_what_descriptors_cannot_take_is_said(change, reason, device):
         gemm_fwd(x, weights, [None] * len(weights), None, False, config=TMA_WIDE)
 
 
-def test_architectures_without_the_hardware_are_said(device, monkeypatch):
+def test_architectures_without_the_hardware_are_said(device):
     x, weights, _ = make(16, 64, 64, device=device)
     for arch in ("sm_80", "gfx942", "unknown"):
-        monkeypatch.setattr(gemm_config, "architecture", lambda device, arch=arch: arch)
-        assert obstacle(TMA_WIDE, x, weights) == f"{arch} has no hardware that copies tiles"
-        assert obstacle(SPLIT[0], x, weights) is None
-    monkeypatch.setattr(gemm_config, "architecture", lambda device: "sm_90")
-    assert "only pointers" in obstacle(replace(TMA_WIDE, splits=2), x, weights)
+        with pretend(arch, 1):
+            assert obstacle(TMA_WIDE, x, weights) == f"{arch} has no hardware that copies tiles"
+            assert obstacle(SPLIT[0], x, weights) is None
+    with pretend("sm_90"):
+        assert "only pointers" in obstacle(replace(TMA_WIDE, splits=2), x, weights)
 
 
 def test_the_other_products_take_pointers(device):

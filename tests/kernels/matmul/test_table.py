@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fastbert.kernels.linear
+from fastbert.kernels import device as device_facts
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
+from fastbert.kernels.device import architecture, pretend
 from fastbert.kernels.matmul import choose as dispatch
 from fastbert.kernels.matmul import sides
 from fastbert.kernels.matmul import table as tuned_table
@@ -54,10 +56,10 @@ def homes(tmp_path, monkeypatch) -> tuple[Path, Path]:
 def on_h200(monkeypatch):
     """Choices as on that GPU; set `.entries` to what was measured there."""
     measured = Measured("NVIDIA H200", {})
-    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(dispatch, "measured_on", lambda index, arch: measured)
     dispatch._decide.cache_clear()
-    yield measured
+    with pretend("sm_90"):
+        yield measured
     dispatch._decide.cache_clear()
 
 
@@ -158,9 +160,10 @@ def test_an_unusable_table_is_a_warning_and_a_reason(which, homes, monkeypatch):
         measured = load(MACHINE)
     assert len(caught) == 1
     assert measured.entries == {KEY: BY_LIBRARY}, "the shipped one is whole"
-    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(dispatch, "measured_on", lambda index, arch: measured)
-    assert f"not yet timed; the measured table cannot be used: {own}: " in choose("wgrad", 64, 768, 768, KEY[1], CUDA)[1]
+    with pretend("sm_90"):
+        reason = choose("wgrad", 64, 768, 768, KEY[1], CUDA)[1]
+    assert f"not yet timed; the measured table cannot be used: {own}: " in reason
 
 
 def test_a_table_that_the_user_named_is_used_or_raises(homes, tmp_path, monkeypatch):
@@ -186,7 +189,7 @@ def test_the_tables_are_read_once(homes, monkeypatch):
     monkeypatch.setattr(
         tuned_table, "load", lambda machine: reads.append(machine) or Measured(machine.device, {KEY: BY_TRITON})
     )
-    monkeypatch.setattr(dispatch, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(device_facts, "_architecture", lambda index: "sm_90")
     dispatch.forget_measured()
     try:
         for M in (1, 1000, 1024, 0):
@@ -261,7 +264,7 @@ def test_the_measured_tile_reaches_the_launcher(device, monkeypatch):
     products = of_layer(16, 32, "gelu_erf", training=True)
     assert {product.operation for product in products} == set(OPERATIONS)
     for product in {product.operation: product for product in products}.values():
-        name = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", dispatch.architecture(device))[0].name
+        name = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", architecture(device))[0].name
         seen.clear()
         with dispatch.use_choice(Choice("triton", "measured", name)):
             product.run(product.operands(8, torch.float16, device, torch.Generator(device)))

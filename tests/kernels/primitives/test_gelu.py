@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fastbert.kernels.functional import ACTIVATIONS
+from fastbert.kernels.limits import ACTIVATIONS
 from fastbert.kernels.primitives.gelu import activate, activation_derivative
 
 EVERY_FLOAT16 = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)

@@ -1,0 +1,5 @@
+"""What the operations accept, for the checks of their callers and for whoever decides whether to call them."""
+
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
+MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 16, 128, 8
+MAX_NORM_SIZE = 16384  # one row of a layer norm lives in the registers of one program
