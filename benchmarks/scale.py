@@ -141,8 +141,8 @@ def model_shape(model: str) -> tuple[int, int]:
 
     from .harness import work
 
-    if model not in work.SIZES:
-        raise ValueError(f"expected a model among {'; '.join(work.SIZES)}, got {model!r}")
+    if model not in work.MODELS:
+        raise ValueError(f"expected a model among {'; '.join(work.MODELS)}, got {model!r}")
     config = work.config(model)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in BertForPreTraining(config).parameters())
