@@ -11,13 +11,14 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: nothing to compile")
 
 from benchmarks import codegen
+from benchmarks.harness import ahead_of_time
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PLANTED = """
     import triton
     import triton.language as tl
-    from benchmarks import codegen
+    from benchmarks.harness.ahead_of_time import compile_variant
     from fastbert.kernels.specs.spec import KernelVariant
 
     @triton.jit
@@ -28,7 +29,7 @@ PLANTED = """
 
     pointers = dict(x_ptr="*fp16", y_ptr="*fp16")
     variant = KernelVariant("planted", kernel, pointers, dict(N={size}), num_warps={warps}, unit={unit!r})
-    row = codegen._compile("planted", variant, {target!r})
+    row = compile_variant("planted", variant, {target!r})
     print("PROBLEMS", row.problems, "REGISTERS", row.registers)
 """
 
@@ -109,13 +110,13 @@ WGMMA_LOOP = """
 def test_serialised_wgmma_is_found_in_the_words_of_the_assembler():
     for in_flight, code in ((1, "C7514"), (0, None)):
         ptx = textwrap.dedent(WGMMA_LOOP).format(in_flight=in_flight)
-        assert codegen.serialised(codegen._ptxas_log(ptx, 90)) == code
+        assert ahead_of_time.serialised(ahead_of_time.ptxas_log(ptx, 90)) == code
 
 
 DESCRIPTOR = """
     import triton
     import triton.language as tl
-    from benchmarks import codegen
+    from benchmarks.harness.ahead_of_time import compile_variant
     from fastbert.kernels.specs.spec import KernelVariant
 
     @triton.jit
@@ -125,7 +126,7 @@ DESCRIPTOR = """
     block = "tensordesc<fp16[16, 64]>"
     variant = KernelVariant("planted", kernel, dict(x_desc=block, y_desc=block), {}, num_warps=4)
     for target in ("sm_90", "sm_80"):
-        row = codegen._compile("planted", variant, target)
+        row = compile_variant("planted", variant, target)
         print(target, row.bulk_copies, row.problems)
 """
 
@@ -164,10 +165,10 @@ def test_the_command_refuses_the_interpreter():
     assert "TRITON_INTERPRET" in done.stderr
 
 
-def rows_of(*registers: int) -> list[codegen.Row]:
+def rows_of(*registers: int) -> list[ahead_of_time.Row]:
     return [
-        codegen.Row("linear", f"tile {place}", target, 4, 2, registers=count)
-        for place, (count, target) in enumerate(zip(registers, ("sm_90", "sm_80", "gfx942")))
+        ahead_of_time.Row("linear", f"tile {number}", target, 4, 2, registers=count)
+        for number, (count, target) in enumerate(zip(registers, ("sm_90", "sm_80", "gfx942")))
     ]
 
 
@@ -204,7 +205,7 @@ def test_the_record_holds_every_shipped_variant():
         (spec.name, variant.name, target)
         for spec in ALL_SPECS
         for variant in spec.variants()
-        for target in variant.targets or codegen.TARGETS
+        for target in variant.targets or ahead_of_time.TARGETS
     }
     assert recorded == shipped
     assert {line.split("\t")[6] for line in lines} == {"0"}  # no spill
