@@ -29,7 +29,7 @@ from fastbert.pretraining.recipe import PRESETS
 from fastbert.pretraining.run import Options as PreTraining
 from fastbert.pretraining.run import run as pretrain
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole
 
 from .ablation_table import AGAINST, BERT, LEFT, NO_PAIRS, ROWS, table_of, verdict

@@ -151,7 +151,7 @@ def verify(
 
 def _check_report_file(file: Path | None, overwrite: bool) -> None:
     """Now, not when the report is ready."""
-    from fastbert.utils.checkpoints import InputError
+    from fastbert.utils.errors import InputError
     from fastbert.utils.existing import existing
 
     if file is None:
@@ -169,7 +169,8 @@ def _verify_fp8(
 ) -> NoReturn:
     import torch
 
-    from fastbert.utils.checkpoints import InputError, open_checkpoint, read_texts
+    from fastbert.utils.checkpoints import open_checkpoint, read_texts
+    from fastbert.utils.errors import InputError
     from fastbert.verification import fp8 as fp8_check
 
     if not 0.0 <= cosine < 1.0:

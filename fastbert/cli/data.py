@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import OverwriteOption, Resumable
+from fastbert.utils.errors import Resumable
+
+from .console import OverwriteOption
 
 FilesArgument = Annotated[
     list[str],

@@ -14,12 +14,12 @@ import typer
 from fastbert.inference.engine import Report, Row, Task, stream
 from fastbert.inference.inputs import Kind, Source
 from fastbert.inference.outputs import Output, check_name, fingerprint
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError, Resumable
 from fastbert.utils.existing import finished
 from fastbert.utils.locks import locked_file
 from fastbert.version import __version__
 
-from .console import Resumable, console
+from .console import console
 
 # A result as a JSON object; results of a few arguments as a table.
 Record = Callable[[Row, Any], dict[str, Any]]

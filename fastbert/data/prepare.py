@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
 from .audit import ShardCounts, audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources, total_size
 from .pairs import PairOptions, document_pairs
-from .shards import META, TOKENIZER, DataError, Meta, Sample, Shards, fingerprint, write_meta, write_shard
+from .shards import META, TOKENIZER, Meta, Sample, Shards, fingerprint, write_meta, write_shard
 from .spool import STATE, Batch, Spool, SpooledDocuments
 
 RECIPE = 1  # raised whenever the same options give other shards

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
-from .shards import DataError, token_dtype
+from .shards import token_dtype
 
 STATE = "spool.json"
 

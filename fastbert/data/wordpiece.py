@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import name_file
 
 from .documents import Report, Source, open_sources, total_size
-from .shards import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
@@ -78,7 +78,7 @@ def train_wordpiece(
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    from fastbert.utils.checkpoints import InputError
+    from fastbert.utils.errors import InputError
     from fastbert.utils.existing import existing, foreign, visible
 
     if out.exists() and not out.is_dir():

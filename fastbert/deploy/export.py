@@ -61,7 +61,7 @@ def run(
     """
     import torch
 
-    from fastbert.utils.checkpoints import InputError
+    from fastbert.utils.errors import InputError
     from fastbert.utils.existing import existing
     from fastbert.utils.files import write_whole
 
@@ -111,7 +111,8 @@ def _models(checkpoint: str) -> tuple[Any, Any, str]:
 
     import fastbert
     from fastbert.model.frozen import is_frozen
-    from fastbert.utils.checkpoints import CLASS_NAMES, InputError, open_checkpoint, refuse_missing
+    from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_missing
+    from fastbert.utils.errors import InputError
 
     source = open_checkpoint(checkpoint)
     named = (source.config.architectures or ["BertModel"])[0]

@@ -19,11 +19,12 @@ from rich.console import Console
 from fastbert.model.frozen import HEAD, SHAPE
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
-from fastbert.training.processes import agreed
-from fastbert.utils.checkpoints import Checkpoint, InputError, open_checkpoint
+from fastbert.utils.checkpoints import Checkpoint, open_checkpoint
+from fastbert.utils.errors import InputError
 from fastbert.utils.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
 from fastbert.utils.files import check_room, copy_whole, size_of, write_whole
 from fastbert.utils.locks import locked_together
+from fastbert.utils.processes import decide_on_rank0
 
 from .best import CONFUSION, FOLDER
 from .data import DataOptions, TaskData
@@ -92,7 +93,7 @@ def finetune(options: Options, console: Console, *, resume: bool = False, overwr
     identity = _identity(options)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with locked_together(options.out, say):
-        report = agreed(lambda: _check_folder(options.out, identity, resume, overwrite))
+        report = decide_on_rank0(lambda: _check_folder(options.out, identity, resume, overwrite))
         if report is not None:
             say(finished(options.out))
             return report
@@ -125,7 +126,7 @@ def _method(options: Options, task: TaskData, checkpoint: Checkpoint, console: C
         method: Method = FrozenMethod(task, checkpoint, options.frozen, options.out, options.precision, console)
     else:
         method = Method(task, checkpoint)
-    agreed(partial(_check_room, options, method, model))
+    decide_on_rank0(partial(_check_room, options, method, model))
     del model
     with method:
         yield method
@@ -178,7 +179,7 @@ def _several(
             one = replace(setting, seed=seed)
             folder = options.out / RUNS / one.name
             mine = {**identity, "run": one.name}
-            report = agreed(partial(read_report, folder, mine))
+            report = decide_on_rank0(partial(read_report, folder, mine))
             if report is None:
                 report = run_once(
                     method, one, folder / MODEL, folder, mine, console, precision=options.precision,
@@ -201,7 +202,7 @@ def _several(
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
     assert best is not None
     kept = best[1]
-    return agreed(lambda: _finish(options, task, groups, kept, identity, console))
+    return decide_on_rank0(lambda: _finish(options, task, groups, kept, identity, console))
 
 
 def _finish(

@@ -15,10 +15,10 @@ from rich.console import Console
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from fastbert.cli.console import Resumable
 from fastbert.training import checkpoints
-from fastbert.training.processes import agreed
+from fastbert.utils.errors import Resumable
 from fastbert.utils.files import strict_json, write_whole
+from fastbert.utils.processes import decide_on_rank0
 from fastbert.version import __version__
 
 from .best import FOLDER, BestEpoch
@@ -84,7 +84,7 @@ def run_once(
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     task, best = method.task, BestEpoch(report_folder, method, keep_epoch)
-    checkpoint = agreed(lambda: _where_to_begin(report_folder, best, say))
+    checkpoint = decide_on_rank0(lambda: _where_to_begin(report_folder, best, say))
     facts = {} if checkpoint is None else checkpoints.verify(checkpoint)
     transformers.set_seed(setting.seed)
     model, new = method.build(setting.dropout)
@@ -143,7 +143,7 @@ def run_once(
         if trainer.stop_signal is not None and trainer.state.global_step < steps:
             done = f"stopped at step {trainer.state.global_step:,} of {steps:,}"
             raise Resumable(f"{done}; {kept(report_folder)}", 128 + trainer.stop_signal)
-        return agreed(conclude)
+        return decide_on_rank0(conclude)
     except OSError as error:
         raise OSError(f"{error}; {kept(report_folder)}") from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.existing import check_flags, existing, first_difference, other_options
 from fastbert.utils.files import name_file, write_whole
 

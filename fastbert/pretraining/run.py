@@ -19,14 +19,14 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from fastbert.data.batches import MicroBatches, Phase, Plan
-from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
+from fastbert.data.shards import META, TOKENIZER, Shards, fingerprint
 from fastbert.training import checkpoints
-from fastbert.training.processes import agreed, ending_together
-from fastbert.utils.errors import InputError
+from fastbert.utils.errors import DataError, InputError
 from fastbert.utils.existing import check_flags, existing, finished, foreign, other_options, visible
 from fastbert.utils.files import check_room, size_of, write_whole
 from fastbert.utils.flops import matmul_rate
 from fastbert.utils.locks import locked_together
+from fastbert.utils.processes import decide_on_rank0, ending_together
 from fastbert.utils.sizes import SIZES
 
 from . import black_box
@@ -133,7 +133,7 @@ def _run(options: Options, console: Console, resume: bool, overwrite: bool, stac
     if named not in (None, config.vocab_size):
         say(f"vocab_size {config.vocab_size}, that of the tokenizer, not {named} of {options.config}")
     stack.enter_context(locked_together(options.out, say))
-    checkpoint = agreed(lambda: _where_to_begin(options, identity, resume, overwrite, console))
+    checkpoint = decide_on_rank0(lambda: _where_to_begin(options, identity, resume, overwrite, console))
     if checkpoint is not None and checkpoint.name == f"checkpoint-{sum(options.steps)}":
         say(finished(options.out))
         return 0
@@ -150,7 +150,7 @@ def _run(options: Options, console: Console, resume: bool, overwrite: bool, stac
 
     transformers.set_seed(options.seed)
     model = objective.model(config)
-    agreed(lambda: _check_room(options, model))
+    decide_on_rank0(lambda: _check_room(options, model))
 
     def create(model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = create_optimizer(options.recipe, model)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import InputError
+from .errors import InputError
 
 
 def check_flags(resume: bool, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ from benchmarks.studies import ablation as tool
 from benchmarks.studies.ablation import Ablation, Task, ablate, parse_task
 from benchmarks.studies.ablation_table import BERT, LEFT, NO_PAIRS, PAPER, ROWS, mean_and_deviation, table_of, verdict
 from fastbert.finetuning.single_run import Setting
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from fastbert.cli.app import app
 from fastbert.data import audit, shards
 from fastbert.data import prepare as module
 from fastbert.data.prepare import prepare
-from fastbert.data.shards import DataError, Shards, fingerprint
+from fastbert.data.shards import Shards, fingerprint
 from fastbert.data.wordpiece import train_wordpiece
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain"
 WORDS = [

@@ -11,9 +11,8 @@ import transformers
 from typer.testing import CliRunner
 
 from fastbert.cli.app import app
-from fastbert.data.shards import DataError
 from fastbert.data.wordpiece import SPECIAL_TOKENS, train_wordpiece
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared text is not beside the repository")

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from fastbert.deploy import export
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 LIMIT = 40
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]

@@ -15,7 +15,6 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastbert.cli.console import Resumable
 from fastbert.finetuning import best
 from fastbert.finetuning import single_run as once
 from fastbert.finetuning.data import DataOptions
@@ -25,7 +24,8 @@ from fastbert.finetuning.single_run import Setting
 from fastbert.finetuning.trainer import FineTuner
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError, Resumable
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fastbert.inference.classification import classify
 from fastbert.inference.embedding import Embedding, embed, embed_stream
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import SPECIAL, WORDS, save
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")

@@ -14,7 +14,7 @@ from fastbert.pretraining.plot import plot_losses
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.pretraining.small_runs import RECIPE, command, environment, options, outcome
 from tests.pretraining.small_runs import assert_same as assert_same_outcome
 

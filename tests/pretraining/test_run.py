@@ -16,12 +16,11 @@ from rich.console import Console
 import fastbert
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
-from fastbert.data.shards import DataError
 from fastbert.pretraining import black_box
 from fastbert.pretraining.run import Options, model_config, run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 from tests.pretraining.small_data import write_data
 from tests.pretraining.small_runs import RECIPE, Killed, assert_same, end_at, kill, options, outcome, without_dropout
 
