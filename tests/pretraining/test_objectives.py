@@ -11,7 +11,7 @@ import transformers
 
 import fastbert
 from fastbert.data.batches import collate
-from fastbert.data.masking import IGNORED
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.pretraining import black_box
 from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import NextTokens, Objective
@@ -39,7 +39,7 @@ def batch_of(prepared, objective: Objective, count: int = 6):
 
 def padded(batch, *names: str) -> dict[str, torch.Tensor]:
     lengths = batch["cu_seqlens"].diff().tolist()
-    pads = {"labels": IGNORED}
+    pads = {"labels": IGNORE_INDEX}
     found = {
         name: torch.nn.utils.rnn.pad_sequence(batch[name].split(lengths), batch_first=True, padding_value=pads.get(name, 0))
         for name in names
@@ -57,9 +57,9 @@ def test_the_loss_of_left_is_that_of_transformers_on_the_padded_batch(prepared, 
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     inputs = padded(batch, "input_ids", "token_type_ids")
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
     expected = theirs.eval()(**inputs, labels=labels).loss.item()
-    count = int((batch["labels"] != IGNORED).sum())
+    count = int((batch["labels"] != IGNORE_INDEX).sum())
     assert count == len(batch["input_ids"]) - 6
     assert ours(**batch, num_items_in_batch=count, num_pairs_in_batch=6).loss.item() == pytest.approx(expected, rel=1e-5)
     metrics = LEFT.named(metrics_of(sums_of(ours, batch), ""))
@@ -99,7 +99,7 @@ def test_labels_are_the_next_tokens_and_nothing_crosses_samples(prepared):
     batch = batch_of(prepared, LEFT)
     for a, b in zip(batch["cu_seqlens"][:-1].tolist(), batch["cu_seqlens"][1:].tolist()):
         assert batch["labels"][a : b - 1].tolist() == batch["input_ids"][a + 1 : b].tolist()
-        assert batch["labels"][b - 1] == IGNORED
+        assert batch["labels"][b - 1] == IGNORE_INDEX
     assert np.array_equal(batch["input_ids"][: len(prepared.shards[0].input_ids)], prepared.shards[0].input_ids)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from fastbert.data.masking import IGNORED
 from fastbert.finetuning.model import load_model
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.left_to_right import head_class
 from fastbert.model.shallow import HALVES, ShallowBertModel, half_config, load_encoder, reverse
 from fastbert.pretraining import black_box
@@ -58,9 +58,9 @@ def test_the_losses_are_those_of_transformers_on_the_padded_batch_and_its_mirror
             inputs = padded({**flipped, "cu_seqlens": batch["cu_seqlens"]}, "input_ids", "token_type_ids")
         else:
             inputs = padded(batch, "input_ids", "token_type_ids")
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
         expected.append(theirs.eval()(**inputs, labels=labels).loss.item())
-    count = int((batch["labels"] != IGNORED).sum())
+    count = int((batch["labels"] != IGNORE_INDEX).sum())
     output = ours(**batch, num_items_in_batch=count, num_pairs_in_batch=6)
     assert output.loss.item() == pytest.approx(sum(expected), rel=1e-5)
     metrics = SHALLOW.named(metrics_of(sums_of(ours, batch), ""))
