@@ -2,7 +2,7 @@
 
 python -m benchmarks.studies.finetuning --task classify=TRAIN,EVAL --model CHECKPOINT --out FILE.json
 
-What is finished is read from FILE and not run again: the same command goes on, also with more tasks or seeds.
+What is finished is read from FILE and not run again: the same command continues, also with more tasks or seeds.
 """
 
 import gc

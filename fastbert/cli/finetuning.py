@@ -161,7 +161,7 @@ def finetune(
         try:
             report = run(options, screen, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt as error:
-            raise Resumable(f"interrupted; --resume goes on with what {out} holds", 130) from error
+            raise Resumable(f"interrupted; --resume continues with what {out} holds", 130) from error
     values = ", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items() if value is not None)
     screen.print(f"{out}: {values}", markup=False, highlight=False, soft_wrap=True)
     if report["degenerate"]:

@@ -58,7 +58,7 @@ class Spool:
         for name, size in self._sizes().items():
             with (folder / name).open("ab") as handle:
                 if handle.tell() < size:
-                    raise DataError(f"expected {size} bytes in {folder / name}, got {handle.tell()}: begin again (--overwrite)")
+                    raise DataError(f"expected {size} bytes in {folder / name}, got {handle.tell()}: start over (--overwrite)")
                 handle.truncate(size)
 
     def append(self, batch: Batch, source: int, in_source: int, finished: bool = False) -> None:

@@ -79,15 +79,15 @@ def train_wordpiece(
 
 def _check_folder(out: Path, overwrite: bool) -> None:
     from fastbert.utils.errors import InputError
-    from fastbert.utils.existing import existing, foreign, visible
+    from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
 
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write to, got the file {out}")
-    names = visible(out)
+    names = visible_names(out)
     if others := [name for name in names if name not in FILES]:
-        raise foreign(out, "tokenizer", others[0])
+        raise foreign_folder_error(out, "tokenizer", others[0])
     if names and not overwrite:
-        raise existing(out, "is finished", resumable=False)
+        raise exists_error(out, "is finished", resumable=False)
 
 
 def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counter[str], int, int]:

@@ -62,13 +62,13 @@ def run(
     import torch
 
     from fastbert.utils.errors import InputError
-    from fastbert.utils.existing import existing
+    from fastbert.utils.existing_outputs import exists_error
     from fastbert.utils.files import write_whole
 
     if not out.parent.is_dir():
         raise InputError(f"expected a folder that exists for {out}, got {out.parent}")
     if out.exists() and not (overwrite and out.is_file()):
-        raise existing(out, "exists", resumable=False)
+        raise exists_error(out, "exists", resumable=False)
     if to == "torch-export" and out.suffix != ".pt2":
         raise InputError(f"expected a name that ends in .pt2, as torch.export.load wants it, got {out}")
     if to == "onnx" and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):

@@ -21,7 +21,15 @@ from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import Checkpoint, open_checkpoint
 from fastbert.utils.errors import InputError
-from fastbert.utils.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
+from fastbert.utils.existing_outputs import (
+    check_flags,
+    exists_error,
+    finished_message,
+    first_difference,
+    foreign_folder_error,
+    other_options_error,
+    visible_names,
+)
 from fastbert.utils.files import check_room, copy_whole, size_of, write_whole
 from fastbert.utils.locks import locked_together
 from fastbert.utils.processes import decide_on_rank0
@@ -95,7 +103,7 @@ def finetune(options: Options, console: Console, *, resume: bool = False, overwr
     with locked_together(options.out, say):
         report = decide_on_rank0(lambda: _check_folder(options.out, identity, resume, overwrite))
         if report is not None:
-            say(finished(options.out))
+            say(finished_message(options.out))
             return report
         task = load_task(options.task, options.data, checkpoint)
         for note in task.notes:
@@ -107,7 +115,7 @@ def finetune(options: Options, console: Console, *, resume: bool = False, overwr
                 write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
             say(
                 f"{options.out}: the best epoch and a checkpoint of the last are kept as training goes; stopped or killed, the "
-                "same command with --resume goes on from that checkpoint"
+                "same command with --resume continues from that checkpoint"
                 + (", and no finished run is trained again" if options.grid or options.seeds > 1 else "")
             )
             if not options.grid and options.seeds == 1:
@@ -286,19 +294,19 @@ def _check_machine(options: Options) -> None:
 
 def _check_folder(out: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """The report, where the folder holds this very training, finished. Raises InputError where it may not be written to."""
-    names = visible(out)
+    names = visible_names(out)
     if names and IDENTITY not in names:
-        raise foreign(out, "finetune", names[0])
+        raise foreign_folder_error(out, "finetune", names[0])
     if overwrite or not names:
         return None
     if not resume:
-        raise existing(out, "is finished" if REPORT in names else "is unfinished")
+        raise exists_error(out, "is finished" if REPORT in names else "is unfinished")
     try:
         before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"expected the options of a run in {out / IDENTITY}, got {error}") from error
     if changed := first_difference(before, identity):
-        raise other_options(out, *changed)
+        raise other_options_error(out, *changed)
     return read_report(out, identity)
 
 

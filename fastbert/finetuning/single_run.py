@@ -152,7 +152,7 @@ def kept(folder: Path) -> str:
     """What an unfinished run has on the disk, for the user."""
     place, found = folder / FOLDER, checkpoints.all_of(folder)
     best = f"the best epoch so far is {place}" if place.is_dir() else f"no epoch was finished in {folder}"
-    return f"{best}; --resume goes on from {found[0].name if found else 'the beginning of this run'}"
+    return f"{best}; --resume continues from {found[0].name if found else 'the beginning of this run'}"
 
 
 def _where_to_begin(folder: Path, best: BestEpoch, say: Any) -> Path | None:
@@ -170,7 +170,7 @@ def _where_to_begin(folder: Path, best: BestEpoch, say: Any) -> Path | None:
         best.remove()
         checkpoints.keep_last(folder, 0)
         return None
-    say(f"going on from {checkpoint}, epoch {json.loads((checkpoint / TRAINER_STATE_NAME).read_text())['epoch']:.2f}")
+    say(f"continuing from {checkpoint}, epoch {json.loads((checkpoint / TRAINER_STATE_NAME).read_text())['epoch']:.2f}")
     return checkpoint
 
 

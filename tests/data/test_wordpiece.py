@@ -173,7 +173,7 @@ def test_a_tokenizer_is_replaced_on_request_only(english, tmp_path):
     train_wordpiece([english], out, vocab_size=120)
     before = (out / "tokenizer.json").read_bytes()
     with pytest.raises(
-        InputError, match=r"expected a new output, --overwrite, which begins again, got .*out, which is finished"
+        InputError, match=r"expected a new output, --overwrite, which starts over, got .*out, which is finished"
     ):
         train_wordpiece([english], out, vocab_size=120, cased=True)
     assert (out / "tokenizer.json").read_bytes() == before

@@ -107,12 +107,12 @@ def test_a_finished_run_is_not_run_again_and_other_options_are_refused(tmp_path,
     with pytest.raises(InputError, match=r"got .*out, which is finished"):
         finetune(options, console)
     assert finetune(options, console, resume=True) == report
-    assert "is finished, with these options; nothing is computed again" in printed(console)
+    assert "is finished, with these options; nothing is left to compute" in printed(console)
     other = dataclasses.replace(options, setting=dataclasses.replace(options.setting, seed=1))
-    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was begun, got 1"):
+    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was started, got 1"):
         finetune(other, console, resume=True)
     options.data.train.write_text(options.data.train.read_text() + "red dog,red\n")
-    with pytest.raises(InputError, match=r"expected the data train with which .*out was begun, got other content"):
+    with pytest.raises(InputError, match=r"expected the data train with which .*out was started, got other content"):
         finetune(options, console, resume=True)
 
 

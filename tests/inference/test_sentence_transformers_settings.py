@@ -471,7 +471,7 @@ def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Embedding, "forward", lambda self, batch: (_ for _ in ()).throw(KeyboardInterrupt))
         assert runner.invoke(app, arguments).exit_code == 130
-    another = f"with which {out} was begun, got "
+    another = f"with which {out} was started, got "
     assert another in runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"]).stderr
     config, weights = (tmp_path / "a" / "2_Dense" / name for name in ("config.json", "model.safetensors"))
     before = config.read_text(), load_file(weights)

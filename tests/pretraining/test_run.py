@@ -260,7 +260,7 @@ def test_bad_options_are_refused_before_anything_is_written(prepared, console, t
 
 def test_another_recipe_cannot_go_on_with_a_run(prepared, console, tmp_path):
     assert run(options(prepared, tmp_path, held_out=None), console, resume=False) == 0
-    with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was begun, got 600"):
+    with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was started, got 600"):
         run(options(prepared, tmp_path, held_out=None, batch_tokens=600), console, resume=True)
 
 
