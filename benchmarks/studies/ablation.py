@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.harness.conditions import conditions
 from fastbert.cli.console import console as screen
-from fastbert.cli.console import plain_errors
+from fastbert.cli.errors import plain_errors
 from fastbert.data.prepare import prepare
 from fastbert.data.wordpiece import train_wordpiece
 from fastbert.finetuning.data import DataOptions

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.harness.conditions import conditions
 from fastbert.cli.console import console as screen
-from fastbert.cli.console import plain_errors
+from fastbert.cli.errors import plain_errors
 from fastbert.finetuning.data import DataOptions, TaskData
 from fastbert.finetuning.method import Method
 from fastbert.finetuning.model import load_model
