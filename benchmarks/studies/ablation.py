@@ -22,9 +22,10 @@ from fastbert.cli.errors import plain_errors
 from fastbert.data.prepare import prepare
 from fastbert.data.wordpiece import train_wordpiece
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.run import TASKS, finetune
-from fastbert.finetuning.run import Options as FineTuning
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options as FineTuning
+from fastbert.finetuning.options import Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import TASKS
 from fastbert.pretraining.recipe import PRESETS
 from fastbert.pretraining.run import Options as PreTraining
 from fastbert.pretraining.run import run as pretrain

@@ -129,9 +129,8 @@ def finetune(
 ) -> None:
     """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
     from fastbert.finetuning.data import DataOptions
-    from fastbert.finetuning.run import Options, paper_grid
+    from fastbert.finetuning.options import Options, Setting, paper_grid
     from fastbert.finetuning.run import finetune as run
-    from fastbert.finetuning.single_run import Setting
     from fastbert.model.frozen_heads import Frozen
     from fastbert.utils.processes import ending_together
 

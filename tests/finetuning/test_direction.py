@@ -9,8 +9,9 @@ import transformers
 import fastbert
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import Options, finetune, load_task
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
 from fastbert.model import left_to_right as direction
 from fastbert.pretraining.objectives import Objective
 from fastbert.tasks.features import collate, predict
