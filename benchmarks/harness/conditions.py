@@ -12,9 +12,19 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "torch", "triton", "transformers", "sentence-transformers", "numpy", "pytest-benchmark", "flash-attn", "liger-kernel",
-    "quack-kernels", "cut-cross-entropy", "onnxruntime", "onnxruntime-gpu",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "transformers",
+    "sentence-transformers",
+    "numpy",
+    "pytest-benchmark",
+    "flash-attn",
+    "liger-kernel",
+    "quack-kernels",
+    "cut-cross-entropy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 NVIDIA_SMI = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,memory.total"
 ROOT = Path(__file__).parents[2]
 

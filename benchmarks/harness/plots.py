@@ -113,8 +113,14 @@ def _roofline(record: Record) -> bytes | None:
                     continue
                 ours = contender.name == FASTBERT
                 point = intensity, row.flops_per_s(contender)
-                axes.plot(*point, marker="o" if ours else "x", markersize=5, linestyle="", color=colours[contender.name],
-                          label=contender.name)  # fmt: skip
+                axes.plot(
+                    *point,
+                    marker="o" if ours else "x",
+                    markersize=5,
+                    linestyle="",
+                    color=colours[contender.name],
+                    label=contender.name,
+                )
                 if ours:
                     name = " ".join(part for part in (row.case.operation, row.case.direction) if part)
                     axes.annotate(name, point, fontsize=5, xytext=(3, -3), textcoords="offset points")

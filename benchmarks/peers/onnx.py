@@ -20,10 +20,15 @@ class OnnxEncoder:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             torch.onnx.export(
-                _Encoder(model), tuple(inputs[name] for name in self.names), file, dynamo=True, external_data=True,
-                input_names=list(self.names), output_names=["states"],
+                _Encoder(model),
+                tuple(inputs[name] for name in self.names),
+                file,
+                dynamo=True,
+                external_data=True,
+                input_names=list(self.names),
+                output_names=["states"],
                 dynamic_shapes=tuple({0: batch, 1: seq} for _ in self.names),
-            )  # fmt: skip
+            )
             self.session = onnxruntime.InferenceSession(file, providers=[provider])
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -96,9 +96,15 @@ def main(
         ratio = timing.median / timings["fastbert.embed"].median
         busy = statistics.median(processor[name])
         table.add_row(
-            name, f"{timing.median:.2f}", f"±{timing.spread:.0%}", f"{len(texts) / timing.median:,.0f}", f"{ratio:.2f}x",
-            f"{busy:.2f}", f"{busy / statistics.median(processor['fastbert.embed']):.2f}x", f"{differences[name]:.0e}",
-        )  # fmt: skip
+            name,
+            f"{timing.median:.2f}",
+            f"±{timing.spread:.0%}",
+            f"{len(texts) / timing.median:,.0f}",
+            f"{ratio:.2f}x",
+            f"{busy:.2f}",
+            f"{busy / statistics.median(processor['fastbert.embed']):.2f}x",
+            f"{differences[name]:.0e}",
+        )
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
     if out is not None:
         seconds = {name: list(timing.seconds) for name, timing in timings.items()}

@@ -12,9 +12,16 @@ from typer.testing import CliRunner
 from benchmarks.harness.records import ABSENT, FAILED, TIMED, WRONG, Case, Contender, Row
 
 CONDITIONS = {
-    "device_type": "cpu", "device": "Some CPU", "versions": {"torch": "2.13.0", "fastbert": "0.1"}, "threads": 2, "seed": 0,
-    "command": "pytest benchmarks", "commit": "0123456789abcdef", "dirty": False, "started": "2026-01-01T00:00:00Z",
-}  # fmt: skip
+    "device_type": "cpu",
+    "device": "Some CPU",
+    "versions": {"torch": "2.13.0", "fastbert": "0.1"},
+    "threads": 2,
+    "seed": 0,
+    "command": "pytest benchmarks",
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "started": "2026-01-01T00:00:00Z",
+}
 CEILINGS = {"matmul": {"float32": 1e11, "bfloat16": 2e11}, "copy": 1e10}
 INFERENCE = Case("inference", "bert-base", "float32", 32, 128, "books", 1600, 4096, 2.4e9)
 PRETRAINING = Case("pretraining", "bert-base", "bf16", 32, 128, "books", 1600, 4096, 7.2e9)

@@ -44,8 +44,12 @@ def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> 
         arguments = ["-p", f"plant_{name}", *arguments]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (folder / f"{name}.json").exists(), done.stdout + done.stderr
     return done.returncode, folder / f"{name}.json"
 

@@ -49,10 +49,18 @@ def test_unhidden_all_reduce_is_the_ring_formula():
     assert fsdp_exposed(step, cluster, 8) == pytest.approx(3 * 7 / 8 * step.grad_bytes / 450e9)
 
 
-@pytest.mark.parametrize("change", [
-    {"seconds": 0.0}, {"seconds": float("nan")}, {"tokens": -1}, {"overlap": 1.1}, {"backward_share": -0.1},
-    {"bucket_bytes": 0}, {"sequences": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": 0.0},
+        {"seconds": float("nan")},
+        {"tokens": -1},
+        {"overlap": 1.1},
+        {"backward_share": -0.1},
+        {"bucket_bytes": 0},
+        {"sequences": 0},
+    ],
+)
 def test_a_step_that_cannot_be_raises(change):
     with pytest.raises(ValueError, match=f"expected {next(iter(change))}"):
         replace(STEP, **change)
@@ -89,12 +97,18 @@ def test_scale_shows_published_results_with_their_source_for_bert_large_only(mon
     assert "138,668" not in run(scale, *given, "bert-base")[1]
 
 
-@pytest.mark.parametrize("arguments", [
-    (), ("--step-seconds", "1"), ("--step-seconds", "1", "--tokens", "5"), ("--record", "none.json"),
-    ("--step-seconds", "-1", "--tokens", "5", "--model", "bert-base"),
-    ("--step-seconds", "1", "--tokens", "5", "--model", "bert-base", "--grad-dtype", "int8"),
-    ("--step-seconds", "1", "--tokens", "5", "--model", "bert-base", "--inter-gbs", "0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--step-seconds", "1"),
+        ("--step-seconds", "1", "--tokens", "5"),
+        ("--record", "none.json"),
+        ("--step-seconds", "-1", "--tokens", "5", "--model", "bert-base"),
+        ("--step-seconds", "1", "--tokens", "5", "--model", "bert-base", "--grad-dtype", "int8"),
+        ("--step-seconds", "1", "--tokens", "5", "--model", "bert-base", "--inter-gbs", "0"),
+    ],
+)
 def test_scale_refuses_nonsense(monkeypatch, arguments):
     monkeypatch.setattr(scale, "model_shape", lambda model: (110_000_000, 13))
     status, output = run(scale, *arguments)

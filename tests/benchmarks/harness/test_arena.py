@@ -27,9 +27,13 @@ def test_contenders_take_turns_and_a_reason_stands_for_a_number():
         raise ValueError("cannot load")
 
     candidates = [
-        counted("base"), Candidate("gone", absent), Candidate("broken", breaks), counted("crashes", fails_after=3),
-        Candidate("wrong", lambda: Prepared(lambda: turns.append("wrong"), wrong="differs")), counted("fastbert"),
-    ]  # fmt: skip
+        counted("base"),
+        Candidate("gone", absent),
+        Candidate("broken", breaks),
+        counted("crashes", fails_after=3),
+        Candidate("wrong", lambda: Prepared(lambda: turns.append("wrong"), wrong="differs")),
+        counted("fastbert"),
+    ]
     found = {contender.name: contender for contender in compete(candidates, CPU, Pace(rounds=5, warm_up=1))}
     assert [found[c.name].status for c in candidates] == [TIMED, ABSENT, FAILED, FAILED, WRONG, TIMED]
     assert found["gone"].reason == "not installed"

@@ -9,11 +9,11 @@ import transformers
 from rich.console import Console
 
 from benchmarks.studies import finetuning
-from benchmarks.studies.ablation import parse_task
-from benchmarks.studies.finetuning import CONTENDERS, OURS, THEIRS, Comparison, compare
+from benchmarks.studies.finetuning import CONTENDERS, FASTBERT, TRANSFORMERS, Comparison, compare
 from benchmarks.studies.finetuning_peer import predict_padded
 from benchmarks.studies.finetuning_table import agreement, ratio, standard_error
 from benchmarks.studies.subsets import subset
+from benchmarks.studies.tasks import parse_task
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.options import Setting
@@ -37,9 +37,9 @@ def test_without_dropout_both_end_with_the_same_scores(kind, tmp_path, checkpoin
     assert set(task["runs"]) == {"0", "1"}
     for run in task["runs"].values():
         assert set(run) == set(CONTENDERS)
-        assert run[OURS]["padding"] == 0.0
-        assert run[THEIRS]["metrics"] == pytest.approx(run[OURS]["metrics"], abs=1e-6)
-        assert (run[THEIRS]["padding"] > 0.0) == (kind in ("classify", "pair"))  # the others' rows are of one length
+        assert run[FASTBERT]["padding"] == 0.0
+        assert run[TRANSFORMERS]["metrics"] == pytest.approx(run[FASTBERT]["metrics"], abs=1e-6)
+        assert (run[TRANSFORMERS]["padding"] > 0.0) == (kind in ("classify", "pair"))  # the others' rows are of one length
     assert json.loads((tmp_path / "record.json").read_text()) == record
 
 
