@@ -132,8 +132,8 @@ def differences(results: list[Row], version: str, recorded: str) -> list[str]:
     now_head, now_columns, *now = as_text(results, version).splitlines()
     if head != now_head:
         raise ValueError(f"recorded with {head.removeprefix('# ')}")
-    asked = {(row.operation, row.target) for row in results}
-    before = [line for line in before if tuple(line.split("\t")[column] for column in (0, 2)) in asked]
+    compiled = {(row.operation, row.target) for row in results}
+    before = [line for line in before if tuple(line.split("\t")[column] for column in (0, 2)) in compiled]
     changes = [f"-{line}" for line in before if line not in set(now)] + [f"+{line}" for line in now if line not in set(before)]
     return ([] if columns == now_columns else [f"-{columns}", f"+{now_columns}"]) + sorted(changes, key=lambda line: line[1:])
 

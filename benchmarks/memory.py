@@ -59,16 +59,16 @@ def saved_bytes(name: str, case: Case, batch_size: int) -> int:
 
 
 def bytes_per_token(name: str, case: Case, count: Callable[[str, Case, int], int] = saved_bytes, batch_size: int = 4) -> float:
-    """What a further token of a micro-batch costs, from micro-batches of batch_size and twice that."""
+    """The bytes of one more token of a micro-batch, from micro-batches of batch_size and twice that."""
     few, many = (count(name, case, size) for size in (batch_size, 2 * batch_size))
     return (many - few) / (batch_size * case.seq_len)
 
 
 def peak_bytes(name: str, case: Case, batch_size: int) -> int:
-    """The most that a real forward and backward hold on the GPU."""
+    """The peak of a real forward and backward on the GPU."""
     device = torch.device("cuda")
     model = _model(name, case).to(device)
-    for _ in range(2):  # the first one also makes what stays
+    for _ in range(2):  # the first step also allocates what stays
         model.zero_grad()
         torch.cuda.reset_peak_memory_stats()
         _STEPS[name](model, case, batch_size, device).backward()
@@ -121,7 +121,7 @@ def _autocast(case: Case, device: torch.device) -> Any:
 
 @contextmanager
 def _masks_of_a_byte() -> Iterator[None]:
-    """Dropout as a GPU does it: PyTorch's CPU path keeps its masks in the dtype of the activations."""
+    """Dropout with masks of bytes, as on a GPU: PyTorch's CPU path keeps them in the dtype of the activations."""
     original = torch.nn.functional.dropout
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -148,8 +148,8 @@ def main(
         for precision, weights in PRECISIONS.items():
             case = Case(config, seq_len, weights)
             count, batch = (peak_bytes, batch_size) if on_gpu else (saved_bytes, 4)
-            theirs, ours = (bytes_per_token(name, case, count, batch) for name in (TRANSFORMERS, FASTBERT))
-            table.add_row(f"{size}, {precision}", f"{theirs / 1024:.0f}", f"{ours / 1024:.0f}", f"{theirs / ours:.2f}x")
+            peer, fused = (bytes_per_token(name, case, count, batch) for name in (TRANSFORMERS, FASTBERT))
+            table.add_row(f"{size}, {precision}", f"{peer / 1024:.0f}", f"{fused / 1024:.0f}", f"{peer / fused:.2f}x")
     Console(width=120, highlight=False).print(table)
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cluster:
-    """intra, inter: bytes per second and direction of one GPU's link inside a node and out of it. hop: seconds per message."""
+    """The network.
+
+    intra, inter: bytes per second and direction of one GPU's link inside a node and out of it. hop: seconds per message.
+    """
 
     intra: float
     inter: float
@@ -19,8 +22,10 @@ class Cluster:
             raise ValueError(f"expected hop of 0 or more and finite, got {self.hop}")
 
     def bandwidth(self, gpus: int) -> float:
-        """Bytes per second of a ring through each GPU. Between nodes as many rings run as a node has GPUs, each over the link
-        of another one."""
+        """Bytes per second of a ring through each GPU.
+
+        Between nodes as many rings run as a node has GPUs, each over another GPU's link.
+        """
         return self.intra if gpus <= self.gpus_per_node else min(self.intra, self.inter * self.gpus_per_node)
 
     def all_reduce_hops(self, gpus: int) -> int:
@@ -31,9 +36,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Step:
-    """A measured step of one GPU. seconds: of it. tokens: real ones in it. grad_bytes: of all gradients. units: what FSDP
-    gathers at once, a layer each and the rest. bucket_bytes: what DDP reduces at once. backward_share: of the seconds.
-    overlap: share of a pass in which communication can run beside it. sequences: in the step, None if unknown."""
+    """A measured step of one GPU.
+
+    tokens: real ones. grad_bytes: of all gradients. units: what FSDP gathers at once, a layer each and the rest.
+    bucket_bytes: what DDP reduces at once. backward_share: of the seconds. overlap: share of a pass in which communication
+    can run in parallel. sequences: in the step, None if unknown.
+    """
 
     seconds: float
     tokens: int

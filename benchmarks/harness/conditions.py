@@ -1,4 +1,4 @@
-"""What a reader of a number must know of the machine: device, driver, clocks, versions, command, commit; and its ceilings."""
+"""The conditions of a run: device, driver, clocks, versions, command, commit."""
 
 import importlib.metadata
 import os
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def conditions(seed: int = 0) -> dict[str, Any]:
-    """Everything by name, JSON types only; 'unknown (why)' where the machine does not tell."""
+    """Everything by name, JSON types only; 'unknown (why)' where the machine does not say."""
     on_gpu = torch.cuda.is_available()
     found: dict[str, Any] = {
         "device_type": "cuda" if on_gpu else "cpu",

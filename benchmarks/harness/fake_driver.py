@@ -45,7 +45,7 @@ class _Driver:
 
 @contextmanager
 def without_launches() -> Iterator[list[str]]:
-    """CPU tensors run the code of a GPU's launches; the name of each kernel is added to the list in place of its start."""
+    """CPU tensors run the code of a GPU's launches; the name of each kernel is added to the list instead of starting it."""
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 

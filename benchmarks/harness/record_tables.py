@@ -63,11 +63,11 @@ def sequences(row: Row, contender: Contender) -> int | None:
 
 
 def against(row: Row, peer: Contender, name: str = FASTBERT) -> float | None:
-    """Real tokens per second of our contender of this name over the peer's, or None where one of them has no number."""
-    ours = row.contender(name)
-    if ours is None or ours is peer or ours.status != TIMED or peer.status != TIMED:
+    """Real tokens per second of fastbert's contender of this name over the peer's, or None where one has no number."""
+    contender = row.contender(name)
+    if contender is None or contender is peer or contender.status != TIMED or peer.status != TIMED:
         return None
-    return row.tokens_per_s(ours) / row.tokens_per_s(peer)
+    return row.tokens_per_s(contender) / row.tokens_per_s(peer)
 
 
 def _share(value: float, ceiling: float | None) -> str:

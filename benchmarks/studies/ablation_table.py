@@ -80,11 +80,11 @@ def table_of(
     from rich.table import Table
 
     table = Table(
-        title="Ours, mean ± deviation over seeds, and table 5 of Devlin et al. 2019 (BERT-base, their data)", show_lines=True
+        title="Here, mean ± deviation over seeds, and table 5 of Devlin et al. 2019 (BERT-base, their data)", show_lines=True
     )
     table.add_column("")
     for task, metric in metrics.items():
-        table.add_column(f"ours: {task}\n{metric}")
+        table.add_column(f"here: {task}\n{metric}")
     table.add_column("held-out\nperplexity")
     for task in PAPER_TASKS:
         table.add_column(f"paper\n{task}", justify="right")

@@ -152,7 +152,7 @@ OF_A_MODEL = {"H", "V", "ignore_index", "num_segments", "padding_idx", "skip", "
 
 
 def test_another_batch_is_no_reason_to_compile(tmp_path):
-    """A launch compiles anew for integers that are 1 or divisible by 16, unless told not to: those of a model alone may."""
+    """A launch compiles again for integers that are 1 or divisible by 16, unless declared otherwise: only a model's own may."""
     assert set(run_script(tmp_path, textwrap.dedent(SPECIALISED)).split()) == OF_A_MODEL
 
 
@@ -196,7 +196,7 @@ def test_a_record_of_another_version_is_not_compared():
 
 
 def test_the_record_holds_every_shipped_variant():
-    """So that an operation that is added is recorded too; what the rows say is compared when they are compiled."""
+    """An operation that is added must be recorded too; the rows themselves are compared when they are compiled."""
     from fastbert.kernels.specs.registry import ALL_SPECS
 
     lines = (ROOT / "benchmarks" / "codegen.tsv").read_text(encoding="utf-8").splitlines()[2:]

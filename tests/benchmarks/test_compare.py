@@ -13,35 +13,37 @@ def pair(tmp_path, old: Row, new: Row, **conditions) -> tuple[int, str]:
     return run(compare, write(tmp_path / "old.json", old), write(tmp_path / "new.json", new, **conditions))
 
 
-def race(machine: float = 1.0, ours: float = 1.0, theirs: float = 1.0, seed: int = 0, jitter: float = 0.02) -> Row:
+def race(
+    machine: float = 1.0, fastbert_factor: float = 1.0, peer_factor: float = 1.0, seed: int = 0, jitter: float = 0.02
+) -> Row:
     """The baseline, a peer and fastbert; each factor is how many times as long it takes."""
     noise = {"jitter": jitter, "seed": seed}
-    base, peer = timed("transformers", 0.2 * machine, **noise), timed("compiled", 0.15 * machine * theirs, **noise)
-    return Row(INFERENCE, (base, peer, timed("fastbert", 0.1 * machine * ours, **noise)))
+    base, peer = timed("transformers", 0.2 * machine, **noise), timed("compiled", 0.15 * machine * peer_factor, **noise)
+    return Row(INFERENCE, (base, peer, timed("fastbert", 0.1 * machine * fastbert_factor, **noise)))
 
 
 def test_compare_catches_a_planted_slowdown(tmp_path):
-    status, output = pair(tmp_path, race(), race(ours=2.0, seed=1))
+    status, output = pair(tmp_path, race(), race(fastbert_factor=2.0, seed=1))
     assert status == 1
     assert "1 moved, 1 of these are regressions of fastbert" in output
     assert "slower" in output
 
 
 def test_compare_catches_a_slowdown_that_a_faster_machine_hides(tmp_path):
-    status, output = pair(tmp_path, race(), race(machine=0.5, ours=2.0, seed=1))
+    status, output = pair(tmp_path, race(), race(machine=0.5, fastbert_factor=2.0, seed=1))
     assert status == 1
     assert "1 moved, 1 of these are regressions of fastbert" in output
 
 
 def test_compare_does_not_blame_fastbert_for_a_slower_peer(tmp_path):
-    status, output = pair(tmp_path, race(), race(theirs=2.0, seed=1))
+    status, output = pair(tmp_path, race(), race(peer_factor=2.0, seed=1))
     assert status == 0
     assert "1 moved, 0 of these are regressions of fastbert" in output
     assert "compiled" in output
 
 
 def test_compare_sees_an_improvement(tmp_path):
-    status, output = pair(tmp_path, race(), race(ours=0.5, seed=1))
+    status, output = pair(tmp_path, race(), race(fastbert_factor=0.5, seed=1))
     assert status == 0
     assert "faster" in output
 
@@ -119,9 +121,9 @@ def test_compare_warns_of_other_conditions(tmp_path):
 
 
 def test_compare_takes_the_newest_of_a_folder_and_keeps_devices_apart(tmp_path):
-    for folder, ours in (("old", 1.0), ("new", 2.0)):
-        write(tmp_path / folder / "a.json", race(ours=ours, seed=1), started="2026-02-02T00:00:00Z")
-        write(tmp_path / folder / "b.json", race(ours=9.0 / ours), started="2026-01-01T00:00:00Z")
+    for folder, fastbert_factor in (("old", 1.0), ("new", 2.0)):
+        write(tmp_path / folder / "a.json", race(fastbert_factor=fastbert_factor, seed=1), started="2026-02-02T00:00:00Z")
+        write(tmp_path / folder / "b.json", race(fastbert_factor=9.0 / fastbert_factor), started="2026-01-01T00:00:00Z")
     write(tmp_path / "new" / "c.json", race(), device_type="cuda", device="Some GPU")
     status, output = run(compare, tmp_path / "old", tmp_path / "new")
     assert status == 1

@@ -76,8 +76,8 @@ def test_a_planted_slowdown_is_caught_and_a_planted_wrong_kernel_gives_no_number
     status, wrong = run_layer_norm(tmp_path, "wrong", "return function(*args, **kwargs) * 1.01")
     assert status == 1
     row = next(row for row in load(wrong).rows if row.case.operation == "layer_norm")
-    ours = row.contender("fastbert")
-    assert (ours.status, ours.seconds) == (WRONG, ())
-    assert "error" in ours.reason
+    contender = row.contender("fastbert")
+    assert (contender.status, contender.seconds) == (WRONG, ())
+    assert "error" in contender.reason
     assert row.baseline.status == TIMED
     assert json.loads(wrong.read_text())["fastbert"]["conditions"]["device_type"] in ("cpu", "cuda")

@@ -41,8 +41,8 @@ def test_contenders_take_turns_and_a_reason_stands_for_a_number():
     assert found["crashes"].seconds == ()
     assert "wrong" not in turns
     assert len(found["base"].seconds) == len(found["fastbert"].seconds) == 5
-    places = [place for place, name in enumerate(turns) if name == "fastbert"]
-    assert all("base" in turns[a:b] for a, b in zip(places, places[1:]))  # the baseline between any two of ours
+    positions = [position for position, name in enumerate(turns) if name == "fastbert"]
+    assert all("base" in turns[a:b] for a, b in zip(positions, positions[1:]))  # the baseline between any two of fastbert's
 
 
 def test_the_device_clock_counts_what_the_device_says():

@@ -32,11 +32,11 @@ def test_slopes_of_the_scaling_suite_with_and_without_the_axis_in_the_details(wi
     for seqlen in (128, 256, 512):
         details = {"axis": "seqlen", "value": seqlen} if with_details else {}
         case = replace(SCALING, seqlen=seqlen, real_tokens=4 * seqlen, padded_tokens=4 * seqlen)
-        ours = timed("fastbert", 1e-6 * seqlen**2, peak_bytes=1000 * seqlen, details=details)
-        rows.append(Row(case, (ours, Contender("gone", ABSENT, "not there", details=details))))
+        fused = timed("fastbert", 1e-6 * seqlen**2, peak_bytes=1000 * seqlen, details=details)
+        rows.append(Row(case, (fused, Contender("gone", ABSENT, "not there", details=details))))
     rows.append(Row(replace(SCALING, model="bert-large"), (timed("fastbert", 1.0),)))
     text = slope_table(rows)
-    ours = cells_of(text, "fastbert", "seqlen")
-    assert ours[3:6] == ["128 - 512", "n^2.00 (3 points)", "n^1.00 (3 points)"]
+    fused = cells_of(text, "fastbert", "seqlen")
+    assert fused[3:6] == ["128 - 512", "n^2.00 (3 points)", "n^1.00 (3 points)"]
     assert cells_of(text, "gone", "seqlen")[4] == "not measured"
     assert "1 rows have no second value" in text

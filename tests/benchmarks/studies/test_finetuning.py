@@ -83,19 +83,19 @@ def test_a_subset_is_scored_as_its_examples_are(kind, tmp_path, checkpoint):
 def test_padded_outputs_are_the_packed_ones(kind, tmp_path, checkpoint):
     opened = open_checkpoint(checkpoint)
     task = load_task(kind, DataOptions(*write_files(tmp_path, kind, count=40)), opened)
-    ours, _ = load_model(opened, task.head, task.settings, dropout=0.0)
-    theirs = getattr(transformers, task.head)(ours.config)
-    theirs.load_state_dict(ours.state_dict())
-    for one, other in zip(predict(ours, task.evaluation), predict_padded(theirs, task.evaluation), strict=True):
+    model, _ = load_model(opened, task.head, task.settings, dropout=0.0)
+    peer = getattr(transformers, task.head)(model.config)
+    peer.load_state_dict(model.state_dict())
+    for one, other in zip(predict(model, task.evaluation), predict_padded(peer, task.evaluation), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_two_means_are_told_apart_by_their_standard_error():
-    ours, theirs = [0.90, 0.92, 0.91], [0.89, 0.93, 0.91]
-    by_hand = ((statistics.variance(ours) + statistics.variance(theirs)) / 3) ** 0.5
-    assert standard_error(ours, theirs) == pytest.approx(by_hand)
-    assert "within" in agreement(ours, theirs)
-    assert "BEYOND" in agreement(ours, [0.80, 0.81, 0.82])
+    scores, others = [0.90, 0.92, 0.91], [0.89, 0.93, 0.91]
+    by_hand = ((statistics.variance(scores) + statistics.variance(others)) / 3) ** 0.5
+    assert standard_error(scores, others) == pytest.approx(by_hand)
+    assert "within" in agreement(scores, others)
+    assert "BEYOND" in agreement(scores, [0.80, 0.81, 0.82])
     assert agreement([0.5], [0.5]) == "+0.0000: no verdict from one seed"
     with pytest.raises(ValueError, match="at least two"):
         standard_error([0.5], [0.5, 0.6])
