@@ -20,7 +20,7 @@ from .device import cdiv, num_programs
 from .fp8_format import E4M3, GROUP, LARGEST, SMALLEST, num_groups
 from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
-from .primitives.tiles import offsets, place
+from .primitives.tiles import offsets, tile_position
 from .registration import register
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
@@ -99,7 +99,7 @@ def _fp8_gemm_kernel(
 ):  # fmt: skip
     """GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per BLOCK_N columns."""
     tl.assume(K > 0)
-    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    pid_m, pid_n = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)

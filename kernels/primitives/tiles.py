@@ -11,7 +11,7 @@ def offsets(rows, columns, stride_row):
 
 
 @triton.jit
-def place(program, num_rows, num_columns, GROUP_ROWS: tl.constexpr):
+def tile_position(program, num_rows, num_columns, GROUP_ROWS: tl.constexpr):
     """(row, column) of a program's tile: GROUP_ROWS rows of tiles are walked column by column and so share L2."""
     group = program // (GROUP_ROWS * num_columns)
     rows_here = tl.minimum(num_rows - group * GROUP_ROWS, GROUP_ROWS)
