@@ -21,8 +21,8 @@ from torch import Tensor
 from . import functional, reference
 from .device import cdiv
 from .layer_norm import sum_partials
+from .matmul.choose import select_gemm
 from .matmul.pointers import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
-from .matmul.sides import side
 from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
@@ -135,9 +135,10 @@ def chunk_rows(M: int, V: int, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    on_triton, config = side("linear", hidden.shape[0], weight.shape, hidden, (weight,))
-    if on_triton:
-        return gemm_fwd(hidden, [weight], [bias], None, False, config=config)[0]
+    (M, _), (N, K) = hidden.shape, weight.shape
+    choice = select_gemm("linear", M, N, K, hidden.dtype, hidden.device, hidden, (weight,))
+    if choice.side == "triton":
+        return gemm_fwd(hidden, [weight], [bias], None, False, config=choice.config)[0]
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
 
@@ -153,17 +154,19 @@ def _dhidden(dlogits: Tensor, weight: Tensor, want: bool) -> Tensor:
     """dlogits @ weight in float32; empty where not wanted."""
     if not want:
         return dlogits.new_empty((0, weight.shape[1]), dtype=torch.float32)
-    on_triton, config = side("dgrad", dlogits.shape[0], weight.shape, weight)
-    if on_triton:
-        return gemm_dgrad(dlogits, [weight], out_dtype=torch.float32, config=config)[0]
+    (M, _), (N, K) = dlogits.shape, weight.shape
+    choice = select_gemm("dgrad", M, N, K, weight.dtype, weight.device)
+    if choice.side == "triton":
+        return gemm_dgrad(dlogits, [weight], out_dtype=torch.float32, config=choice.config)[0]
     return _float32_mm(dlogits, weight)
 
 
 def _ddecoder(dlogits: Tensor, hidden: Tensor, weight: Tensor, want_weight: bool, want_bias: bool) -> tuple[Tensor, Tensor]:
     """dlogits.T @ hidden and the sum of dlogits over the rows, in float32; empty where not wanted."""
-    on_triton, config = side("wgrad", dlogits.shape[0], weight.shape, weight)
-    if want_weight and on_triton:
-        return gemm_wgrad(dlogits, hidden, want_bias, out_dtype=torch.float32, config=config)
+    (M, _), (N, K) = dlogits.shape, weight.shape
+    choice = select_gemm("wgrad", M, N, K, weight.dtype, weight.device)
+    if want_weight and choice.side == "triton":
+        return gemm_wgrad(dlogits, hidden, want_bias, out_dtype=torch.float32, config=choice.config)
     empty = dlogits.new_empty((0, hidden.shape[1]), dtype=torch.float32)
     dweight = _float32_mm(dlogits.t(), hidden) if want_weight else empty
     return dweight, _column_sum(dlogits) if want_bias else empty.view(-1)

@@ -19,8 +19,8 @@ from . import functional, reference
 from .device import cdiv, num_programs
 from .layer_norm import sum_partials
 from .limits import ACTIVATIONS
+from .matmul.choose import select_gemm
 from .matmul.pointers import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
-from .matmul.sides import side
 from .primitives.gelu import activate, activation_derivative
 from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
@@ -98,18 +98,20 @@ def _library(product, *operands: Tensor, out: Tensor | None = None) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, save_u: bool) -> tuple[Tensor, Tensor]:
     """(y, u or an empty tensor) of one weight."""
     operation = "linear" if activation is None else "linear_activation"
-    on_triton, config = side(operation, x.shape[0], weight.shape, x, (weight,))
-    if on_triton:
-        return gemm_fwd(x, [weight], [bias], activation, save_u, config=config)
+    (M, _), (N, K) = x.shape, weight.shape
+    choice = select_gemm(operation, M, N, K, x.dtype, x.device, x, (weight,))
+    if choice.side == "triton":
+        return gemm_fwd(x, [weight], [bias], activation, save_u, config=choice.config)
     u = _library(torch.mm, x, weight.t()) if bias is None else _library(torch.addmm, bias, x, weight.t())
     empty = u.new_empty(0, weight.shape[0])
     return (u, empty) if activation is None else (reference.activate(u, activation), u if save_u else empty)
 
 
 def _dgrad(dy: Tensor, weight: Tensor) -> Tensor:
-    on_triton, config = side("dgrad", dy.shape[0], weight.shape, dy)
-    if on_triton:
-        return gemm_dgrad(dy, [weight], config=config)[0]
+    (M, _), (N, K) = dy.shape, weight.shape
+    choice = select_gemm("dgrad", M, N, K, dy.dtype, dy.device)
+    if choice.side == "triton":
+        return gemm_dgrad(dy, [weight], config=choice.config)[0]
     return _library(torch.mm, dy, weight)
 
 
@@ -117,17 +119,19 @@ def _dgrad_activation(
     dy: Tensor, weight: Tensor, u: Tensor, activation: str, want_sum: bool, want_h: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(du = (dy @ weight) * activation'(u), its sum over the rows, activation(u)); unwanted ones empty."""
-    on_triton, config = side("dgrad_activation", dy.shape[0], weight.shape, dy)
-    if on_triton:
-        return gemm_dgrad(dy, [weight], u, activation, want_sum, want_h, config=config)
+    (M, _), (N, K) = dy.shape, weight.shape
+    choice = select_gemm("dgrad_activation", M, N, K, dy.dtype, dy.device)
+    if choice.side == "triton":
+        return gemm_dgrad(dy, [weight], u, activation, want_sum, want_h, config=choice.config)
     return _activation_bwd(_library(torch.mm, dy, weight), u, activation, want_sum, want_h)
 
 
 def _wgrad(dy: Tensor, x: Tensor, want_sum: bool) -> tuple[Tensor, Tensor]:
     """(dy.T @ x, the sum of dy over the rows or an empty tensor)."""
-    on_triton, config = side("wgrad", dy.shape[0], (dy.shape[1], x.shape[1]), dy)
-    if on_triton:
-        return gemm_wgrad(dy, x, want_sum, config=config)
+    (M, N), K = dy.shape, x.shape[1]
+    choice = select_gemm("wgrad", M, N, K, dy.dtype, dy.device)
+    if choice.side == "triton":
+        return gemm_wgrad(dy, x, want_sum, config=choice.config)
     return _library(torch.mm, dy.t(), x), _activation_bwd(dy, None, None, want_sum)[1]
 
 
@@ -223,9 +227,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
 def _qkv_fwd(x, w0, w1, w2, b0, b1, b2):
     weights, biases = (w0, w1, w2), (b0, b1, b2)
     M, (N, K) = x.shape[0], w0.shape
-    on_triton, config = side("qkv_linear", M, (3 * N, K), x, weights)
-    if on_triton:
-        return gemm_fwd(x, _same_strides(weights), biases, None, False, config=config)[0]
+    choice = select_gemm("qkv_linear", M, 3 * N, K, x.dtype, x.device, x, weights)
+    if choice.side == "triton":
+        return gemm_fwd(x, _same_strides(weights), biases, None, False, config=choice.config)[0]
     y = x.new_empty(M, 3 * N)
     for out, weight, bias in zip(y.split(N, dim=1), weights, biases):
         if bias is None:
@@ -252,9 +256,10 @@ def _qkv_bwd(dy, x, w0, w1, w2, want_bias):
 
 
 def _qkv_dgrad(dy, weights):
-    on_triton, config = side("qkv_dgrad", dy.shape[0], (dy.shape[1], weights[0].shape[1]), dy)
-    if on_triton:
-        return gemm_dgrad(dy, _same_strides(weights), config=config)[0]
+    (M, N), K = dy.shape, weights[0].shape[1]
+    choice = select_gemm("qkv_dgrad", M, N, K, dy.dtype, dy.device)
+    if choice.side == "triton":
+        return gemm_dgrad(dy, _same_strides(weights), config=choice.config)[0]
     return _library(torch.mm, dy, torch.cat(weights))  # one product rounds once; three that add to each other thrice
 
 

@@ -17,18 +17,20 @@ from torch import Tensor
 
 from fastbert.kernels.backend import backend_reason
 from fastbert.kernels.device import architecture, dot_precision
-from fastbert.kernels.matmul.choose import (
-    GEMM_PRODUCTS,
-    Choice,
+from fastbert.kernels.matmul.choose import GemmChoice, use_choice
+from fastbert.kernels.matmul.config import GemmConfig
+from fastbert.kernels.matmul.table import (
     Entry,
     Key,
+    Machine,
+    TableError,
     Timed,
+    default_file,
     forget_measured,
     measured_on,
-    use_choice,
+    read,
+    to_json,
 )
-from fastbert.kernels.matmul.config import candidates, obstacle
-from fastbert.kernels.matmul.table import Machine, TableError, default_file, read, to_json
 from fastbert.kernels.specs.accuracy import OUT_FACTOR, measure
 from fastbert.utils.checkpoints import InputError
 from fastbert.utils.files import strict_json, write_whole
@@ -43,22 +45,23 @@ Clock = Callable[[Callable[[], object]], float]  # seconds of one call
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to compute a product; a call does it once. config: the tile's name, None for the library."""
+    """One way to compute a product; a call does it once. config: the tile, None for the library."""
 
     product: Any
     operands: dict[str, Tensor]
-    config: str | None
-
-    @property
-    def side(self) -> str:
-        return "library" if self.config is None else "triton"
+    config: GemmConfig | None
 
     @property
     def name(self) -> str:
-        return self.config or "library"
+        return "library" if self.config is None else self.config.name
+
+    def timed(self, microseconds: float) -> Timed:
+        if self.config is None:
+            return Timed("library", None, microseconds)
+        return Timed("triton", self.config.name, microseconds)
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with use_choice(Choice(self.side, "being measured", self.config)):  # type: ignore[arg-type]
+        with use_choice(GemmChoice("library" if self.config is None else "triton", "being measured", self.config)):
             return self.product.run(self.operands)
 
 
@@ -94,11 +97,7 @@ class TableFile:
 def measure_product(product: Any, rows: int, dtype: torch.dtype, device: torch.device, clock: Clock, rounds: int) -> Result:
     """Checks and times the library and every tile that gemm.py offers for this product. product: of kernels.products."""
     operands = product.operands(rows, dtype, device, torch.Generator(device).manual_seed(0))
-    arch = architecture(device)
-    tiles = candidates(GEMM_PRODUCTS[product.operation], dtype, dot_precision(dtype, arch), arch)
-    weights = product.weights(operands)
-    names = [tile.name for tile in tiles if not weights or obstacle(tile, operands["x"], weights) is None]
-    contenders = [Contender(product, operands, name) for name in (None, *names)]
+    contenders = [Contender(product, operands, config) for config in (None, *product.tiles(operands))]
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         ready, excluded = _check(product, operands, contenders, rows)
         seconds = _time(ready, clock, rounds, excluded)
@@ -106,9 +105,9 @@ def measure_product(product: Any, rows: int, dtype: torch.dtype, device: torch.d
     for contender in ready:
         if contender.name in excluded:
             continue
-        timed = Timed(contender.side, contender.config, round(Timing(tuple(seconds[contender.name])).median * 1e6, 3))  # type: ignore[arg-type]
-        if contender.side not in best or timed.microseconds < best[contender.side].microseconds:
-            best[contender.side] = timed
+        timed = contender.timed(round(Timing(tuple(seconds[contender.name])).median * 1e6, 3))
+        if timed.side not in best or timed.microseconds < best[timed.side].microseconds:
+            best[timed.side] = timed
     order = sorted(best.values(), key=lambda timed: timed.microseconds)  # the library is first, and stays so in a draw
     return Result(product, rows, Entry(*order) if order else None, tuple(excluded.items()))
 
@@ -187,8 +186,8 @@ def print_table(file: Path | None, console: Any) -> None:
         found = measured_on(device.index, architecture(device))
         assert found is not None  # there is a GPU
         print_entries(dict(found.entries), found.device, console)
-        if found.trouble:
-            console.print(found.trouble, style="red", highlight=False, markup=False)
+        if found.table_error:
+            console.print(found.table_error, style="red", highlight=False, markup=False)
         return
     machine, entries = read(file)
     print_entries(

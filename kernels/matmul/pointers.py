@@ -20,12 +20,12 @@ from ..layer_norm import sum_partials
 from ..primitives.gelu import activate, activation_derivative
 from ..primitives.tiles import halves, offsets, tile_position
 from ..specs.spec import KernelVariant
-from .config import GROUP_ROWS, GemmConfig, candidates, configs, obstacle, wgrad_splits
+from .config import GROUP_ROWS, GemmConfig, candidates, configs, unsupported_reason, wgrad_splits
 from .split_k import fwd_split_variants, gemm_fwd_split
 from .tma import fwd_tma_variants, gemm_fwd_tma
 
-__all__ = ["GemmConfig", "candidates", "dgrad_variants", "fwd_variants", "gemm_dgrad", "gemm_fwd", "gemm_wgrad", "obstacle",
-           "offsets", "wgrad_variants"]  # fmt: skip
+__all__ = ["GemmConfig", "candidates", "dgrad_variants", "fwd_variants", "gemm_dgrad", "gemm_fwd", "gemm_wgrad", "offsets",
+           "unsupported_reason", "wgrad_variants"]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -248,13 +248,13 @@ def gemm_fwd(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor).
 
-    Raises ValueError where `obstacle` names one for a config that the caller chose.
+    Raises ValueError where `unsupported_reason` says that a config that the caller chose cannot be taken.
     """
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
     config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
-    if (reason := obstacle(config, x, weights)) is not None:
+    if (reason := unsupported_reason(config, x, weights)) is not None:
         raise ValueError(f"a forward cannot take {config.name}: {reason}")
     if config.structure != "pointers":
         gemm_fwd_tma(x, weights, biases, y, u, activation, config)

@@ -114,7 +114,7 @@ def gemm_fwd_tma(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], y: Tensor, u: Tensor, activation: str | None,
     config: GemmConfig,
 ) -> None:  # fmt: skip
-    """Writes y, and u unless it is empty, as `gemm.gemm_fwd` describes them. `gemm_config.obstacle` must have found none."""
+    """Writes y, and u unless it is empty, as `gemm.gemm_fwd` describes them. `unsupported_reason` must have found none."""
     (M, K), N, parts, save_u = x.shape, weights[0].shape[0], len(weights), u.shape[0] > 0
     x_block, w_block, y_block = _blocks(config)
     w_descs = [TensorDescriptor(w, [N, K], list(w.stride()), w_block) for w in weights]

@@ -1,4 +1,4 @@
-"""Each matrix product of dispatch.OPERATIONS alone, as the layers of linear.py run it, and in plain PyTorch: for measuring.
+"""Each matrix product of keys.OPERATIONS alone, as the layers of linear.py run it, and in plain PyTorch: for measuring.
 
 What is made besides the product is what a layer of BERT asks for: the forward saves nothing (as in inference), the
 derivative comes with its sum over the rows and the activation made again, a weight gradient comes with the bias gradient
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import linear, reference
-from ..matmul.choose import OPERATIONS
+from ..device import architecture, dot_precision
+from ..matmul.config import GemmConfig, candidates, unsupported_reason
+from ..matmul.keys import GEMM_PRODUCTS, OPERATIONS
 
 Operands = dict[str, Tensor]
 
@@ -50,14 +52,18 @@ class Product:
             made["u"] = draw(M, K)
         return made
 
-    def weights(self, operands: Operands) -> tuple[Tensor, ...]:
-        """Those that a forward reads; none for a product of the backward."""
-        if "x" not in operands or "weight" not in operands:
-            return ()
-        return _thirds(operands["weight"]) if self.operation == "qkv_linear" else (operands["weight"],)
+    def tiles(self, operands: Operands) -> list[GemmConfig]:
+        """Every tile that ships for this product and can read these operands."""
+        one = next(iter(operands.values()))
+        arch = architecture(one.device)
+        tiles = candidates(GEMM_PRODUCTS[self.operation], one.dtype, dot_precision(one.dtype, arch), arch)
+        if "x" not in operands or "weight" not in operands:  # of the backward, whose tiles read everything
+            return list(tiles)
+        weights = _thirds(operands["weight"]) if self.operation == "qkv_linear" else (operands["weight"],)
+        return [tile for tile in tiles if unsupported_reason(tile, operands["x"], weights) is None]
 
     def run(self, operands: Operands) -> tuple[Tensor, ...]:
-        """By the kernels or the library, as dispatch.py decides. What the reference does not make is empty, or left out."""
+        """By the kernels or the library, as choose.py decides. What the reference does not make is empty, or left out."""
         return _RUN[self.operation](self, **operands)
 
     def reference(self, operands: Operands) -> tuple[Tensor, ...]:

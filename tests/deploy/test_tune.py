@@ -17,8 +17,8 @@ from fastbert.cli.app import app
 from fastbert.deploy import tune as tuning
 from fastbert.deploy.tune import TableFile, measure_product, tune
 from fastbert.kernels.device import architecture
-from fastbert.kernels.matmul.choose import GEMM_PRODUCTS
 from fastbert.kernels.matmul.config import candidates
+from fastbert.kernels.matmul.keys import GEMM_PRODUCTS
 from fastbert.kernels.matmul.table import Machine, TableError, read
 from fastbert.kernels.specs.products import Product, of_layer
 
