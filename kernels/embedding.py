@@ -16,8 +16,9 @@ from torch import Tensor
 from . import functional, reference
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
-from .layer_norm import LayerNormConfig, dropout_mask, sum_partials
+from .layer_norm import LayerNormConfig, dropout_mask
 from .primitives.philox import keep_adjacent
+from .primitives.reduce import sum_partials
 from .primitives.segment_sum import CHUNK, _segment_joins_kernel, _segment_pieces_kernel, segment_sum
 from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor

@@ -378,6 +378,6 @@ SPECS = (
         flops=_flops,
         bytes_moved=_bytes_moved,
         variants=_variants,
-        obstacle=fp8.obstacle,
+        obstacle=fp8.unsupported_reason,
     ),
 )

@@ -18,7 +18,9 @@ from . import functional, reference
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
 from .primitives.philox import keep_adjacent
+from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
+from .specs.reduce import sum_partials_variant
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
@@ -109,19 +111,6 @@ def _layer_norm_bwd_kernel(
         tl.store(partial + 2 * N, dx_bias, mask=mask_n)
 
 
-@triton.jit(do_not_specialize=["P"])
-def _sum_partials_kernel(partial_ptr, out_ptr, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    """out[n] = sum over p of partial[p, n], always in the same order."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_p = tl.arange(0, BLOCK_P)
-    acc = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
-    for start in range(0, P, BLOCK_P):
-        rows = start + offs_p
-        mask = (rows < P)[:, None] & (offs_n < N)[None, :]
-        acc += tl.load(partial_ptr + rows.to(tl.int64)[:, None] * N + offs_n[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + offs_n, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=offs_n < N)
-
-
 @dataclass(frozen=True)
 class LayerNormConfig:
     """Tiles by row length. A warp per row keeps the reductions inside the warp; longer rows share their warps.
@@ -140,14 +129,6 @@ class LayerNormConfig:
         if BLOCK_N <= 1024:
             return cls(BLOCK_N, BLOCK_M=4, num_warps=4)
         return cls(BLOCK_N, BLOCK_M=1, num_warps=4 if BLOCK_N == 2048 else 8 if BLOCK_N <= 8192 else 16)
-
-
-def sum_partials(partial: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """partial: float32 (P, ...), contiguous. Returns its sum over the first axis in a fixed order, in out_dtype."""
-    P, N = partial.shape[0], partial[0].numel()
-    out = torch.empty(partial.shape[1:], dtype=out_dtype, device=partial.device)
-    _sum_partials_kernel[(cdiv(N, 64),)](partial, out, P, N, BLOCK_P=32, BLOCK_N=64, num_warps=4)
-    return out
 
 
 def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save):
@@ -413,13 +394,7 @@ def _variants() -> list[KernelVariant]:
                         num_warps=config.num_warps, divisible=("N", "stride_dy_row", "stride_saved_row"),
                     ),
                 ]  # fmt: skip
-        variants.append(
-            KernelVariant(
-                f"sum_partials N={3 * N}", _sum_partials_kernel,
-                dict(partial_ptr="*fp32", out_ptr="*fp32", P="i32", N="i32"), dict(BLOCK_P=32, BLOCK_N=64),
-                num_warps=4, divisible=("N",),
-            )
-        )  # fmt: skip
+        variants.append(sum_partials_variant(3 * N))
     return variants
 
 

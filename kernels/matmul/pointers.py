@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import architecture, cdiv, dot_precision
-from ..layer_norm import sum_partials
 from ..primitives.gelu import activate, activation_derivative
+from ..primitives.reduce import sum_partials
 from ..primitives.tiles import halves, offsets, tile_position
 from ..specs.spec import KernelVariant
 from .config import GROUP_ROWS, GemmConfig, candidates, configs, unsupported_reason, wgrad_splits
