@@ -10,7 +10,7 @@ from benchmarks.harness.records import Case
 from benchmarks.harness.work import SIZES
 from benchmarks.peers.kernels import peers
 from fastbert.kernels import functional
-from fastbert.kernels.specs.accuracy import check_operation, noise, tensors_of
+from fastbert.kernels.specs.accuracy import as_list, check_operation, random_gradient
 from fastbert.kernels.specs.spec import Workload
 
 pytest.importorskip("triton", reason="Triton is not installed: the specs live beside the kernels")
@@ -45,7 +45,7 @@ class Operation:
         self.expected: torch.Tensor | None = None
 
     def leaves(self) -> list[torch.Tensor]:
-        return [tensor for name in self.names for tensor in tensors_of(self.inputs[name]) if tensor is not None]
+        return [tensor for name in self.names for tensor in as_list(self.inputs[name]) if tensor is not None]
 
     def ours(self) -> Prepared:
         """Checked against float64 on a small workload by the tests' own rule before anything is timed."""
@@ -82,7 +82,7 @@ class Operation:
             if error <= ALLOWED[self.dtype]
             else f"differs from the baseline by {error:.1e}, allowed {ALLOWED[self.dtype]:.0e}"
         )
-        dy = noise(out) if self.case.direction != "forward" else None
+        dy = random_gradient(out) if self.case.direction != "forward" else None
 
         @torch.no_grad()
         def forward() -> None:
