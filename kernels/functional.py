@@ -127,7 +127,7 @@ def feed_forward(
     _check_activation("feed_forward", activation, optional=False)
     if resolve_backend(x) == "torch":
         return reference.feed_forward_ref(x, weight_in, bias_in, weight_out, activation=activation)
-    from . import linear as kernel
+    from . import feed_forward as kernel
 
     x, weight_in, bias_in, weight_out = _autocast(
         "feed_forward", x=x, weight_in=weight_in, bias_in=bias_in, weight_out=weight_out

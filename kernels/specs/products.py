@@ -1,8 +1,8 @@
-"""Each matrix product of keys.OPERATIONS alone, as the layers of linear.py run it, and in plain PyTorch: for measuring.
+"""Each matrix product of keys.OPERATIONS alone, as the layers run it, and in plain PyTorch: candidates for tuning.
 
-What is made besides the product is what a layer of BERT asks for: the forward saves nothing (as in inference), the
-derivative comes with its sum over the rows and the activation made again, a weight gradient comes with the bias gradient
-where the layer's bias is not another kernel's.
+What is computed besides the product is what a layer of BERT asks for: the forward saves nothing (as in inference), the
+derivative comes with its sum over the rows and the recomputed activation, a weight gradient comes with the bias gradient
+where that is not left to another kernel.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import linear, reference
+from .. import reference
 from ..device import architecture, dot_precision
+from ..matmul import products
 from ..matmul.config import GemmConfig, candidates, unsupported_reason
 from ..matmul.keys import GEMM_PRODUCTS, OPERATIONS
 
@@ -21,7 +22,7 @@ Operands = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Product:
-    """One product of a layer. N, K: of its weight, or of the three side by side. with_bias: or with the bias gradient."""
+    """One product of a layer. N, K: of its weight, or of the three side by side. with_bias: in a wgrad, the bias gradient."""
 
     operation: str
     N: int
@@ -63,7 +64,7 @@ class Product:
         return [tile for tile in tiles if unsupported_reason(tile, operands["x"], weights) is None]
 
     def run(self, operands: Operands) -> tuple[Tensor, ...]:
-        """By the kernels or the library, as choose.py decides. What the reference does not make is empty, or left out."""
+        """By the kernels or the library, as choose.py decides. What the reference does not return is left out."""
         return _RUN[self.operation](self, **operands)
 
     def reference(self, operands: Operands) -> tuple[Tensor, ...]:
@@ -77,20 +78,20 @@ def _thirds(tensor: Tensor | None) -> tuple:
 
 def _run_linear(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
     activation = product.activation if product.operation == "linear_activation" else None
-    return linear._forward(x, weight, bias, activation, False)[:1]
+    return products.forward(x, weight, bias, activation, False)[:1]
 
 
 def _run_wgrad(product: Product, dy: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    return linear._wgrad(dy, x, product.with_bias)[: 1 + product.with_bias]
+    return products.wgrad(dy, x, product.with_bias)[: 1 + product.with_bias]
 
 
 _RUN: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "linear": _run_linear,
     "linear_activation": _run_linear,
-    "qkv_linear": lambda product, x, weight, bias=None: (linear._qkv_fwd(x, *_thirds(weight), *_thirds(bias)),),
-    "dgrad": lambda product, dy, weight: (linear._dgrad(dy, weight),),
-    "dgrad_activation": lambda product, dy, weight, u: linear._dgrad_activation(dy, weight, u, product.activation, True, True),
-    "qkv_dgrad": lambda product, dy, weight: (linear._qkv_dgrad(dy, _thirds(weight)),),
+    "qkv_linear": lambda product, x, weight, bias=None: (products.qkv_forward(x, _thirds(weight), _thirds(bias)),),
+    "dgrad": lambda product, dy, weight: (products.dgrad(dy, weight),),
+    "dgrad_activation": lambda product, dy, weight, u: products.dgrad_activation(dy, weight, u, product.activation, True, True),
+    "qkv_dgrad": lambda product, dy, weight: (products.qkv_dgrad(dy, _thirds(weight)),),
     "wgrad": _run_wgrad,
 }
 

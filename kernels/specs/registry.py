@@ -1,7 +1,8 @@
 """Every operation's spec. Importing this module imports Triton."""
 
-from .. import cross_entropy, embedding, fp8_kernels, layer_norm, linear
+from .. import embedding, fp8_kernels, layer_norm
 from ..attention import forward as attention
+from . import cross_entropy, linear
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-import fastbert.kernels.linear
 from fastbert.cli.app import app
 from fastbert.deploy import tune as tuning
 from fastbert.deploy.tune import TableFile, measure_product, tune
 from fastbert.kernels.device import architecture
+from fastbert.kernels.matmul import products
 from fastbert.kernels.matmul.config import candidates
 from fastbert.kernels.matmul.keys import GEMM_PRODUCTS
 from fastbert.kernels.matmul.table import Machine, TableError, read
@@ -49,13 +49,13 @@ def measure(device, clock, product=PRODUCT, rows=32):
 
 def spoil(monkeypatch, name, change):
     """Lets gemm_fwd give something else on the tile of that name."""
-    original = fastbert.kernels.linear.gemm_fwd
+    original = products.gemm_fwd
 
     def spoiled(*args, config=None):
         y, u = original(*args, config=config)
         return (change(y), u) if config is not None and config.name == name else (y, u)
 
-    monkeypatch.setattr(fastbert.kernels.linear, "gemm_fwd", spoiled)
+    monkeypatch.setattr(products, "gemm_fwd", spoiled)
 
 
 def test_the_fastest_tile_wins_against_the_library(device, tiles):

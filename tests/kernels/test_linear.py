@@ -8,25 +8,19 @@ import torch
 import triton
 import triton.language as tl
 
-import fastbert.kernels.linear
 from fastbert.kernels.device import dot_precision, pretend
+from fastbert.kernels.feed_forward import feed_forward_bwd, feed_forward_fwd
 from fastbert.kernels.functional import feed_forward, linear, qkv_linear
 from fastbert.kernels.limits import ACTIVATIONS
-from fastbert.kernels.linear import (
-    SPECS,
-    feed_forward_bwd,
-    feed_forward_fwd,
-    linear_bwd,
-    linear_fwd,
-    qkv_linear_bwd,
-    qkv_linear_fwd,
-)
-from fastbert.kernels.matmul import pointers as gemm
+from fastbert.kernels.linear import linear_bwd, linear_fwd, qkv_linear_bwd, qkv_linear_fwd
+from fastbert.kernels.matmul import pointers, products
 from fastbert.kernels.matmul.choose import RULES, select_gemm, use_gemm
 from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
 from fastbert.kernels.matmul.keys import OPERATIONS
-from fastbert.kernels.matmul.pointers import gemm_wgrad, offsets
+from fastbert.kernels.matmul.pointers import gemm_wgrad
+from fastbert.kernels.primitives.tiles import offsets
 from fastbert.kernels.reference import linear_ref
+from fastbert.kernels.specs.linear import SPECS
 from fastbert.kernels.specs.spec import generator, normal
 from tests.kernels.harness import DTYPES, GPU, as_list, compare, forward_backward, random_gradient
 
@@ -84,8 +78,8 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
     asked, launched = set(), []
 
     def spy(name, note):
-        original = getattr(fastbert.kernels.linear, name)
-        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
+        original = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
 
     spy("select_gemm", lambda name, args: asked.add(args[0]))
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
@@ -178,7 +172,7 @@ def test_splits_fill_the_last_wave(device):
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_split_wgrad_repeats_and_agrees(splits, device, monkeypatch):
     """Every split has its own slot: same bits each time, and another number of splits differs by rounding only."""
-    monkeypatch.setattr(gemm, "wgrad_splits", lambda *_: splits)
+    monkeypatch.setattr(pointers, "wgrad_splits", lambda *_: splits)
     dy, x = make((331, 40), (331, 24), device=device)
     first, second = (gemm_wgrad(dy, x, True) for _ in range(2))
     for mine, again, exact in zip(first, second, (dy.double().t() @ x.double(), dy.double().sum(0))):
@@ -304,7 +298,7 @@ def _operator(node):
 
 @pytest.mark.parametrize("side", ["triton", "library"])
 @pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh", "relu"])
-def test_the_inner_state_made_again_gives_the_gradients_of_the_one_kept(side, activation, device):
+def test_the_recomputed_inner_state_gives_the_gradients_of_the_one_kept(side, activation, device):
     """To the bit where one side makes both; also where only the last weight is trained."""
     inputs = dict(zip(("x", "weight_in", "bias_in", "weight_out"), make((37, 16), (72, 16), (72,), (24, 72), device=device)))
     found = {}

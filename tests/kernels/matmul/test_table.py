@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import fastbert.kernels.linear
 from fastbert.kernels import device as device_facts
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.device import architecture, pretend
-from fastbert.kernels.matmul import choose, table
+from fastbert.kernels.matmul import choose, products, table
 from fastbert.kernels.matmul.choose import GemmChoice, select_gemm, use_choice, use_gemm
 from fastbert.kernels.matmul.config import candidates
 from fastbert.kernels.matmul.keys import GEMM_PRODUCTS, OPERATIONS, Entry, Measured, Timed, row_bucket
@@ -247,16 +246,16 @@ def test_rows_go_to_the_nearest_power_of_two():
 def test_the_measured_tile_reaches_the_launcher(device, monkeypatch):
     seen = []
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
-        original = getattr(fastbert.kernels.linear, launcher)
+        original = getattr(products, launcher)
 
-        def spy(*args, config=None, original=original):
+        def spy(*args, config=None, original=original, **options):
             seen.append(config)
-            return original(*args, config=config)
+            return original(*args, config=config, **options)
 
-        monkeypatch.setattr(fastbert.kernels.linear, launcher, spy)
-    products = of_layer(16, 32, "gelu_erf", training=True)
-    assert {product.operation for product in products} == set(OPERATIONS)
-    for product in {product.operation: product for product in products}.values():
+        monkeypatch.setattr(products, launcher, spy)
+    layer = of_layer(16, 32, "gelu_erf", training=True)
+    assert {product.operation for product in layer} == set(OPERATIONS)
+    for product in {product.operation: product for product in layer}.values():
         config = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", architecture(device))[0]
         seen.clear()
         with use_choice(GemmChoice("triton", "measured", config)):
