@@ -14,7 +14,8 @@ if importlib.util.find_spec("triton") is None:
 
 from fastbert.cli.app import app
 from fastbert.deploy import tune as tuning
-from fastbert.deploy.tune import TableFile, measure_product, tune
+from fastbert.deploy.measure import WARM_UP, measure_product
+from fastbert.deploy.tune import TableFile, tune
 from fastbert.kernels.device import architecture
 from fastbert.kernels.matmul import products
 from fastbert.kernels.matmul.config import candidates
@@ -74,7 +75,7 @@ def test_the_library_wins_against_the_fastest_tile_and_in_a_draw(device, tiles):
 
 def test_a_single_slow_turn_does_not_decide(device, tiles):
     """Medians count, of the turns after the first ones."""
-    slow = iter([9.0] * tuning.WARM_UP + [9.0, 1e-6, 1e-6])
+    slow = iter([9.0] * WARM_UP + [9.0, 1e-6, 1e-6])
 
     class Hiccup(Clock):
         def __call__(self, contender):
@@ -103,7 +104,7 @@ def test_what_is_wrong_or_fails_is_never_timed(change, why, device, tiles, monke
     assert name == tiles[0]
     assert why in reason
     assert result.entry.winner.config == tiles[1]
-    assert clock.calls == (tuning.WARM_UP + 3) * len(tiles)  # the library and all tiles but one
+    assert clock.calls == (WARM_UP + 3) * len(tiles)  # the library and all tiles but one
 
 
 def test_a_store_that_is_missing_is_seen_although_others_left_right_numbers(device, tiles, monkeypatch):
