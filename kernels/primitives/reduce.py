@@ -19,7 +19,7 @@ PARTIALS_WARPS = 4
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
-def _column_sum_kernel(
+def column_sum_kernel(
     x_ptr, partial_ptr,
     M, N, stride_x_row, rows_per_program,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -38,7 +38,7 @@ def _column_sum_kernel(
 
 
 @triton.jit(do_not_specialize=["P"])
-def _sum_partials_kernel(partial_ptr, out_ptr, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+def sum_partials_kernel(partial_ptr, out_ptr, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
     """out[n] = sum over p of partial[p, n], always in the same order."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_p = tl.arange(0, BLOCK_P)
@@ -60,7 +60,7 @@ def column_sum(x: Tensor, out_dtype: torch.dtype) -> Tensor:
     rows_per_program = cdiv(cdiv(M, programs), SUM_TILE["BLOCK_M"]) * SUM_TILE["BLOCK_M"]
     programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs, N), dtype=torch.float32, device=x.device)
-    _column_sum_kernel[(programs, columns)](
+    column_sum_kernel[(programs, columns)](
         x, partial,
         M, N, x.stride(0), rows_per_program,
         **SUM_TILE, num_warps=SUM_WARPS,
@@ -72,7 +72,7 @@ def sum_partials(partial: Tensor, out_dtype: torch.dtype) -> Tensor:
     """partial: float32 (P, ...), contiguous. Returns its sum over the first axis in a fixed order, in out_dtype."""
     P, N = partial.shape[0], partial[0].numel()
     out = torch.empty(partial.shape[1:], dtype=out_dtype, device=partial.device)
-    _sum_partials_kernel[(cdiv(N, PARTIALS_TILE["BLOCK_N"]),)](
+    sum_partials_kernel[(cdiv(N, PARTIALS_TILE["BLOCK_N"]),)](
         partial, out, P, N, **PARTIALS_TILE, num_warps=PARTIALS_WARPS
     )  # fmt: skip
     return out

@@ -1,8 +1,7 @@
 """Every operation's spec. Importing this module imports Triton."""
 
-from .. import embedding, fp8_kernels, layer_norm
 from ..attention import forward as attention
-from . import cross_entropy, linear
+from . import cross_entropy, embedding, fp8, layer_norm, linear
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (
@@ -11,5 +10,5 @@ ALL_SPECS: tuple[OperationSpec, ...] = (
     *linear.SPECS,
     *embedding.SPECS,
     *cross_entropy.SPECS,
-    *fp8_kernels.SPECS,
+    *fp8.SPECS,
 )
