@@ -20,6 +20,7 @@ from ..batch_invariance import LONGEST, is_batch_invariant
 from ..device import is_amd
 from ..dropout import scale, threshold
 from ..registration import register, wants_grad
+from ..specs import baselines
 from ..specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
 from .backward import LOG2_E, attention_bwd, backward_variants
 from .blocks import (
@@ -332,6 +333,13 @@ def _reference_inputs(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def _prepare(inputs: Inputs) -> Inputs:
+    """With the schedule, which a model makes once for all its layers."""
+    qkv = inputs["qkv"]
+    schedule = functional.attention_schedule(inputs["cu_seqlens"], inputs["max_seqlen"], qkv.shape[0], qkv)
+    return inputs | {"schedule": schedule}
+
+
 def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
     head_dim = work.hidden_size // work.num_heads
     return _sample("workload", work.seqlens, heads=work.num_heads, head_dim=head_dim).make(dtype, device)
@@ -410,5 +418,7 @@ SPECS = (
         variants=_variants,
         reference_inputs=_reference_inputs,
         grad_factor=3.0,
+        prepare=_prepare,
+        baseline=baselines.padded_attention,
     ),
 )

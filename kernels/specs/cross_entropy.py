@@ -17,6 +17,7 @@ from ..cross_entropy import (
     loss_kernel,
     scale_kernel,
 )
+from . import baselines
 from .matmul import dgrad_variants, wgrad_variants
 from .reduce import column_sum_variant
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
@@ -182,5 +183,7 @@ SPECS = (
         flops=_flops,
         bytes_moved=_bytes_moved,
         variants=_variants,
+        directions=("forward", "both"),  # the forward of a training step also computes the gradients
+        baseline=baselines.cross_entropy_of_labelled_rows,
     ),
 )

@@ -12,7 +12,7 @@ BY_SPEC = [pytest.param(spec, id=spec.name) for spec in ALL_SPECS]
 
 @pytest.fixture(autouse=True)
 def _runs_here(spec, device):
-    if reason := spec.obstacle(device):
+    if reason := spec.unsupported_reason(device):
         pytest.skip(reason)
 
 
@@ -88,3 +88,22 @@ def test_flops_bytes_and_workload(spec):
         assert spec.flops(inputs, backward) > 0
         assert spec.bytes_moved(inputs, backward) > 0
     assert spec.variants(), "no variant to compile ahead of time"
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_baseline_and_prepared_inputs_give_the_same_output(spec, device):
+    from fastbert.kernels.specs.spec import Workload
+
+    work = Workload(hidden_size=128, num_heads=2, intermediate_size=256, vocab_size=300, seqlens=(16, 5, 30))
+    inputs = spec.workload(work, torch.float32, device)
+    baseline = spec.build_baseline(inputs)
+    with torch.no_grad():
+        out, expected = spec.function(**spec.prepare(inputs)), baseline.function(**baseline.inputs)
+    expected = expected if baseline.kept is None else expected[baseline.kept]
+    assert (out - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_only_differentiable_operations_have_a_backward_to_time(spec):
+    assert "forward" in spec.directions
+    assert spec.differentiable or spec.directions == ("forward",)
