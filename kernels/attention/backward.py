@@ -15,16 +15,15 @@ import triton.language as tl
 from ..device import is_amd
 from ..dropout import scale, threshold
 from ..registration import register
-from ..specs.spec import KernelVariant
-from .blocks import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, shares_tiles, store_rows, variant
-from .schedule import PACK_ROWS, TILE_ROWS
-from .short import attention_bwd_short_kernel, short_variants
+from .blocks import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, shares_tiles, store_rows
+from .schedule import TILE_ROWS
+from .short import attention_bwd_short_kernel
 
 LOG2_E = 1.4426950408889634
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
-def _attention_bwd_whole_kernel(
+def attention_bwd_whole_kernel(
     qkv_ptr, dout_ptr, lse_ptr, tiles_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
@@ -72,7 +71,7 @@ def _attention_bwd_whole_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
-def _attention_bwd_dq_kernel(
+def attention_bwd_dq_kernel(
     qkv_ptr, out_ptr, dout_ptr, lse_ptr, tiles_ptr, seed_ptr, delta_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
@@ -150,7 +149,7 @@ def _add_dq(
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
-def _attention_bwd_dkdv_kernel(
+def attention_bwd_dkdv_kernel(
     qkv_ptr, dout_ptr, lse_ptr, delta_ptr, tiles_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
@@ -314,7 +313,7 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         if tile.BLOCK_M <= done:
             continue
         tile_list = tiles[TILE_ROWS.index(tile.BLOCK_M)]
-        _attention_bwd_whole_kernel[grid(tile_list, H, 1)](
+        attention_bwd_whole_kernel[grid(tile_list, H, 1)](
             qkv, dout, lse, tile_list, seed, dqkv, *scalars, **flags, BLOCK=tile.BLOCK_M, MORE_THAN=done, **tile.options
         )
         done = tile.BLOCK_M
@@ -324,37 +323,16 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
     tile_list, flags["MORE_THAN"] = tiles[0], done
     tile = config.dq.no_taller(causal)
     pieces = TILE_ROWS[0] // tile.BLOCK_M
-    _attention_bwd_dq_kernel[grid(tile_list, H, pieces)](
+    attention_bwd_dq_kernel[grid(tile_list, H, pieces)](
         qkv, out, dout, lse, tile_list, seed, delta, dqkv, *scalars, **flags,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
     )  # fmt: skip
     tile, pieces = config.dkdv, TILE_ROWS[0] // config.dkdv.BLOCK_N
-    _attention_bwd_dkdv_kernel[grid(tile_list, H, pieces)](
+    attention_bwd_dkdv_kernel[grid(tile_list, H, pieces)](
         qkv, dout, lse, delta, tile_list, seed, dqkv, *scalars, **flags,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
     )  # fmt: skip
     return dqkv
-
-
-def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
-    """The kernels that a backward of this problem launches."""
-    config = BackwardConfig.choose(problem)
-    variants, done = short_variants(attention_bwd_short_kernel, problem, causal, config.short), 0
-    for tile in config.launches_whole(problem.max_seqlen):
-        flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
-        if config.short is None or problem.max_seqlen > PACK_ROWS:
-            variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
-        done = tile.BLOCK_M
-    if problem.max_seqlen > done:
-        dq = config.dq.no_taller(causal)
-        for kernel, part, tile, rows in (
-            (_attention_bwd_dq_kernel, "bwd dq", dq, dq.BLOCK_M),
-            (_attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
-        ):
-            flags = dict(BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // rows, MORE_THAN=done, CAUSAL=causal)
-            why = "tf32 tiles of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
-            variants.append(variant(kernel, part, problem, tile, flags, older_unit="" if problem.is_exact else why))
-    return variants
 
 
 def _attention_bwd_fake(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):

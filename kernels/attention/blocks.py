@@ -4,19 +4,15 @@ The mask is a function of (seed, stream, head, query token in the packed batch, 
 forward and both orientations of the backward draw the same one whatever their tiles are.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import architecture, cdiv, dot_precision, has_wide_matrix_unit, is_nvidia
-from ..dropout import scale, threshold
+from ..device import architecture, dot_precision, has_wide_matrix_unit, is_nvidia
 from ..primitives.philox import half_words, random_half_words, random_words
-from ..specs.spec import KernelVariant
 from .schedule import PACK_ROWS, TILE_ROWS
 
 
@@ -76,42 +72,6 @@ class Problem:
     def multiplies_from_shared(self) -> bool:
         """Whether the matrix unit reads its operands from shared memory (wgmma, tcgen05), which leaves registers free."""
         return has_wide_matrix_unit(self.target)
-
-
-_TYPES = {
-    "tiles_ptr": "*i32", "packs_ptr": "*i32", "spans_ptr": "*i32", "seed_ptr": "*i64", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
-    "softmax_scale": "fp32", "scale_log2": "fp32", "keep_scale": "fp32",
-}  # fmt: skip
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-def variant(kernel, part: str, problem: Problem, tile: Tile, constexprs: Mapping[str, Any], **fields: Any) -> KernelVariant:
-    """What a launch of this kernel compiles. part: its name; fields: others of `KernelVariant`."""
-    dtype = _NAMES[problem.dtype]
-    flags = {
-        "HEAD_DIM": problem.head_dim, "BLOCK_D": triton.next_power_of_2(problem.head_dim),
-        "HAS_DROPOUT": problem.has_dropout, "PRECISION": problem.precision, **constexprs,
-    }  # fmt: skip
-    words = [
-        f"attention {part} D={problem.head_dim} {dtype if dtype != 'fp32' else problem.precision}",
-        f"{tile.BLOCK_M}x{tile.BLOCK_N}", "causal" * flags["CAUSAL"], "dropout" * problem.has_dropout,
-    ]  # fmt: skip
-    return KernelVariant(
-        " ".join(word for word in words if word),
-        kernel,
-        {
-            name: _TYPES.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-            for name in kernel.arg_names
-            if name not in flags
-        },
-        flags,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        unit="scalar" if problem.is_exact else "tensor",
-        divisible=tuple(name for name in kernel.arg_names if name.startswith("stride_")),
-        targets=(problem.target,),
-        **fields,
-    )
 
 
 def shares_tiles(tiles: list[Tensor], total_tokens: int, max_seqlen: int) -> bool:
@@ -228,28 +188,3 @@ def keep_packed(seed, stream, head, first_token, first_key, keep_threshold, ROWS
     w0, w1, w2, w3 = tl.where(by, w2, w0), tl.where(by, w3, w1), tl.where(by, w0, w2), tl.where(by, w1, w3)
     keep = half_words(w0, w1, w2, w3) >= keep_threshold
     return tl.trans(keep, 0, 2, 1).reshape(ROWS, ROWS)
-
-
-def dropout_mask(heads: int, tokens: int, max_seqlen: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
-    """The multiplier that attention applies to each probability: float32 (heads, tokens, max_seqlen), 0 or the scale.
-
-    Keys are counted from the start of the query's sequence. For tests.
-    """
-    mask = torch.empty((heads, tokens, max_seqlen), dtype=torch.float32, device=seed.device)
-    if mask.numel():
-        _dropout_mask_kernel[(heads, cdiv(tokens, 16), cdiv(max_seqlen, 64))](
-            seed, mask, tokens, max_seqlen, threshold(dropout_p), scale(dropout_p), stream, ROWS=16, KEYS=64
-        )
-    return mask
-
-
-@triton.jit
-def _dropout_mask_kernel(
-    seed_ptr, mask_ptr, T, max_seqlen, keep_threshold, keep_scale, stream, ROWS: tl.constexpr, KEYS: tl.constexpr
-):
-    head, first_token, first_key = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2) * KEYS
-    keep = keep_scores(tl.load(seed_ptr), stream, head, first_token, first_key, keep_threshold, ROWS, KEYS)
-    token = (first_token + tl.arange(0, ROWS))[:, None]
-    key = (first_key + tl.arange(0, KEYS))[None, :]
-    ptrs = mask_ptr + (head.to(tl.int64) * T + token) * max_seqlen + key
-    tl.store(ptrs, tl.where(keep, keep_scale, 0.0), mask=(token < T) & (key < max_seqlen))

@@ -7,46 +7,39 @@ Saved for the backward: out and lse, the log-sum-exp of the scaled scores in bas
 sequence without keys. The dropout mask is drawn again from its seed.
 """
 
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import functional, reference
 from ..batch_invariance import LONGEST, is_batch_invariant
 from ..device import is_amd
 from ..dropout import scale, threshold
 from ..registration import register, wants_grad
-from ..specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
-from .backward import LOG2_E, attention_bwd, backward_variants
+from .backward import LOG2_E, attention_bwd
 from .blocks import (
     EXACT_TILE,
     Problem,
     Tile,
     attends,
-    dropout_mask,
     grid,
     keep_scores,
     load_rows,
     locate,
     shares_tiles,
     store_rows,
-    variant,
     weights,
 )
-from .packing import packing_variants
 from .schedule import PACK_ROWS, TILE_ROWS
-from .short import attention_fwd_short_kernel, short_variants
-from .work_list import tile_list_variants
+from .short import attention_fwd_short_kernel
 
 MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream", "more_than"])
-def _attention_fwd_kernel(
+def attention_fwd_kernel(
     qkv_ptr, tiles_ptr, seed_ptr, out_ptr, lse_ptr,
     T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream, more_than,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECES: tl.constexpr,
@@ -178,7 +171,7 @@ def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
         return out, lse
     tile = config.tile.no_taller(causal)
     pieces = TILE_ROWS[0] // tile.BLOCK_M
-    _attention_fwd_kernel[grid(tiles[0], H, pieces)](
+    attention_fwd_kernel[grid(tiles[0], H, pieces)](
         qkv, tiles[0], seed, out, lse, *scalars, more_than, **flags,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, ONE_BLOCK=config.ONE_BLOCK, **tile.options,
     )  # fmt: skip
@@ -230,185 +223,3 @@ def attention(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, st
         qkv = qkv.contiguous()
     save = wants_grad(qkv)
     return attention_fwd(qkv, list(tiles), max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)[0]
-
-
-def _sample(
-    name: str, seqlens: tuple[int, ...], *, heads: int = 1, head_dim: int = 16, seqused_k: tuple[int, ...] | None = None,
-    max_seqlen: int | None = None, causal: bool = False, dropout_p: float = 0.0, softmax_scale: float | None = None,
-    value_shift: float = 0.0, layout: str = "packed", seed: int = 0,
-) -> Sample:  # fmt: skip
-    """layout: 'packed', 'wide' (a slice of a buffer wider in heads and head_dim) or 'heads_first' (tokens inside heads)."""
-
-    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        T, g = sum(seqlens), generator(seed)
-        shape = {"packed": (T, 3, heads, head_dim), "wide": (T, 3, heads + 1, head_dim + 24)}
-        shape["heads_first"] = (3, heads, T, head_dim)
-        x = torch.randn(shape[layout], generator=g)
-        if layout == "wide":
-            x = x[:, :, 1:, 8 : 8 + head_dim]
-        elif layout == "heads_first":
-            x = x.permute(2, 0, 1, 3)
-        x[:, 2] += value_shift
-        bounds = [0, *torch.tensor(seqlens).cumsum(0).tolist()]
-        inputs = {
-            # `empty_strided` rather than `to`, which would pack a view.
-            "qkv": torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device).copy_(x),
-            "cu_seqlens": torch.tensor(bounds, dtype=torch.int32, device=device),
-            "max_seqlen": max(seqlens, default=0) if max_seqlen is None else max_seqlen,
-            "softmax_scale": softmax_scale,
-            "causal": causal,
-        }
-        if seqused_k is not None:
-            inputs["seqused_k"] = torch.tensor(seqused_k, dtype=torch.int32, device=device)
-        if dropout_p:
-            inputs |= {"dropout_p": dropout_p, "seed": seed_tensor(4321 + seed, device), "stream": 3}
-        return inputs
-
-    return Sample(name, make)
-
-
-_MIXED = (1, 17, 63, 64, 65, 127, 128, 129, 200)
-_SAMPLES = (
-    _sample("mixed-lengths", _MIXED),
-    _sample("mixed-lengths-causal-dropout", (1, 17, 64, 65, 129, 200), causal=True, dropout_p=0.1),
-    _sample("up-to-64", (33, 1, 64, 17), heads=2, head_dim=64),
-    _sample("up-to-64-causal-dropout", (33, 64, 5), heads=2, head_dim=32, causal=True, dropout_p=0.2),
-    _sample("up-to-128", (65, 3, 127, 128), head_dim=32),
-    _sample("up-to-128-causal", (100, 128, 1), causal=True),
-    _sample("up-to-128-dropout", (64, 128, 70), dropout_p=0.5),
-    _sample("long", (512, 65)),
-    _sample("long-dropout", (129, 300), dropout_p=0.1),
-    _sample("one-token", (1,), heads=3),
-    _sample("no-tokens", (0,)),
-    _sample("an-empty-sequence", (40, 0, 7, 0)),
-    _sample("head-dim-24", (50, 64), head_dim=24, heads=2),
-    _sample("head-dim-40-causal", (140, 9), head_dim=40, causal=True),
-    _sample("head-dim-72-causal", (40, 70), head_dim=72, causal=True),
-    _sample("head-dim-64", (70, 20, 129), head_dim=64),
-    _sample("head-dim-80-dropout", (66, 130), head_dim=80, dropout_p=0.1),
-    _sample("head-dim-128", (129, 30), head_dim=128),
-    _sample("head-dim-128-up-to-64-dropout", (30, 60), head_dim=128, dropout_p=0.1),
-    _sample("values-shifted", (30, 200), head_dim=64, value_shift=100.0),
-    _sample("sharp", (150, 40), head_dim=64, softmax_scale=1.5),
-    _sample("slice-of-a-wider-buffer", (17, 140), heads=2, layout="wide"),
-    _sample("tokens-inside-heads", (64, 130), heads=2, layout="heads_first", dropout_p=0.1),
-    _sample("unused-keys", (40, 64, 65, 129, 30, 200), seqused_k=(0, 64, 1, 70, 29, 128)),
-    _sample("unused-keys-up-to-64", (20, 64, 9), seqused_k=(0, 33, 9), causal=True),
-    _sample("unused-keys-up-to-128-dropout", (100, 64, 128, 90), seqused_k=(100, 0, 65, 64), dropout_p=0.1),
-    _sample("shared-by-many-one-token-sequences", (1,) * 70, heads=2),
-    _sample("shared", (63, 1, 33, 33, 0, 0, 31, 64, 2, 20), head_dim=32),
-    _sample(
-        "shared-wide-causal-dropout", (9, 30, 1, 24, 17, 40), heads=2, head_dim=40, layout="wide", causal=True, dropout_p=0.2
-    ),
-    _sample("shared-heads-first-dropout", (3, 21, 40, 60, 5), heads=2, layout="heads_first", dropout_p=0.5),
-    _sample("shared-unused-keys-dropout", (20, 0, 30, 14, 50, 9), seqused_k=(20, 0, 0, 5, 50, 1), causal=True, dropout_p=0.1),
-    _sample("short-ones-among-long", (5, 40, 70, 3, 9, 2, 0, 1), max_seqlen=200, dropout_p=0.1),
-    _sample("short-ones-among-up-to-128", (5, 40, 0, 80, 3), seqused_k=(5, 0, 0, 70, 2), causal=True),
-    _sample("max-seqlen-beyond-the-longest", (5, 40, 90), max_seqlen=1000),
-    _sample("all-dropped", (9, 20), dropout_p=1.0),
-)
-
-
-def _fuzz(rng: random.Random) -> Sample:
-    longest = rng.choice((64, 64, 128, 260))
-    seqlens = tuple(rng.choice((rng.randint(0, longest), rng.randint(0, 9))) for _ in range(rng.randint(1, 5)))
-    seqlens += tuple(rng.randint(0, 40) for _ in range(rng.choice((0, 0, rng.randint(1, 9)))))
-    seqused_k = tuple(rng.randint(0, seqlen) for seqlen in seqlens) if rng.random() < 0.25 else None
-    head_dim, causal, dropout_p = 8 * rng.randint(2, 9), rng.random() < 0.3, rng.choice((0.0, 0.0, 0.1, 0.5))
-    return _sample(
-        f"fuzz-{seqlens}-D{head_dim}{'-causal' * causal}-p{dropout_p}", seqlens, heads=rng.randint(1, 3), head_dim=head_dim,
-        seqused_k=seqused_k, max_seqlen=max(seqlens) + rng.choice((0, 0, 1, 70)), causal=causal, dropout_p=dropout_p,
-        layout=rng.choice(("packed", "packed", "wide", "heads_first")), seed=rng.randint(0, 1 << 30),
-    )  # fmt: skip
-
-
-def _reference_inputs(inputs: Inputs) -> Inputs:
-    inputs = dict(inputs)
-    max_seqlen = inputs.pop("max_seqlen")
-    dropout_p, seed, stream = inputs.pop("dropout_p", 0.0), inputs.pop("seed", None), inputs.pop("stream", 0)
-    if seed is not None:
-        tokens, _, heads, _ = inputs["qkv"].shape
-        inputs["dropout_mask"] = dropout_mask(heads, tokens, max_seqlen, dropout_p, seed, stream)
-    return inputs
-
-
-def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
-    head_dim = work.hidden_size // work.num_heads
-    return _sample("workload", work.seqlens, heads=work.num_heads, head_dim=head_dim).make(dtype, device)
-
-
-def _flops(inputs: Inputs, backward: bool) -> int:
-    """Two products of the scores' size forward, five backward."""
-    _, _, heads, head_dim = inputs["qkv"].shape
-    scores = heads * sum(seqlen**2 for seqlen in inputs["cu_seqlens"].diff().tolist())
-    return 2 * head_dim * scores * (5 if backward else 2)
-
-
-def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    third = nbytes(inputs["qkv"]) // 3
-    return (8 if backward else 4) * third  # backward: qkv, out and dout in, dqkv out
-
-
-def _forward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
-    config = ForwardConfig.choose(problem)
-    variants = short_variants(attention_fwd_short_kernel, problem, causal, config.short, SAVE_LSE=True)
-    if config.short is not None and problem.max_seqlen <= PACK_ROWS:
-        return variants
-    tile = config.tile.no_taller(causal)
-    why = "tf32 tiles of 64 keys do not fit at this head_dim, and causal ones have no more rows than keys"
-    flags = dict(
-        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // tile.BLOCK_M, ONE_BLOCK=config.ONE_BLOCK,
-        CAUSAL=causal, SAVE_LSE=True,
-    )  # fmt: skip
-    part = "fwd one block" if config.ONE_BLOCK else "fwd"
-    return [
-        *variants,
-        variant(
-            _attention_fwd_kernel,
-            part,
-            problem,
-            tile,
-            flags,
-            older_unit=why if not problem.is_exact and tile.BLOCK_M < 64 else "",
-        ),
-    ]
-
-
-def _variants() -> list[KernelVariant]:
-    """Each kernel once per set of targets that choose it; with dropout where that is the harder case for registers."""
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    cases = [(length, 64, bf16, "ieee", p, False) for length in (64, 128, 512) for p in (False, True)]
-    cases += [(length, 64, bf16, "ieee", True, True) for length in (128, 512)]
-    cases += [(length, 32, bf16, "ieee", True, False) for length in (128, 512)]
-    cases += [(length, 128, bf16, "ieee", p, False) for length, p in ((64, True), (512, False), (512, True))]
-    cases += [(512, 128, bf16, "ieee", True, True), (512, 80, bf16, "ieee", True, False), (64, 64, fp16, "ieee", False, False)]
-    cases += [(length, 64, fp32, "tf32", True, False) for length in (64, 128, 512)]
-    cases += [(512, 128, fp32, "tf32", True, False), (512, 128, fp32, "tf32", True, True)]
-    cases += [(512, head_dim, fp32, "ieee", True, causal) for head_dim, causal in ((32, False), (64, False), (64, True))]
-    merged: dict[str, list[KernelVariant]] = {}
-    for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
-        for length, head_dim, dtype, precision, has_dropout, causal in cases:
-            problem = Problem(length, head_dim, dtype, precision, has_dropout, target)
-            for one in _forward_variants(problem, causal) + backward_variants(problem, causal):
-                identity = repr((one.name, one.constexprs, one.num_warps, one.num_stages, one.unit))
-                merged.setdefault(identity, []).append(one)
-    variants = [replace(same[0], targets=tuple(dict.fromkeys(one.targets[0] for one in same))) for same in merged.values()]
-    return tile_list_variants() + packing_variants() + variants
-
-
-SPECS = (
-    OperationSpec(
-        name="attention",
-        function=functional.attention,
-        reference=reference.attention_ref,
-        differentiable=("qkv",),
-        samples=_SAMPLES,
-        fuzz=_fuzz,
-        workload=_workload,
-        flops=_flops,
-        bytes_moved=_bytes_moved,
-        variants=_variants,
-        reference_inputs=_reference_inputs,
-        grad_factor=3.0,
-    ),
-)

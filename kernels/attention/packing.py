@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..device import cdiv
 from ..registration import register
-from ..specs.spec import KernelVariant
 from .schedule import CHUNK, PACK_ROWS, num_packs_bound
 
 LANES = 128  # runs in the one program that fills tiles; more sequences than LANES * CHUNK make the runs longer
@@ -21,7 +20,7 @@ SPAN_SEQUENCES = 16
 
 
 @triton.jit(do_not_specialize=["B", "chunk"])  # another batch is no reason to compile
-def _packs_kernel(cu_seqlens_ptr, packs_ptr, B, chunk, LANES: tl.constexpr, ROWS: tl.constexpr):
+def packs_kernel(cu_seqlens_ptr, packs_ptr, B, chunk, LANES: tl.constexpr, ROWS: tl.constexpr):
     """One lane per run of `chunk` sequences: a walk that counts its tiles, then one that writes them behind the others'."""
     count = _fill_tiles(cu_seqlens_ptr, packs_ptr, tl.zeros([LANES], tl.int32), B, chunk, LANES, ROWS, False)
     _fill_tiles(cu_seqlens_ptr, packs_ptr, tl.cumsum(count, 0) - count, B, chunk, LANES, ROWS, True)
@@ -56,7 +55,7 @@ def _fill_tiles(
 
 
 @triton.jit(do_not_specialize=["B", "T"])
-def _spans_kernel(
+def spans_kernel(
     cu_seqlens_ptr, seqused_k_ptr, spans_ptr, B, T, HAS_UNUSED: tl.constexpr, SEQUENCES: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """(first token, keys) of the sequence of each token, for sequences of at most ROWS tokens."""
@@ -80,9 +79,9 @@ def _attention_packs(cu_seqlens, seqused_k, total_tokens):
         return packs, spans
     cu_seqlens = cu_seqlens.contiguous()
     chunk = min(max(CHUNK, cdiv(B, LANES)), B)
-    _packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4)
+    packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4)
     used = cu_seqlens if seqused_k is None else seqused_k.contiguous()
-    _spans_kernel[(cdiv(B, SPAN_SEQUENCES),)](
+    spans_kernel[(cdiv(B, SPAN_SEQUENCES),)](
         cu_seqlens, used, spans, B, total_tokens,
         HAS_UNUSED=seqused_k is not None, SEQUENCES=SPAN_SEQUENCES, ROWS=PACK_ROWS, num_warps=4,
     )  # fmt: skip
@@ -110,16 +109,3 @@ def attention_packs(cu_seqlens: Tensor, seqused_k: Tensor | None, total_tokens: 
     the tokens of a longer sequence is undefined.
     """
     return _op(cu_seqlens, seqused_k, total_tokens)
-
-
-def packing_variants() -> list[KernelVariant]:
-    """Both kernels, for the codegen table."""
-    packs = {"cu_seqlens_ptr": "*i32", "packs_ptr": "*i32", "B": "i32", "chunk": "i32"}
-    spans = {"cu_seqlens_ptr": "*i32", "seqused_k_ptr": "*i32", "spans_ptr": "*i32", "B": "i32", "T": "i32"}
-    rows = {"ROWS": PACK_ROWS}
-    return [
-        KernelVariant("attention packs", _packs_kernel, packs, {"LANES": LANES, **rows}, num_warps=4),
-        KernelVariant(
-            "attention spans", _spans_kernel, spans, {"HAS_UNUSED": True, "SEQUENCES": SPAN_SEQUENCES, **rows}, num_warps=4
-        ),
-    ]

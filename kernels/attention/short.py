@@ -7,13 +7,10 @@ NaN. Where a sequence lies in its tile, and so the order of its sums, depends on
 without these kernels.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from ..specs.spec import KernelVariant
-from .blocks import Problem, Tile, keep_packed, load_rows, store_rows, variant, weights
+from .blocks import keep_packed, load_rows, store_rows, weights
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
@@ -144,11 +141,3 @@ def _without_nan(x):
     """x with zeros in the rows that hold anything not finite, and NaN for each such row, 0 for the others."""
     nan = tl.sum((x - x).to(tl.float32), axis=1)
     return tl.where((nan == 0.0)[:, None], x, 0.0), nan
-
-
-def short_variants(kernel, problem: Problem, causal: bool, tile: Tile | None, **flags: Any) -> list[KernelVariant]:
-    """One of the kernels above as a problem launches it; none where it has no tile for it."""
-    if tile is None:
-        return []
-    part = "fwd short" if kernel is attention_fwd_short_kernel else "bwd short"
-    return [variant(kernel, part, problem, tile, {"BLOCK": tile.BLOCK_M, "CAUSAL": causal, **flags})]

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ..device import cdiv
 from ..registration import register
-from ..specs.spec import KernelVariant
 from .schedule import TILE_ROWS, num_tiles_bound
 
 TILES, SEQUENCES, NUM_WARPS = 32, 256, 4
 
 
 @triton.jit(do_not_specialize=["B", "low_bound", "high_bound"])  # another batch is no reason to compile
-def _tile_lists_kernel(
+def tile_lists_kernel(
     cu_seqlens_ptr, seqused_k_ptr, low_ptr, high_ptr, B, low_bound, high_bound,
     LOW_ROWS: tl.constexpr, HIGH_ROWS: tl.constexpr, HAS_UNUSED: tl.constexpr, TILES: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +62,7 @@ def _tile_lists(cu_seqlens, seqused_k, total_tokens):
         return low.zero_(), high.zero_()
     cu_seqlens = cu_seqlens.contiguous()
     used = cu_seqlens if seqused_k is None else seqused_k.contiguous()
-    _tile_lists_kernel[(cdiv(low.shape[0], TILES), 2)](
+    tile_lists_kernel[(cdiv(low.shape[0], TILES), 2)](
         cu_seqlens, used, low, high, B, low.shape[0], high.shape[0],
         LOW_ROWS=TILE_ROWS[0], HIGH_ROWS=TILE_ROWS[1], HAS_UNUSED=seqused_k is not None, TILES=TILES, SEQUENCES=SEQUENCES,
         num_warps=NUM_WARPS,
@@ -92,11 +91,3 @@ def attention_tile_lists(cu_seqlens: Tensor, seqused_k: Tensor | None, total_tok
     sequence start, rows, keys, offset of the tile in its sequence, in batch order; unused entries at the end are zeros.
     """
     return _op(cu_seqlens, seqused_k, total_tokens)
-
-
-def tile_list_variants() -> list[KernelVariant]:
-    """For the codegen table."""
-    pointers = dict.fromkeys(("cu_seqlens_ptr", "seqused_k_ptr", "low_ptr", "high_ptr"), "*i32")
-    constexprs = dict(LOW_ROWS=TILE_ROWS[0], HIGH_ROWS=TILE_ROWS[1], HAS_UNUSED=True, TILES=TILES, SEQUENCES=SEQUENCES)
-    integers = dict.fromkeys(("B", "low_bound", "high_bound"), "i32")
-    return [KernelVariant("attention tile lists", _tile_lists_kernel, pointers | integers, constexprs, num_warps=NUM_WARPS)]

@@ -1,7 +1,7 @@
 """Every operation's spec. Importing this module imports Triton."""
 
 from .. import cross_entropy, embedding, fp8_kernels, layer_norm, linear
-from ..attention import forward as attention
+from . import attention
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (

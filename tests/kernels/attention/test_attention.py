@@ -8,12 +8,13 @@ import torch
 from fastbert.kernels.attention import blocks as attention_tiles
 from fastbert.kernels.attention import forward as module
 from fastbert.kernels.attention.backward import attention_bwd
-from fastbert.kernels.attention.forward import SPECS, attention_fwd, dropout_mask
+from fastbert.kernels.attention.forward import attention_fwd
 from fastbert.kernels.attention.packing import attention_packs
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import attention, attention_schedule
 from fastbert.kernels.reference import attention_ref
+from fastbert.kernels.specs.attention import SPECS, dropout_mask
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
 from tests.kernels.harness import DTYPES, GPU, compare, run
 
