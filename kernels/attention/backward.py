@@ -6,20 +6,15 @@ second makes dk and dv.
 dk and dv are formed from the transposed scores, so that both products take their left operand from registers.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 import triton.language as tl
 
-from ..device import is_amd
 from ..dropout import scale, threshold
-from ..registration import register
-from .blocks import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, shares_tiles, store_rows
-from .schedule import TILE_ROWS
+from .blocks import attends, grid, keep_scores, load_rows, locate, store_rows
+from .config import LOG2_E, BackwardConfig, Problem
+from .schedule import TILE_ROWS, packs_short_sequences
 from .short import attention_bwd_short_kernel
-
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
@@ -236,80 +231,28 @@ def _add_dkdv(
     return dk, dv
 
 
-@dataclass(frozen=True)
-class BackwardConfig:
-    """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those. short:
-    the tile that sequences share, where there is one.
-
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, shared by
-    short sequences 152 and 168, whole 128 177 and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv
-    move 12), dq 122 and 154, dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
-    """
-
-    whole: tuple[Tile, ...]
-    dq: Tile
-    dkdv: Tile
-    short: Tile | None = None
-
-    @classmethod
-    def choose(cls, problem: Problem) -> "BackwardConfig":
-        if problem.is_exact:
-            low = replace(EXACT_TILE, BLOCK_M=16)
-            return cls((), low if problem.head_dim > 32 else EXACT_TILE, low)
-        amd, has_room = is_amd(problem.target), problem.multiplies_from_shared
-        if problem.is_float32 and problem.is_wide:
-            if amd:
-                return cls((), Tile(32, 32, num_stages=1), Tile(16, 64))
-            if has_room:
-                return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
-            return cls((), Tile(32, 32), Tile(16, 32))
-        if problem.is_float32:
-            if has_room or amd:
-                return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64), short=Tile(64, 64))
-            return cls((), Tile(32, 64), Tile(16, 64))
-        whole = [Tile(64, 64)]
-        short = Tile(64, 64, num_warps=8 if problem.is_wide and not amd else 4)
-        if has_room and not problem.is_wide:
-            whole.append(Tile(128, 128, num_warps=8))
-        if problem.is_wide:
-            if not has_room and not amd:
-                whole = [Tile(64, 64, num_warps=8)]
-            dq = Tile(64 if has_room or amd else 32, 64)
-            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64), short)
-        if not problem.has_dropout:
-            return cls(tuple(whole), Tile(64, 64), Tile(64, 64), short)
-        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or amd else 1), short)
-
-    def launches_whole(self, max_seqlen: int) -> tuple[Tile, ...]:
-        """The whole-sequence tiles worth a launch: where some sequences are longer than all of them, only the smallest."""
-        if not self.whole or max_seqlen > self.whole[-1].BLOCK_M:
-            return self.whole[:1]
-        return tuple(tile for place, tile in enumerate(self.whole) if not place or max_seqlen > self.whole[place - 1].BLOCK_M)
-
-
-def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):
+def launch_backward(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):
+    """dqkv of the operator `attention_bwd`, contiguous."""
     T, _, H, D = qkv.shape
-    dqkv = _attention_bwd_fake(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream)
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if T == 0:
         return dqkv
     problem = Problem.of(qkv, max_seqlen, dropout_p)
     config = BackwardConfig.choose(problem)
-    scalars = (
-        T, H, qkv.stride(0), qkv.stride(1), qkv.stride(2), dout.stride(0), dout.stride(1),
-        softmax_scale, softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream,
-    )  # fmt: skip
+    strides = (*qkv.stride()[:3], *dout.stride()[:2])
+    scalars = (T, H, *strides, softmax_scale, softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream)
     flags = dict(
         HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision
     )
     done = 0  # sequences of at most this many rows have their gradients
-    short = config.short if shares_tiles(tiles, T, max_seqlen) else None
+    short = config.short if packs_short_sequences(tiles, T, max_seqlen) else None
     if short is not None:
         _, _, packs, spans = tiles
         attention_bwd_short_kernel[grid(packs, H, 1)](
             qkv, dout, lse, packs, spans, seed, dqkv, *scalars, **flags, BLOCK=short.BLOCK_M, **short.options
         )
         done = short.BLOCK_M
-    for tile in config.launches_whole(max_seqlen):
+    for tile in config.whole_tiles_for(max_seqlen):
         if tile.BLOCK_M <= done:
             continue
         tile_list = tiles[TILE_ROWS.index(tile.BLOCK_M)]
@@ -321,7 +264,7 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         return dqkv
     delta = torch.empty_like(lse)
     tile_list, flags["MORE_THAN"] = tiles[0], done
-    tile = config.dq.no_taller(causal)
+    tile = config.dq.capped_for_causal(causal)
     pieces = TILE_ROWS[0] // tile.BLOCK_M
     attention_bwd_dq_kernel[grid(tile_list, H, pieces)](
         qkv, out, dout, lse, tile_list, seed, delta, dqkv, *scalars, **flags,
@@ -333,15 +276,3 @@ def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
     )  # fmt: skip
     return dqkv
-
-
-def _attention_bwd_fake(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):
-    return torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-
-
-attention_bwd = register(
-    "attention_bwd(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor[] tiles, SymInt max_seqlen, float softmax_scale, "
-    "bool causal, float dropout_p, Tensor? seed, int stream) -> Tensor",
-    _attention_bwd,
-    fake=_attention_bwd_fake,
-)

@@ -1,86 +1,14 @@
-"""What the attention kernels share: tiles and where they lie, reading and writing them, and the dropout mask.
+"""Triton functions that the attention kernels share: finding, loading and storing tiles, and the dropout mask.
 
 The mask is a function of (seed, stream, head, query token in the packed batch, key index in its sequence) alone, so the
 forward and both orientations of the backward draw the same one whatever their tiles are.
 """
 
-from dataclasses import dataclass, replace
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import architecture, dot_precision, has_wide_matrix_unit, is_nvidia
 from ..primitives.philox import half_words, random_half_words, random_words
-from .schedule import PACK_ROWS, TILE_ROWS
-
-
-@dataclass(frozen=True)
-class Tile:
-    """BLOCK_M query rows by BLOCK_N keys in one program. num_stages: depth of the loop's asynchronous loads."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int = 4
-    num_stages: int = 2
-
-    @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-
-    def no_taller(self, causal: bool) -> "Tile":
-        """Where causal, with at most BLOCK_N rows: then the diagonal crosses the last block of keys alone, the masked one."""
-        return replace(self, BLOCK_M=min(self.BLOCK_M, self.BLOCK_N)) if causal else self
-
-
-# Float32 products without tensor cores are unrolled over head_dim, both operands in registers: two stages of loads halve
-# them, larger tiles spill by the kilobyte. Spill-free up to head_dim 64.
-EXACT_TILE = Tile(32, 32, num_warps=8)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What the choice of tiles depends on. target: an architecture of `device`, 'cpu' for the interpreter."""
-
-    max_seqlen: int
-    head_dim: int
-    dtype: torch.dtype
-    precision: str
-    has_dropout: bool
-    target: str
-
-    @classmethod
-    def of(cls, qkv: Tensor, max_seqlen: int, dropout_p: float) -> "Problem":
-        arch = architecture(qkv.device)
-        return cls(max_seqlen, qkv.shape[-1], qkv.dtype, dot_precision(qkv.dtype, arch), dropout_p > 0, arch)
-
-    @property
-    def is_wide(self) -> bool:
-        return self.head_dim > 64
-
-    @property
-    def is_float32(self) -> bool:
-        return self.dtype == torch.float32
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether products are float32 without tensor cores: AMD's have that type, NVIDIA's do not."""
-        return self.is_float32 and self.precision == "ieee" and is_nvidia(self.target)
-
-    @property
-    def multiplies_from_shared(self) -> bool:
-        """Whether the matrix unit reads its operands from shared memory (wgmma, tcgen05), which leaves registers free."""
-        return has_wide_matrix_unit(self.target)
-
-
-def shares_tiles(tiles: list[Tensor], total_tokens: int, max_seqlen: int) -> bool:
-    """Whether short sequences get a launch of their own, several to a tile: where no others are there, or many must be short.
-
-    Read off the sizes of the lists, so that neither a device is asked nor a traced graph holds a guard.
-    """
-    batch_size = tiles[0].shape[0] - total_tokens // TILE_ROWS[0]
-    return max_seqlen <= PACK_ROWS or total_tokens <= PACK_ROWS * batch_size
 
 
 def grid(tiles: Tensor, heads: int, pieces: int) -> tuple[int]:

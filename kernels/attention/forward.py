@@ -7,35 +7,17 @@ Saved for the backward: out and lse, the log-sum-exp of the scaled scores in bas
 sequence without keys. The dropout mask is drawn again from its seed.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..batch_invariance import LONGEST, is_batch_invariant
-from ..device import is_amd
 from ..dropout import scale, threshold
-from ..registration import register, wants_grad
-from .backward import LOG2_E, attention_bwd
-from .blocks import (
-    EXACT_TILE,
-    Problem,
-    Tile,
-    attends,
-    grid,
-    keep_scores,
-    load_rows,
-    locate,
-    shares_tiles,
-    store_rows,
-    weights,
-)
-from .schedule import PACK_ROWS, TILE_ROWS
+from .blocks import attends, grid, keep_scores, load_rows, locate, store_rows, weights
+from .config import LOG2_E, ForwardConfig, Problem
+from .schedule import TILE_ROWS, packs_short_sequences
 from .short import attention_fwd_short_kernel
-
-MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream", "more_than"])
@@ -112,114 +94,41 @@ def attention_fwd_kernel(
         tl.store(lse_ptr + head.to(tl.int64) * T + token + offs_m, lse, mask=offs_m < rows_left)
 
 
-SHORT_TILE = Tile(PACK_ROWS, PACK_ROWS)
-
-
-@dataclass(frozen=True)
-class ForwardConfig:
-    """ONE_BLOCK: every sequence's keys fit one block, so that the kernel has no loop. short: the tile that sequences share.
-
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: short 74 registers (six
-    blocks of threads per multiprocessor), one block 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three),
-    64x128 167 (three, a fifth fewer instructions per score than 64x64). Not yet timed.
-    """
-
-    tile: Tile
-    ONE_BLOCK: bool
-    short: Tile | None = SHORT_TILE
-
-    @classmethod
-    def choose(cls, problem: Problem) -> "ForwardConfig":
-        if problem.is_exact:
-            return cls(EXACT_TILE, ONE_BLOCK=False, short=None)
-        if problem.is_float32 and problem.is_wide:
-            return cls(Tile(64 if problem.multiplies_from_shared else 32, 32, num_warps=8), ONE_BLOCK=False, short=None)
-        if problem.is_float32 and not problem.multiplies_from_shared and not is_amd(problem.target):
-            return cls(Tile(32, 64), ONE_BLOCK=False)
-        if problem.max_seqlen <= 128:
-            return cls(Tile(64, 128), ONE_BLOCK=True)
-        is_long = problem.max_seqlen >= 256 and problem.target in ("sm_90", "cpu")
-        if is_long and not (problem.is_float32 or problem.is_wide or problem.has_dropout):
-            return cls(Tile(64, 128), ONE_BLOCK=False)
-        return cls(Tile(64, 64, num_stages=3 if problem.head_dim <= 32 and problem.target == "sm_80" else 2), ONE_BLOCK=False)
-
-
-def _attention_fwd(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save):
+def launch_forward(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save):
+    """(out, lse) of the operator `attention_fwd`."""
     T, _, H, D = qkv.shape
-    out, lse = _attention_fwd_fake(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)
+    out, lse = empty_outputs(qkv, save)
     if T == 0:
         return out, lse
     is_invariant = is_batch_invariant()
     problem = Problem.of(qkv, LONGEST if is_invariant else max_seqlen, dropout_p)
     config = ForwardConfig.choose(problem)
-    scalars = (
-        T, H, qkv.stride(0), qkv.stride(1), qkv.stride(2),
-        softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream,
-    )  # fmt: skip
+    scalars = (T, H, *qkv.stride()[:3], softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream)
     flags = dict(
-        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, SAVE_LSE=save,
-        PRECISION=problem.precision,
-    )  # fmt: skip
+        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision
+    )
     more_than = 0  # sequences of at most this many rows have their output
-    if config.short is not None and not is_invariant and shares_tiles(tiles, T, max_seqlen):
+    if config.short is not None and not is_invariant and packs_short_sequences(tiles, T, max_seqlen):
         _, _, packs, spans = tiles
         attention_fwd_short_kernel[grid(packs, H, 1)](
-            qkv, packs, spans, seed, out, lse, *scalars, **flags, BLOCK=config.short.BLOCK_M, **config.short.options
-        )
+            qkv, packs, spans, seed, out, lse, *scalars, **flags, SAVE_LSE=save, BLOCK=config.short.BLOCK_M,
+            **config.short.options,
+        )  # fmt: skip
         more_than = config.short.BLOCK_M
     if problem.max_seqlen <= more_than:
         return out, lse
-    tile = config.tile.no_taller(causal)
+    tile = config.tile.capped_for_causal(causal)
     pieces = TILE_ROWS[0] // tile.BLOCK_M
     attention_fwd_kernel[grid(tiles[0], H, pieces)](
-        qkv, tiles[0], seed, out, lse, *scalars, more_than, **flags,
+        qkv, tiles[0], seed, out, lse, *scalars, more_than, **flags, SAVE_LSE=save,
         BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, ONE_BLOCK=config.ONE_BLOCK, **tile.options,
     )  # fmt: skip
     return out, lse
 
 
-def _attention_fwd_fake(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save):
+def empty_outputs(qkv: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """out (T, H, D) and lse, float32 (H, T), or (H, 0) where it is not saved."""
     T, _, H, D = qkv.shape
     out = torch.empty((T, H, D), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty((H, T if save else 0), dtype=torch.float32, device=qkv.device)
     return out, lse
-
-
-def _setup_context(ctx, inputs, output):
-    qkv, tiles, ctx.max_seqlen, ctx.softmax_scale, ctx.causal, ctx.dropout_p, seed, ctx.stream, save = inputs
-    out, lse = output
-    if not save:
-        raise RuntimeError("attention_fwd was asked for a gradient but called with save=False")
-    ctx.save_for_backward(qkv, out, lse, seed, *tiles)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, dout, _):
-    qkv, out, lse, seed, *tiles = ctx.saved_tensors
-    no_grads = ([None] * len(tiles), *(None,) * 7)
-    if dout is None:
-        return None, *no_grads
-    if dout.stride(-1) != 1 or dout.stride(0) > MAX_STRIDE:
-        dout = dout.contiguous()
-    dqkv = attention_bwd(
-        dout, qkv, out, lse, tiles, ctx.max_seqlen, ctx.softmax_scale, ctx.causal, ctx.dropout_p, seed, ctx.stream
-    )
-    return dqkv, *no_grads
-
-
-attention_fwd = register(
-    "attention_fwd(Tensor qkv, Tensor[] tiles, SymInt max_seqlen, float softmax_scale, bool causal, float dropout_p, "
-    "Tensor? seed, int stream, bool save) -> (Tensor, Tensor)",
-    _attention_fwd,
-    fake=_attention_fwd_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
-
-
-def attention(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream) -> Tensor:
-    """The kernel behind `functional.attention`, which documents and checks the arguments."""
-    if qkv.stride(-1) != 1 or qkv.stride(0) > MAX_STRIDE:
-        qkv = qkv.contiguous()
-    save = wants_grad(qkv)
-    return attention_fwd(qkv, list(tiles), max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)[0]

@@ -6,6 +6,7 @@ device. Sequences of at most PACK_ROWS rows can share a tile: `attention_packing
 of equal sequences instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,15 @@ def num_packs_bound(total_tokens: int, batch_size: int) -> int:
     """
     chunks = (batch_size + CHUNK - 1) // CHUNK
     return torch.sym_min(batch_size, 2 * total_tokens // (PACK_ROWS + 1) + chunks)
+
+
+def packs_short_sequences(tiles: Sequence[Tensor], total_tokens: int, max_seqlen: int) -> bool:
+    """Whether short sequences get their own launch, several to a tile: where all are short, or many must be.
+
+    Decided from the sizes of the lists, so that neither the device is waited for nor a traced graph holds a guard.
+    """
+    batch_size = tiles[0].shape[0] - total_tokens // TILE_ROWS[0]
+    return max_seqlen <= PACK_ROWS or total_tokens <= PACK_ROWS * batch_size
 
 
 def equal_runs(cu_seqlens: Tensor, seqused_k: Tensor | None) -> tuple[tuple[int, int, int], ...]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import triton
 
-from ..attention.backward import BackwardConfig, attention_bwd_dkdv_kernel, attention_bwd_dq_kernel, attention_bwd_whole_kernel
-from ..attention.blocks import Problem, Tile
-from ..attention.forward import ForwardConfig, attention_fwd_kernel
+from ..attention.backward import attention_bwd_dkdv_kernel, attention_bwd_dq_kernel, attention_bwd_whole_kernel
+from ..attention.config import BackwardConfig, ForwardConfig, Problem, Tile
+from ..attention.forward import attention_fwd_kernel
 from ..attention.packing import LANES, SPAN_SEQUENCES, packs_kernel, spans_kernel
 from ..attention.schedule import PACK_ROWS, TILE_ROWS
 from ..attention.short import attention_bwd_short_kernel, attention_fwd_short_kernel
@@ -60,7 +60,7 @@ def _forward(problem: Problem, causal: bool) -> list[KernelVariant]:
     short = _short(attention_fwd_short_kernel, "fwd short", problem, causal, config.short, SAVE_LSE=True)
     if config.short is not None and problem.max_seqlen <= PACK_ROWS:
         return short
-    tile = config.tile.no_taller(causal)
+    tile = config.tile.capped_for_causal(causal)
     constexprs = {
         "BLOCK_M": tile.BLOCK_M,
         "BLOCK_N": tile.BLOCK_N,
@@ -80,14 +80,14 @@ def _backward(problem: Problem, causal: bool) -> list[KernelVariant]:
     config = BackwardConfig.choose(problem)
     found = _short(attention_bwd_short_kernel, "bwd short", problem, causal, config.short)
     done = 0
-    for tile in config.launches_whole(problem.max_seqlen):
+    for tile in config.whole_tiles_for(problem.max_seqlen):
         if config.short is None or problem.max_seqlen > PACK_ROWS:
             constexprs = {"BLOCK": tile.BLOCK_M, "MORE_THAN": done, "CAUSAL": causal}
             found.append(_variant(attention_bwd_whole_kernel, "bwd whole", problem, tile, constexprs))
         done = tile.BLOCK_M
     if problem.max_seqlen <= done:
         return found
-    dq = config.dq.no_taller(causal)
+    dq = config.dq.capped_for_causal(causal)
     for kernel, part, tile, rows in (
         (attention_bwd_dq_kernel, "bwd dq", dq, dq.BLOCK_M),
         (attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
