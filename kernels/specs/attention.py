@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import functional, reference
-from ..attention.blocks import keep_scores
+from ..attention.blocks import dropout_keep
 from ..device import cdiv
 from ..dropout import scale, threshold
 from .attention_variants import variants
@@ -143,7 +143,7 @@ def _dropout_mask_kernel(
 ):
     head, first_token, first_key = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2) * KEYS
     seed = tl.load(seed_ptr)  # scalar
-    keep = keep_scores(seed, stream, head, first_token, first_key, keep_threshold, ROWS, KEYS)  # [ROWS, KEYS]
+    keep = dropout_keep(seed, stream, head, first_token, first_key, keep_threshold, ROWS, KEYS)  # [ROWS, KEYS]
     token = (first_token + tl.arange(0, ROWS))[:, None]
     key = (first_key + tl.arange(0, KEYS))[None, :]
     ptrs = mask_ptr + (head.to(tl.int64) * T + token) * max_seqlen + key

@@ -64,7 +64,7 @@ def _forward(problem: Problem, causal: bool) -> list[KernelVariant]:
     constexprs = {
         "BLOCK_M": tile.BLOCK_M,
         "BLOCK_N": tile.BLOCK_N,
-        "PIECES": TILE_ROWS[0] // tile.BLOCK_M,
+        "BLOCKS_PER_TILE": TILE_ROWS[0] // tile.BLOCK_M,
         "ONE_BLOCK": config.ONE_BLOCK,
         "CAUSAL": causal,
         "SAVE_LSE": True,
@@ -79,21 +79,21 @@ def _backward(problem: Problem, causal: bool) -> list[KernelVariant]:
     """The kernels that a backward of this problem launches."""
     config = BackwardConfig.choose(problem)
     found = _short(attention_bwd_short_kernel, "bwd short", problem, causal, config.short)
-    done = 0
+    min_seqlen = 1
     for tile in config.whole_tiles_for(problem.max_seqlen):
         if config.short is None or problem.max_seqlen > PACK_ROWS:
-            constexprs = {"BLOCK": tile.BLOCK_M, "MORE_THAN": done, "CAUSAL": causal}
+            constexprs = {"BLOCK": tile.BLOCK_M, "MIN_SEQLEN": min_seqlen, "CAUSAL": causal}
             found.append(_variant(attention_bwd_whole_kernel, "bwd whole", problem, tile, constexprs))
-        done = tile.BLOCK_M
-    if problem.max_seqlen <= done:
+        min_seqlen = tile.BLOCK_M + 1
+    if problem.max_seqlen < min_seqlen:
         return found
     dq = config.dq.capped_for_causal(causal)
     for kernel, part, tile, rows in (
         (attention_bwd_dq_kernel, "bwd dq", dq, dq.BLOCK_M),
         (attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
     ):
-        constexprs = {"BLOCK_M": tile.BLOCK_M, "BLOCK_N": tile.BLOCK_N, "PIECES": TILE_ROWS[0] // rows}
-        constexprs |= {"MORE_THAN": done, "CAUSAL": causal}
+        constexprs = {"BLOCK_M": tile.BLOCK_M, "BLOCK_N": tile.BLOCK_N, "BLOCKS_PER_TILE": TILE_ROWS[0] // rows}
+        constexprs |= {"MIN_SEQLEN": min_seqlen, "CAUSAL": causal}
         why = "tf32 tiles of 64 keys spill at this head_dim; wgmma takes no fewer rows"
         older_unit = why if not problem.is_exact and rows < 64 else ""
         found.append(_variant(kernel, part, problem, tile, constexprs, older_unit))
