@@ -24,6 +24,7 @@ from .layer_norm import sum_partials
 from .matmul.pointers import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .matmul.sides import side
 from .registration import register, wants_grad
+from .specs import baselines
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 # One chunk of logits. Smaller ones would leave the product that makes dhidden too few tiles to fill a GPU.
@@ -416,5 +417,7 @@ SPECS = (
         flops=_flops,
         bytes_moved=_bytes_moved,
         variants=_variants,
+        directions=("forward", "both"),  # the forward of a training step also computes the gradients
+        baseline=baselines.cross_entropy_of_labelled_rows,
     ),
 )

@@ -22,6 +22,7 @@ from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
 from .primitives.tiles import offsets, place
 from .registration import register
+from .specs import baselines
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
@@ -378,6 +379,8 @@ SPECS = (
         flops=_flops,
         bytes_moved=_bytes_moved,
         variants=_variants,
-        obstacle=fp8.obstacle,
+        unsupported_reason=fp8.obstacle,
+        directions=("forward",),
+        baseline=baselines.linear_without_quantization,
     ),
 )

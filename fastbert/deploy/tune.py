@@ -29,7 +29,7 @@ from fastbert.kernels.matmul.choose import (
 )
 from fastbert.kernels.matmul.config import candidates, obstacle
 from fastbert.kernels.matmul.table import Machine, TableError, default_file, read, to_json
-from fastbert.kernels.specs.accuracy import OUT_FACTOR, measure
+from fastbert.kernels.specs.accuracy import OUT_FACTOR, compare_with_float64
 from fastbert.utils.checkpoints import InputError
 from fastbert.utils.files import strict_json, write_whole
 from fastbert.utils.timing import Timer, Timing
@@ -321,7 +321,7 @@ def _why_wrong(made: Sequence[Tensor], same_dtype: Sequence[Tensor], exact: Sequ
     for place, (ours, theirs, right) in enumerate(zip(made, same_dtype, exact, strict=True)):
         is_sum = right.dim() == 1
         name = "sum over the rows" if is_sum else f"output {place}"
-        accuracy = measure(name, ours, theirs, right, OUT_FACTOR, summed_rows=rows if is_sum else 0)
+        accuracy = compare_with_float64(name, ours, theirs, right, OUT_FACTOR, summed_rows=rows if is_sum else 0)
         if not accuracy.passed:
             return str(accuracy)
     return None

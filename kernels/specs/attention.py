@@ -11,6 +11,7 @@ from .. import functional, reference
 from ..attention.blocks import dropout_keep
 from ..device import cdiv
 from ..dropout import scale, threshold
+from . import baselines
 from .attention_variants import variants
 from .spec import Inputs, OperationSpec, Sample, Workload, generator, nbytes, seed_tensor
 
@@ -160,6 +161,13 @@ def _reference_inputs(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def _prepare(inputs: Inputs) -> Inputs:
+    """With the schedule, which a model makes once for all its layers."""
+    qkv = inputs["qkv"]
+    schedule = functional.attention_schedule(inputs["cu_seqlens"], inputs["max_seqlen"], qkv.shape[0], qkv)
+    return inputs | {"schedule": schedule}
+
+
 def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
     head_dim = work.hidden_size // work.num_heads
     return _sample("workload", work.seqlens, heads=work.num_heads, head_dim=head_dim).make(dtype, device)
@@ -191,5 +199,7 @@ SPECS = (
         variants=variants,
         reference_inputs=_reference_inputs,
         grad_factor=3.0,
+        prepare=_prepare,
+        baseline=baselines.padded_attention,
     ),
 )

@@ -27,7 +27,7 @@ from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE,
 from fastbert.kernels.matmul.pointers import gemm_wgrad, offsets
 from fastbert.kernels.reference import linear_ref
 from fastbert.kernels.specs.spec import generator, normal
-from tests.kernels.harness import DTYPES, GPU, compare, noise, run, tensors_of
+from tests.kernels.harness import DTYPES, GPU, as_list, compare, forward_backward, random_gradient
 
 SAMPLES = [(spec, sample) for spec in SPECS for sample in spec.samples]
 ON_GPU = SAMPLES if GPU else SAMPLES[:1]  # one to show as skipped
@@ -52,7 +52,7 @@ def test_library_side_matches_float64(pair, device):
     with use_gemm("library"):
         for dtype in (torch.float16, torch.float32):
             inputs = sample.make(dtype, device)
-            tensors = [t for value in inputs.values() for t in tensors_of(value) if isinstance(t, torch.Tensor)]
+            tensors = [t for value in inputs.values() for t in as_list(value) if isinstance(t, torch.Tensor)]
             compare(spec, inputs, dtype, summed_rows=max(max(t.shape) for t in tensors))
 
 
@@ -93,10 +93,12 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
     for side, launches in (("triton", 12), ("library", 0)):
         asked.clear(), launched.clear()
         with use_gemm(side):
-            run(linear, dict(x=x, weight=w, bias=b), ("x", "weight", "bias"), None, noise)
-            run(qkv_linear, dict(x=x, weights=(w,) * 3, biases=(b,) * 3), ("x", "weights", "biases"), None, noise)
+            forward_backward(linear, dict(x=x, weight=w, bias=b), ("x", "weight", "bias"), None, random_gradient)
+            forward_backward(
+                qkv_linear, dict(x=x, weights=(w,) * 3, biases=(b,) * 3), ("x", "weights", "biases"), None, random_gradient
+            )
             inputs = dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)
-            run(feed_forward, inputs, tuple(inputs), None, noise)
+            forward_backward(feed_forward, inputs, tuple(inputs), None, random_gradient)
         assert asked == set(OPERATIONS)
         assert len(launched) == launches, launched
 
@@ -215,7 +217,7 @@ def test_neighbours_in_memory_are_never_read_into_a_result(device):
             (qkv_linear, dict(x=x, weights=(w, w, w), biases=(bias, bias, bias))),
             (feed_forward, dict(x=x, weight_in=w, bias_in=bias, weight_out=w_out)),
         ):
-            for name, value in run(function, inputs, tuple(inputs), None, noise).items():
+            for name, value in forward_backward(function, inputs, tuple(inputs), None, random_gradient).items():
                 assert value.isfinite().all(), name
 
 
@@ -223,8 +225,8 @@ def test_qkv_weights_may_have_different_strides(device):
     x, q, k, v = make((6, 16), (8, 16), (8, 24), (16, 8), device=device)
     weights = (q, k[:, 4:20], v.t())
     with use_gemm("triton"):
-        got = run(qkv_linear, dict(x=x, weights=weights), ("x", "weights"), None, noise)
-    expected = run(linear_ref, dict(x=x, weight=torch.cat(weights)), ("x", "weight"), None, noise)
+        got = forward_backward(qkv_linear, dict(x=x, weights=weights), ("x", "weights"), None, random_gradient)
+    expected = forward_backward(linear_ref, dict(x=x, weight=torch.cat(weights)), ("x", "weight"), None, random_gradient)
     torch.testing.assert_close(got["out"], expected["out"])
     torch.testing.assert_close(got["dx"], expected["dx"])
     torch.testing.assert_close(torch.cat([got[f"dweights{i}"] for i in range(3)]), expected["dweight"])
@@ -246,8 +248,8 @@ def test_axes_of_zero_and_one(N, K, device):
     x, weight, bias = make((4, K), (N, K), (N,), device=device)
     for activation in (None, "gelu_erf"):
         inputs = dict(x=x, weight=weight, bias=bias, activation=activation)
-        got = run(linear, inputs, ("x", "weight", "bias"), None, noise)
-        expected = run(linear_ref, inputs, ("x", "weight", "bias"), None, noise)
+        got = forward_backward(linear, inputs, ("x", "weight", "bias"), None, random_gradient)
+        expected = forward_backward(linear_ref, inputs, ("x", "weight", "bias"), None, random_gradient)
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
 
@@ -305,8 +307,12 @@ def test_the_inner_state_made_again_gives_the_gradients_of_the_one_kept(side, ac
     for keep in (False, True):
         with use_gemm(side):
             for names in (tuple(inputs), ("weight_out",)):
-                found[keep, names] = run(
-                    functools.partial(feed_forward, keep_inner=keep), inputs | {"activation": activation}, names, None, noise
+                found[keep, names] = forward_backward(
+                    functools.partial(feed_forward, keep_inner=keep),
+                    inputs | {"activation": activation},
+                    names,
+                    None,
+                    random_gradient,
                 )
     for names in (tuple(inputs), ("weight_out",)):
         for name, gradient in found[True, names].items():
@@ -331,7 +337,9 @@ def test_float32_backward_inside_autocast_stays_float32(side, device):
         y = linear(x, w, b, activation="gelu_erf")
         with torch.autocast(device.type, dtype=torch.float16):
             y.sum().backward()
-    expected = run(linear_ref, dict(x=x, weight=w, activation="gelu_erf", bias=b), ("x", "weight"), None, torch.ones_like)
+    expected = forward_backward(
+        linear_ref, dict(x=x, weight=w, activation="gelu_erf", bias=b), ("x", "weight"), None, torch.ones_like
+    )
     torch.testing.assert_close(w.grad, expected["dweight"])
     torch.testing.assert_close(x.grad, expected["dx"])
 
@@ -366,8 +374,8 @@ def test_compiles_without_a_graph_break(device):
         (feed_forward, dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)),
     ):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-        expected = run(function, inputs, tuple(inputs), None, torch.cos)
-        for name, value in run(compiled, inputs, tuple(inputs), None, torch.cos).items():
+        expected = forward_backward(function, inputs, tuple(inputs), None, torch.cos)
+        for name, value in forward_backward(compiled, inputs, tuple(inputs), None, torch.cos).items():
             torch.testing.assert_close(value, expected[name])
 
 
