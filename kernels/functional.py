@@ -271,7 +271,7 @@ def attention(
             qkv, schedule.cu_seqlens, schedule.max_seqlen, seqused_k=schedule.seqused_k, softmax_scale=softmax_scale,
             causal=causal, dropout_p=dropout_p, runs=schedule.runs, uniform=schedule.uniform,
         )  # fmt: skip
-    from .attention import forward as kernel
+    from .attention import op as kernel
 
     (qkv,) = _autocast(qkv)
     dropout_p, seed = _dropout_seed(qkv, dropout_p, seed)
