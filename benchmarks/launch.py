@@ -27,7 +27,7 @@ from torch import Tensor
 
 import fastbert
 from fastbert.kernels import functional
-from fastbert.kernels.matmul.choose import decide
+from fastbert.kernels.matmul.choose import select_gemm
 
 from .harness.conditions import cpu_name
 from .harness.fake_driver import without_launches
@@ -154,7 +154,7 @@ def _measure(dtype: torch.dtype, training: bool, rounds: int, calls: int, starte
 def _selection(rounds: int, calls: int) -> float:
     """Microseconds to decide who computes one product."""
     device = torch.device("cuda", 0)
-    return microseconds(lambda: decide("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
+    return microseconds(lambda: select_gemm("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
 
 
 def _profile(dtype: torch.dtype, calls: int) -> None:

@@ -1,4 +1,4 @@
-"""What the operations accept, for the checks of their callers and for whoever decides whether to call them."""
+"""What the operations accept. Their argument checks read it, and the model where it decides whether to call them."""
 
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 16, 128, 8

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.kernels import cross_entropy as kernel
-from fastbert.kernels.cross_entropy import SPECS, chunk_rows, cross_entropy_bwd, cross_entropy_fwd
+from fastbert.kernels.cross_entropy import chunk_rows, cross_entropy_bwd, cross_entropy_fwd
 from fastbert.kernels.functional import cross_entropy
 from fastbert.kernels.matmul.choose import use_gemm
 from fastbert.kernels.reference import cross_entropy_ref
+from fastbert.kernels.specs.cross_entropy import SPECS
 from fastbert.kernels.specs.spec import generator, normal
 from tests.kernels.harness import GPU, assert_error_within, compare, forward_backward
 
@@ -180,7 +181,7 @@ def test_impossible_labels_are_loud_and_stay_inside(device):
     logits = torch.zeros(6, pitch, device=device)
     losses = torch.zeros(6, device=device)
     labels = torch.tensor([3, V, -1, 1 << 40, -100, 29], device=device)
-    kernel._cross_entropy_rows_kernel[(5,)](logits, labels, losses, V, pitch, -100, WRITE_GRADIENT=True, BLOCK_V=64)
+    kernel.cross_entropy_rows_kernel[(5,)](logits, labels, losses, V, pitch, -100, WRITE_GRADIENT=True, BLOCK_V=64)
     assert losses.isnan().tolist() == [False, True, True, True, False, False]
     assert logits[:, :V].isnan().any(1).tolist() == [False, True, True, True, False, False]
     assert not logits[4:].any()  # the ignored row, and the one that no program has

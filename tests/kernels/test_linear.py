@@ -8,24 +8,19 @@ import torch
 import triton
 import triton.language as tl
 
-import fastbert.kernels.linear
 from fastbert.kernels.device import dot_precision, pretend
+from fastbert.kernels.feed_forward import feed_forward_bwd, feed_forward_fwd
 from fastbert.kernels.functional import feed_forward, linear, qkv_linear
 from fastbert.kernels.limits import ACTIVATIONS
-from fastbert.kernels.linear import (
-    SPECS,
-    feed_forward_bwd,
-    feed_forward_fwd,
-    linear_bwd,
-    linear_fwd,
-    qkv_linear_bwd,
-    qkv_linear_fwd,
-)
-from fastbert.kernels.matmul import pointers as gemm
-from fastbert.kernels.matmul.choose import OPERATIONS, RULES, choose, use_gemm
+from fastbert.kernels.linear import linear_bwd, linear_fwd, qkv_linear_bwd, qkv_linear_fwd
+from fastbert.kernels.matmul import pointers, products
+from fastbert.kernels.matmul.choose import RULES, select_gemm, use_gemm
 from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
-from fastbert.kernels.matmul.pointers import gemm_wgrad, offsets
+from fastbert.kernels.matmul.keys import OPERATIONS
+from fastbert.kernels.matmul.pointers import gemm_wgrad
+from fastbert.kernels.primitives.tiles import offsets
 from fastbert.kernels.reference import linear_ref
+from fastbert.kernels.specs.linear import SPECS
 from fastbert.kernels.specs.spec import generator, normal
 from tests.kernels.harness import DTYPES, GPU, as_list, compare, forward_backward, random_gradient
 
@@ -83,10 +78,10 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
     asked, launched = set(), []
 
     def spy(name, note):
-        original = getattr(fastbert.kernels.linear, name)
-        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
+        original = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
 
-    spy("side", lambda name, args: asked.add(args[0]))
+    spy("select_gemm", lambda name, args: asked.add(args[0]))
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
         spy(launcher, lambda name, args: launched.append(name))
     x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
@@ -104,20 +99,23 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
 
 
 def test_choices_on_a_gpu_that_need_not_exist():
-    cuda = torch.device("cuda")
+    def select(operation, M, N, K, dtype=torch.bfloat16, device="cuda"):
+        choice = select_gemm(operation, M, N, K, dtype, torch.device(device))
+        assert choice.config is None
+        return choice.side, choice.reason
+
     for operation in OPERATIONS:
-        side, reason = choose(operation, 8192, 3072, 768, torch.bfloat16, cuda)
+        side, reason = select(operation, 8192, 3072, 768)
         assert side == ("triton" if operation in ("linear_activation", "dgrad_activation") else "library")
         assert reason.endswith("not yet timed")
-        assert choose(operation, 8192, 3072, 768, torch.float32, cuda)[0] == "library"
-        assert choose(operation, 8192, 3072, 770, torch.bfloat16, cuda) == (
-            "library", "Triton would load element by element: N = 3072 and K = 770 are not both multiples of 16",
-        )  # fmt: skip
-        assert choose(operation, 0, 3072, 768, torch.bfloat16, cuda) == ("library", "the product is empty")
-        assert choose(operation, 8, 32, 32, torch.float16, torch.device("cpu"))[0] == "triton"
+        assert select(operation, 8192, 3072, 768, torch.float32)[0] == "library"
+        uneven = "Triton would load element by element: N = 3072 and K = 770 are not both multiples of 16"
+        assert select(operation, 8192, 3072, 770) == ("library", uneven)
+        assert select(operation, 0, 3072, 768) == ("library", "the product is empty")
+        assert select(operation, 8, 32, 32, torch.float16, "cpu")[0] == "triton"
         for forced in ("triton", "library"):
             with use_gemm(forced):
-                assert choose(operation, 8192, 3072, 770, torch.bfloat16, cuda) == (forced, "forced")
+                assert select(operation, 8192, 3072, 770) == (forced, "forced")
     assert not RULES[-1].operations + RULES[-1].dtypes + RULES[-1].architectures, "the last rule must fit everything"
     assert all(set(rule.operations) <= set(OPERATIONS) for rule in RULES)
 
@@ -129,7 +127,7 @@ def test_tf32_float32_takes_the_fused_kernels():
             torch.backends.cuda.matmul.fp32_precision = precision
             assert dot_precision(torch.float32, "sm_90") == precision
             with pretend("sm_90"):
-                assert choose("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda"))[0] == side
+                assert select_gemm("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda")).side == side
         assert dot_precision(torch.float32, "gfx90a") == "ieee"
         assert dot_precision(torch.float16, "sm_90") == "ieee"
     finally:
@@ -138,7 +136,7 @@ def test_tf32_float32_takes_the_fused_kernels():
 
 def test_rejects_unknown_choices():
     with pytest.raises(ValueError, match=r"expected an operation among linear, .*got 'conv'"):
-        choose("conv", 1, 1, 1, torch.float32, torch.device("cpu"))
+        select_gemm("conv", 1, 1, 1, torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match="must be 'auto', 'triton' or 'library', got 'cublas'"), use_gemm("cublas"):
         pass
 
@@ -174,7 +172,7 @@ def test_splits_fill_the_last_wave(device):
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_split_wgrad_repeats_and_agrees(splits, device, monkeypatch):
     """Every split has its own slot: same bits each time, and another number of splits differs by rounding only."""
-    monkeypatch.setattr(gemm, "wgrad_splits", lambda *_: splits)
+    monkeypatch.setattr(pointers, "wgrad_splits", lambda *_: splits)
     dy, x = make((331, 40), (331, 24), device=device)
     first, second = (gemm_wgrad(dy, x, True) for _ in range(2))
     for mine, again, exact in zip(first, second, (dy.double().t() @ x.double(), dy.double().sum(0))):
@@ -300,7 +298,7 @@ def _operator(node):
 
 @pytest.mark.parametrize("side", ["triton", "library"])
 @pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh", "relu"])
-def test_the_inner_state_made_again_gives_the_gradients_of_the_one_kept(side, activation, device):
+def test_the_recomputed_inner_state_gives_the_gradients_of_the_one_kept(side, activation, device):
     """To the bit where one side makes both; also where only the last weight is trained."""
     inputs = dict(zip(("x", "weight_in", "bias_in", "weight_out"), make((37, 16), (72, 16), (72,), (24, 72), device=device)))
     found = {}

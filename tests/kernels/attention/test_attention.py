@@ -5,15 +5,14 @@ import mmap
 import pytest
 import torch
 
-from fastbert.kernels.attention import blocks as attention_tiles
-from fastbert.kernels.attention import forward as module
-from fastbert.kernels.attention.backward import attention_bwd
-from fastbert.kernels.attention.forward import SPECS, attention_fwd, dropout_mask
+from fastbert.kernels.attention.config import Problem
+from fastbert.kernels.attention.op import MAX_STRIDE, attention_bwd, attention_fwd
 from fastbert.kernels.attention.packing import attention_packs
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import attention, attention_schedule
 from fastbert.kernels.reference import attention_ref
+from fastbert.kernels.specs.attention import SPECS, dropout_mask
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
 from tests.kernels.harness import DTYPES, GPU, compare, forward_backward
 
@@ -97,11 +96,11 @@ def test_tiles_of_every_target_match_float64(target, precision, device, monkeypa
     chosen = set()
 
     def of(qkv, max_seqlen, dropout_p):
-        problem = attention_tiles.Problem(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target)
+        problem = Problem(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target)
         chosen.add(problem)
         return problem
 
-    monkeypatch.setattr(attention_tiles.Problem, "of", of)
+    monkeypatch.setattr(Problem, "of", of)
     short, long = "up-to-64-causal-dropout", "tokens-inside-heads"
     cases = [(dtype, name) for dtype in (torch.float32, torch.float16) for name in (short, long, "unused-keys-up-to-64")]
     cases += [(torch.float32, "head-dim-40-causal"), (torch.float32, "head-dim-80-dropout")]
@@ -274,7 +273,7 @@ def test_strides_past_two_to_the_31_elements(axis):
     """Real launches on a view so spread out that 32-bit offsets would wrap to the zeros before it."""
     qkv, cu_seqlens, max_seqlen = make(LONG, dtype=torch.float16)
     T, _, H, D = qkv.shape
-    strides = {"token": (module.MAX_STRIDE, 2 * D, D), "part": (D, 2**31 + 8, T * D), "head": (D, T * D, 2**31 + 8)}[axis]
+    strides = {"token": (MAX_STRIDE, 2 * D, D), "part": (D, 2**31 + 8, T * D), "head": (D, T * D, 2**31 + 8)}[axis]
     before = 2**31
     length = before + sum(stride * (size - 1) for stride, size in zip(strides, (T, 3, H))) + D
     if axis == "token":
