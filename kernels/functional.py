@@ -120,7 +120,7 @@ def feed_forward(
     check_feed_forward(x, weight_in, bias_in, weight_out, activation)
     if resolve_backend(x) == "torch":
         return reference.feed_forward_ref(x, weight_in, bias_in, weight_out, activation=activation)
-    from . import linear as kernel
+    from . import feed_forward as kernel
 
     x, weight_in, bias_in, weight_out = _autocast(x, weight_in, bias_in, weight_out)
     return kernel.feed_forward(x, weight_in, bias_in, weight_out, activation, keep_inner)
@@ -274,7 +274,7 @@ def attention(
             runs=schedule.runs,
             uniform=schedule.uniform,
         )
-    from .attention import forward as kernel
+    from .attention import op as kernel
 
     (qkv,) = _autocast(qkv)
     dropout_p, seed = _dropout_seed(qkv, dropout_p, seed)
