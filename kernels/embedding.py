@@ -15,6 +15,7 @@ from torch import Tensor
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
 from .layer_norm import LayerNormConfig
+from .primitives.layout import last_contiguous
 from .primitives.philox import keep_adjacent
 from .primitives.reduce import sum_partials
 from .primitives.segment_sum import segment_sum
@@ -229,9 +230,8 @@ def _backward(ctx, dy, *_):
     want_tables, (want_weight, want_bias) = ctx.needs_input_grad[3:6], ctx.needs_input_grad[6:8]
     if dy is None:
         return (None,) * 16
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
     options = (ctx.padding_idx, ctx.dropout_p, seed, ctx.stream, ctx.deterministic)
-    *dtables, norm = embedding_bwd(dy, *tensors, mean, rstd, *options, *want_tables, want_weight or want_bias)
+    *dtables, norm = embedding_bwd(last_contiguous(dy), *tensors, mean, rstd, *options, *want_tables, want_weight or want_bias)
     return (
         *(None,) * 3,
         *(dtable if want else None for dtable, want in zip(dtables, want_tables)),
@@ -262,7 +262,7 @@ def embedding(
     """
     shape = (*ids[0].shape, weight.shape[0])
     ids = [values.reshape(-1).contiguous() for values in ids]
-    tables = [table if table.stride(-1) == 1 else table.contiguous() for table in tables]
+    tables = [last_contiguous(table) for table in tables]
     save = wants_grad(*tables, weight, bias)
     y = embedding_fwd(*ids, *tables, weight, bias, padding_idx, eps, dropout_p, seed, stream, deterministic, out_dtype, save)[0]
     return y.view(shape)

@@ -18,6 +18,7 @@ from .device import cdiv, num_programs
 from .fp8_format import E4M3, GROUP, LARGEST, SMALLEST, num_groups
 from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
+from .primitives.layout import last_contiguous
 from .primitives.tiles import offsets, tile_position
 from .registration import register
 
@@ -255,11 +256,11 @@ linear_activation_op = register(
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """The kernel of `fp8.quantize`. The functions of fp8.py document and check the arguments, here and below."""
-    return quantize_op(_rows(x))
+    return quantize_op(last_contiguous(x))
 
 
 def layer_norm(x, weight, bias, residual, x_bias, eps) -> tuple[Tensor, Tensor, Tensor]:
-    return layer_norm_op(_rows(x), weight, bias, _rows(residual), x_bias, eps)
+    return layer_norm_op(last_contiguous(x), weight, bias, last_contiguous(residual), x_bias, eps)
 
 
 def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
@@ -268,8 +269,3 @@ def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
 
 def linear_activation(q, scale, weight_q, weight_scale, bias, activation) -> tuple[Tensor, Tensor]:
     return linear_activation_op(q.contiguous(), scale.contiguous(), weight_q.contiguous(), weight_scale, bias, activation)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with a contiguous last axis, without a copy where it has one."""
-    return x if x.stride(-1) == 1 else x.contiguous()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
+from .primitives.layout import as_rows, last_contiguous
 from .primitives.philox import keep_adjacent
 from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
@@ -218,10 +219,9 @@ def _backward(ctx, dy, *_):
     shared = want_x and want_residual and ctx.dropout_p == 0 and ctx.x_dtype == ctx.residual_dtype
     if dy is None:
         return (None,) * 11
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
     options = (ctx.saved_is_x, ctx.x_dtype, ctx.residual_dtype, ctx.dropout_p, seed, ctx.stream)
     wanted = (want_x and not shared, want_residual, want_weight or want_bias or want_x_bias)
-    dx, dresidual, parameters = layer_norm_bwd(dy, saved, weight, mean, rstd, *options, *wanted)
+    dx, dresidual, parameters = layer_norm_bwd(last_contiguous(dy), saved, weight, mean, rstd, *options, *wanted)
     if shared:
         dx = dresidual
     dweight, dbias, dx_bias = parameters.unbind(0)
@@ -247,15 +247,8 @@ layer_norm_fwd = register(
 
 def layer_norm(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype) -> Tensor:
     """The kernel of `functional.layer_norm`, which documents and checks the arguments."""
-    N = x.shape[-1]
     save = wants_grad(x, weight, bias, residual, x_bias)
-    x_2d = _rows(x, N)
-    residual_2d = None if residual is None else _rows(residual, N)
+    x_2d = as_rows(x)
+    residual_2d = None if residual is None else as_rows(residual)
     y = layer_norm_fwd(x_2d, weight, bias, residual_2d, x_bias, eps, dropout_p, seed, stream, out_dtype, save)[0]
     return y.view(x.shape)
-
-
-def _rows(x: Tensor, N: int) -> Tensor:
-    """x as (M, N), without a copy where its last axis is contiguous."""
-    x = x.reshape(-1, N)
-    return x if x.stride(-1) == 1 else x.contiguous()
