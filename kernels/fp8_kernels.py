@@ -1,12 +1,11 @@
-"""The kernels of fp8.py: rows quantised, with the layer norm before them or not, and products of quantised tensors.
+"""The kernels of fp8.py: quantising rows, layer norm followed by quantising, and products of quantised tensors.
 
-x, residual, y: (M, N); q: (M, K) float8_e4m3fn with scale (M, 1) or one per GROUP columns; weight_q: (N, K) with one scale per
-row; all float32 scales. A product's tile is GROUP columns wide where its result is quantised, so that one program sees every
-value that a scale covers. Hopper's matrix unit keeps about 14 bits of an fp8 sum: the sum over GROUP columns goes into a
-float32 accumulator, by the scale of these columns where there is one. Rows past M are read as copies of the last one.
+x, residual, y: (M, N); q: (M, K) float8_e4m3fn with scale (M, 1) or (M, ceil(K / GROUP)); weight_q: (N, K) with one scale per
+row; all scales float32. A tile of a product is GROUP columns wide, so that one program sees every value under a scale of a
+quantised result. Hopper's matrix unit keeps about 14 bits of an fp8 sum: after every GROUP columns of K the sum is added to a
+float32 accumulator, times the scale of these columns where there is one. Rows past M are read as copies of the last row.
 """
 
-import random
 from dataclasses import dataclass
 
 import torch
@@ -14,37 +13,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import fp8
 from .batch_invariance import is_batch_invariant
 from .device import cdiv, num_programs
 from .fp8_format import E4M3, GROUP, LARGEST, SMALLEST, num_groups
 from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
-from .primitives.tiles import offsets, place
+from .primitives.layout import last_contiguous
+from .primitives.tiles import offsets, tile_position
 from .registration import register
-from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
-assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
+assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # literals below: the interpreter cannot divide a constexpr by a tensor
 
-
-# The interpreter's conversion loses the carry of a rounding (125 becomes 64) and cuts subnormals off; numbers that e4m3 has it
-# converts right.
+# The interpreter's conversion to e4m3 loses the carry of a rounding (125 becomes 64) and drops subnormals. It is right for
+# numbers that e4m3 has, so they are rounded before.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _nearest_e4m3(x):
     """float32 x, at most 448 in magnitude, rounded to the nearest number of e4m3, ties to even."""
-    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # of two, at most |x|
-    shift = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps: the sum drops what is less than one
-    nan = tl.full([], 0x7FF00000, tl.int32).to(tl.float32, bitcast=True)  # whose first bits are e4m3's only NaN
+    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # the largest power of two up to |x|
+    shift = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps of e4m3: adding it rounds to whole steps
+    nan = tl.full([], 0x7FF00000, tl.int32).to(tl.float32, bitcast=True)  # its leading bits are e4m3's only NaN
     return tl.where(x == x, (x + shift) - shift, nan)
 
 
 @triton.jit
 def _row_scales(x):
-    """(x as fp8, scale per row) of float32 x [R, C]; a NaN stays a NaN."""
-    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)
+    """(x as fp8 [R, C], scale [R]) of float32 x [R, C]. A NaN stays a NaN."""
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)  # [R]
     q = x * (448.0 / largest)[:, None]
     q = tl.clamp(q, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     if INTERPRETED:
@@ -53,17 +50,18 @@ def _row_scales(x):
 
 
 @triton.jit(do_not_specialize=["M"])
-def _quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    q, scale = _row_scales(tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32))
+    x = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    q, scale = _row_scales(x)  # [BLOCK_M, BLOCK_N], [BLOCK_M]
     tl.store(q_ptr + offsets(offs_m, offs_n, N), q, mask=mask)
     tl.store(scale_ptr + offs_m, scale, mask=offs_m < M)
 
 
 @triton.jit(do_not_specialize=["M"])
-def _layer_norm_kernel(
+def layer_norm_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, q_ptr, scale_ptr,
     M, N, stride_x_row, stride_residual_row, eps,
     HAS_X_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -72,18 +70,19 @@ def _layer_norm_kernel(
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
-    z = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if HAS_X_BIAS:
-        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    z += tl.load(residual_ptr + offsets(offs_m, offs_n, stride_residual_row), mask=mask, other=0.0).to(tl.float32)
+        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_N]
+    residual_ptrs = residual_ptr + offsets(offs_m, offs_n, stride_residual_row)
+    z += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
-    mean = tl.sum(z, axis=1) / N
-    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = (centred * rstd[:, None] * weight[None, :] + bias[None, :]).to(y_ptr.dtype.element_ty)
-    q, scale = _row_scales(y.to(tl.float32))
+    mean = tl.sum(z, axis=1) / N  # [BLOCK_M]
+    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)  # [BLOCK_M]
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    y = (centred * rstd[:, None] * weight[None, :] + bias[None, :]).to(y_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
+    q, scale = _row_scales(y.to(tl.float32))  # [BLOCK_M, BLOCK_N], [BLOCK_M]
     out = offsets(offs_m, offs_n, N)
     tl.store(y_ptr + out, y, mask=mask)
     tl.store(q_ptr + out, q, mask=mask)
@@ -91,15 +90,16 @@ def _layer_norm_kernel(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _fp8_gemm_kernel(
+def fp8_gemm_kernel(
     x_ptr, scale_ptr, w_ptr, w_scale_ptr, b_ptr, y_ptr, y_scale_ptr,
     M, N, K,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GROUPED: tl.constexpr, QUANTIZE: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per BLOCK_N columns."""
+    """y = ACTIVATION(x @ w.T + b). GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per
+    BLOCK_N columns."""
     tl.assume(K > 0)
-    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    pid_m, pid_n = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
@@ -112,32 +112,32 @@ def _fp8_gemm_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
         if EVEN_K:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
+            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs)  # [BLOCK_N, BLOCK_K]
         else:
             mask_k = (offs_k < K - k)[None, :]
-            x = tl.load(x_ptrs, mask=mask_k, other=0.0)
-            w = tl.load(w_ptrs, mask=mask_k, other=0.0)
+            x = tl.load(x_ptrs, mask=mask_k, other=0.0)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs, mask=mask_k, other=0.0)  # [BLOCK_N, BLOCK_K]
         if GROUPED:
-            acc += tl.dot(x, tl.trans(w)) * tl.load(scale_ptrs)[:, None]
+            acc += tl.dot(x, tl.trans(w)) * tl.load(scale_ptrs)[:, None]  # [BLOCK_M, BLOCK_N] * [BLOCK_M, 1]
             scale_ptrs += 1
         else:
-            acc = tl.dot(x, tl.trans(w), acc, max_num_imprecise_acc=BLOCK_K)
+            acc = tl.dot(x, tl.trans(w), acc, max_num_imprecise_acc=BLOCK_K)  # [BLOCK_M, BLOCK_N]
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
     if not GROUPED:
-        acc *= tl.load(scale_ptrs)[:, None]
-    acc *= tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)[None, :]
+        acc *= tl.load(scale_ptrs)[:, None]  # [BLOCK_M, 1]
+    acc *= tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)[None, :]  # [1, BLOCK_N]
     if HAS_BIAS:
-        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_N]
     if ACTIVATION is not None:
         acc = activate(acc, ACTIVATION, False)
     out = offsets(offs_m, offs_n, N)
     if QUANTIZE:
-        q, scale = _row_scales(tl.where(mask_n[None, :], acc, 0.0))
+        q, scale = _row_scales(tl.where(mask_n[None, :], acc, 0.0))  # [BLOCK_M, BLOCK_N], [BLOCK_M]
         tl.store(y_ptr + out, q, mask=mask)
         tl.store(y_scale_ptr + offs_m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + pid_n, scale, mask=offs_m < M)
     else:
@@ -146,7 +146,7 @@ def _fp8_gemm_kernel(
 
 @dataclass(frozen=True)
 class Fp8Config:
-    """A tile of rows x GROUP columns, summed GROUP at a time."""
+    """A tile of rows x GROUP columns; K is summed GROUP columns at a time."""
 
     rows: int
     num_warps: int
@@ -154,7 +154,7 @@ class Fp8Config:
 
     @classmethod
     def for_shape(cls, M: int, N: int, device: torch.device) -> "Fp8Config":
-        """The larger tile where it gives every multiprocessor work; in batch-invariant mode always the smaller."""
+        """The larger tile where that gives every multiprocessor one; the smaller always in batch-invariant mode."""
         if is_batch_invariant():
             return SMALL
         tiles = cdiv(M, LARGE.rows) * cdiv(N, GROUP)
@@ -163,15 +163,16 @@ class Fp8Config:
 
 LARGE = Fp8Config(128, num_warps=8, num_stages=3)
 SMALL = Fp8Config(64, num_warps=4, num_stages=4)
-ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4  # of a program that sees whole rows; four rows of the norm spill on sm_90
+# Rows per program of the kernels that hold whole rows, and their warps. Four rows of the layer norm spill on sm_90.
+QUANTIZE_ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4
 
 
 def _quantize(x):
     q, scale = _quantize_fake(x)
     M, N = x.shape
     if M * N:
-        _quantize_kernel[(cdiv(M, ROWS),)](
-            x, q, scale, M, N, x.stride(0), BLOCK_M=ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS
+        quantize_kernel[(cdiv(M, QUANTIZE_ROWS),)](
+            x, q, scale, M, N, x.stride(0), BLOCK_M=QUANTIZE_ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS
         )
     return q, scale
 
@@ -188,7 +189,7 @@ def _layer_norm(x, weight, bias, residual, x_bias, eps):
     y, q, scale = _layer_norm_fake(x, weight, bias, residual, x_bias, eps)
     M, N = x.shape
     if M:
-        _layer_norm_kernel[(cdiv(M, NORM_ROWS),)](
+        layer_norm_kernel[(cdiv(M, NORM_ROWS),)](
             x, x_bias, residual, weight, bias, y, q, scale, M, N, x.stride(0), residual.stride(0), eps,
             HAS_X_BIAS=x_bias is not None, BLOCK_M=NORM_ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS,
         )  # fmt: skip
@@ -204,7 +205,7 @@ def _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale):
     if M * N == 0:
         return
     config = Fp8Config.for_shape(M, N, q.device)
-    _fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, GROUP),)](
+    fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, GROUP),)](
         q, scale, weight_q, weight_scale, bias, y, y_scale, M, N, K,
         HAS_BIAS=bias is not None, ACTIVATION=activation, GROUPED=scale.shape[1] > 1, QUANTIZE=y_scale is not None,
         EVEN_K=K % GROUP == 0, BLOCK_M=config.rows, BLOCK_N=GROUP, BLOCK_K=GROUP, GROUP_ROWS=GROUP_ROWS,
@@ -254,12 +255,12 @@ linear_activation_op = register(
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel behind `fp8.quantize`, which documents and checks the arguments; so below."""
-    return quantize_op(_rows(x))
+    """The kernel of `fp8.quantize`. The functions of fp8.py document and check the arguments, here and below."""
+    return quantize_op(last_contiguous(x))
 
 
 def layer_norm(x, weight, bias, residual, x_bias, eps) -> tuple[Tensor, Tensor, Tensor]:
-    return layer_norm_op(_rows(x), weight, bias, _rows(residual), x_bias, eps)
+    return layer_norm_op(last_contiguous(x), weight, bias, last_contiguous(residual), x_bias, eps)
 
 
 def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
@@ -268,116 +269,3 @@ def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
 
 def linear_activation(q, scale, weight_q, weight_scale, bias, activation) -> tuple[Tensor, Tensor]:
     return linear_activation_op(q.contiguous(), scale.contiguous(), weight_q.contiguous(), weight_scale, bias, activation)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _sample(name: str, M: int, K: int, N: int, *, bias: bool = True, grouped: bool = False, seed: int = 0) -> Sample:
-    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        g = generator(seed)
-        q, scale = fp8.quantize_ref(normal((M, K), torch.float32, device, g), GROUP if grouped else None)
-        weight_q, weight_scale = fp8.quantize_ref(normal((N, K), torch.float32, device, g, std=K**-0.5 if K else 1.0))
-        inputs = {"q": q, "scale": scale, "weight_q": weight_q, "weight_scale": weight_scale[:, 0].contiguous()}
-        return inputs | {"bias": normal((N,), dtype, device, g) if bias else None, "out_dtype": dtype}
-
-    return Sample(name, make)
-
-
-_SAMPLES = (
-    _sample("ragged-everywhere", 70, 200, 130),
-    _sample("scale-per-group", 70, 300, 40, grouped=True),
-    _sample("one-row", 1, 256, 128, bias=False),
-    _sample("smaller-than-a-tile", 3, 16, 7),
-    _sample("no-rows", 0, 128, 128),
-)
-
-
-def _fuzz(rng: random.Random) -> Sample:
-    M, K, N, grouped = rng.randint(1, 140), rng.randint(1, 300), rng.randint(1, 200), rng.random() < 0.5
-    name = f"fuzz-{M}x{K}x{N}{'-grouped' * grouped}"
-    return _sample(name, M, K, N, bias=rng.random() < 0.5, grouped=grouped, seed=rng.randint(0, 1 << 30))
-
-
-def _reference(q, scale, weight_q, weight_scale, bias, out_dtype):
-    return fp8.linear_ref(q, scale, weight_q, weight_scale, bias)
-
-
-def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return _sample("", work.tokens, work.hidden_size, work.intermediate_size).make(dtype, device)
-
-
-def _flops(inputs: Inputs, backward: bool) -> int:
-    return 2 * inputs["q"].numel() * inputs["weight_q"].shape[0]
-
-
-def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    out = inputs["q"].shape[0] * inputs["weight_q"].shape[0] * inputs["out_dtype"].itemsize
-    return out + nbytes(*(value for value in inputs.values() if isinstance(value, Tensor)))
-
-
-_TARGETS = ("sm_90", "sm_100")
-
-
-def _variants() -> list[KernelVariant]:
-    rows = dict(BLOCK_M=ROWS, BLOCK_N=1024)
-    scalars = {"M": "i32", "N": "i32", "stride_x_row": "i32"}
-    variants = [
-        KernelVariant(
-            "fp8 quantize bf16", _quantize_kernel, {"x_ptr": "*bf16", "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", **scalars},
-            rows, num_warps=ROW_WARPS, divisible=("N", "stride_x_row"), targets=_TARGETS,
-        ),
-        KernelVariant(
-            "fp8 layer norm bf16", _layer_norm_kernel,
-            {
-                **{name: "*bf16" for name in ("x_ptr", "x_bias_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "y_ptr")},
-                "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", **scalars, "stride_residual_row": "i32", "eps": "fp32",
-            },
-            {"HAS_X_BIAS": True, **rows, "BLOCK_M": NORM_ROWS}, num_warps=ROW_WARPS,
-            divisible=("N", "stride_x_row", "stride_residual_row"), targets=_TARGETS,
-        ),
-    ]  # fmt: skip
-    cases = (
-        ("", None, False, "*bf16"),
-        (" gelu_erf+quantize", "gelu_erf", False, "*fp8e4nv"),
-        (" grouped", None, True, "*bf16"),
-    )
-    for label, activation, grouped, out in cases:
-        for config in (LARGE, SMALL):
-            pointers = {"x_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "w_ptr": "*fp8e4nv", "w_scale_ptr": "*fp32"}
-            pointers |= {"b_ptr": "*bf16", "y_ptr": out}
-            flags = dict(
-                HAS_BIAS=True, ACTIVATION=activation, GROUPED=grouped, QUANTIZE=activation is not None, EVEN_K=True,
-                BLOCK_M=config.rows, BLOCK_N=GROUP, BLOCK_K=GROUP, GROUP_ROWS=GROUP_ROWS,
-            )  # fmt: skip
-            if activation is None:
-                flags["y_scale_ptr"] = None
-            else:
-                pointers["y_scale_ptr"] = "*fp32"
-            variants.append(
-                KernelVariant(
-                    f"fp8 linear{label} {config.rows}x{GROUP}x{GROUP}", _fp8_gemm_kernel,
-                    {**pointers, "M": "i32", "N": "i32", "K": "i32"}, flags,
-                    num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor", divisible=("N", "K"),
-                    targets=_TARGETS,
-                )
-            )  # fmt: skip
-    return variants
-
-
-SPECS = (
-    OperationSpec(
-        name="fp8_linear",
-        function=fp8.linear,
-        reference=_reference,
-        differentiable=(),
-        samples=_SAMPLES,
-        fuzz=_fuzz,
-        workload=_workload,
-        flops=_flops,
-        bytes_moved=_bytes_moved,
-        variants=_variants,
-        obstacle=fp8.obstacle,
-    ),
-)

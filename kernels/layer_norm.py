@@ -1,12 +1,11 @@
-"""Layer norm with what stands before it in BERT: y = norm(dropout(x + x_bias) + residual), forward and backward.
+"""Fused bias + dropout + residual + layer norm: y = norm(dropout(x + x_bias) + residual), forward and backward.
 
 x, residual, y: (M, N); weight, bias, x_bias: (N,); mean, rstd: (M,) float32.
-Saved for the backward: where nothing stands before the norm, x itself with mean and rstd; else xhat, the normalised sum,
-in y's dtype, with rstd. The dropout mask is drawn again from its seed. Parameter gradients: one float32 row of partial
-sums per program, added in a fixed order by a second kernel; no atomics.
+Saved for the backward: x, mean and rstd for a plain layer norm; otherwise rstd and xhat, the normalised sum, in y's dtype. The
+dropout mask is recomputed from its seed. Parameter gradients: each program writes one float32 row of partial sums, and a
+second kernel adds the rows in a fixed order; no atomics.
 """
 
-import random
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import functional, reference
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
+from .primitives.layout import as_rows, last_contiguous
 from .primitives.philox import keep_adjacent
+from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
-from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
 @triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
-def _layer_norm_fwd_kernel(
+def layer_norm_fwd_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, seed_ptr,
     y_ptr, xhat_ptr, mean_ptr, rstd_ptr,
     M, N, stride_x_row, stride_residual_row, eps, keep_threshold, keep_scale, stream,
@@ -34,24 +33,26 @@ def _layer_norm_fwd_kernel(
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
-    rows = offs_m.to(tl.int64)[:, None]
+    rows = offs_m.to(tl.int64)[:, None]  # [BLOCK_M, 1]
 
-    z = tl.load(x_ptr + rows * stride_x_row + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(x_ptr + rows * stride_x_row + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if HAS_X_BIAS:
-        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_N]
     if HAS_DROPOUT:
-        keep = keep_adjacent(tl.load(seed_ptr), stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)
+        seed = tl.load(seed_ptr)  # scalar
+        keep = keep_adjacent(seed, stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)  # [BLOCK_M, BLOCK_N]
         z = tl.where(keep, z * keep_scale, 0.0)
     if HAS_RESIDUAL:
-        z += tl.load(residual_ptr + rows * stride_residual_row + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+        residual_ptrs = residual_ptr + rows * stride_residual_row + offs_n[None, :]
+        z += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
-    mean = tl.sum(tl.where(mask_n[None, :], z, 0.0), axis=1) / N
-    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)
-    xhat = centred * rstd[:, None]
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = xhat * weight[None, :] + bias[None, :]
+    mean = tl.sum(tl.where(mask_n[None, :], z, 0.0), axis=1) / N  # [BLOCK_M]
+    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)  # [BLOCK_M]
+    xhat = centred * rstd[:, None]  # [BLOCK_M, BLOCK_N]
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    y = xhat * weight[None, :] + bias[None, :]  # [BLOCK_M, BLOCK_N]
 
     tl.store(y_ptr + rows * N + offs_n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
     if SAVE_XHAT:
@@ -62,7 +63,7 @@ def _layer_norm_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
-def _layer_norm_bwd_kernel(
+def layer_norm_bwd_kernel(
     dy_ptr, saved_ptr, weight_ptr, mean_ptr, rstd_ptr, seed_ptr,
     dx_ptr, dresidual_ptr, partial_ptr,
     M, N, stride_dy_row, stride_saved_row, rows_per_program, keep_threshold, keep_scale, stream,
@@ -72,7 +73,7 @@ def _layer_norm_bwd_kernel(
     program = tl.program_id(0)
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
     dweight = tl.zeros([BLOCK_N], tl.float32)
     dbias = tl.zeros([BLOCK_N], tl.float32)
     dx_bias = tl.zeros([BLOCK_N], tl.float32)
@@ -80,19 +81,20 @@ def _layer_norm_bwd_kernel(
     first = program * rows_per_program
     for row in range(first, tl.minimum(first + rows_per_program, M)):
         row_64 = row + tl.zeros([], tl.int64)
-        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        xhat = tl.load(saved_ptr + row_64 * stride_saved_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
+        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        xhat = tl.load(saved_ptr + row_64 * stride_saved_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        rstd = tl.load(rstd_ptr + row)  # scalar
         if SAVED_IS_X:
-            xhat = tl.where(mask_n, (xhat - tl.load(mean_ptr + row)) * rstd, 0.0)
+            mean = tl.load(mean_ptr + row)  # scalar
+            xhat = tl.where(mask_n, (xhat - mean) * rstd, 0.0)
         g = dy * weight
         c1 = tl.sum(g * xhat, axis=0) / N
         c2 = tl.sum(g, axis=0) / N
-        dz = (g - (xhat * c1 + c2)) * rstd
+        dz = (g - (xhat * c1 + c2)) * rstd  # [BLOCK_N]
         dx = dz
         if HAS_DROPOUT:
-            row_1 = row + tl.zeros([1], tl.int32)
-            keep = keep_adjacent(tl.load(seed_ptr), stream, row_1, keep_threshold, 1, BLOCK_N)
+            seed = tl.load(seed_ptr)  # scalar
+            keep = keep_adjacent(seed, stream, row + tl.zeros([1], tl.int32), keep_threshold, 1, BLOCK_N)  # [1, BLOCK_N]
             dx = tl.where(keep.reshape(BLOCK_N), dz * keep_scale, 0.0)
         if WRITE_DRESIDUAL:
             tl.store(dresidual_ptr + row_64 * N + offs_n, dz.to(dresidual_ptr.dtype.element_ty), mask=mask_n)
@@ -109,22 +111,9 @@ def _layer_norm_bwd_kernel(
         tl.store(partial + 2 * N, dx_bias, mask=mask_n)
 
 
-@triton.jit(do_not_specialize=["P"])
-def _sum_partials_kernel(partial_ptr, out_ptr, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    """out[n] = sum over p of partial[p, n], always in the same order."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_p = tl.arange(0, BLOCK_P)
-    acc = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
-    for start in range(0, P, BLOCK_P):
-        rows = start + offs_p
-        mask = (rows < P)[:, None] & (offs_n < N)[None, :]
-        acc += tl.load(partial_ptr + rows.to(tl.int64)[:, None] * N + offs_n[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + offs_n, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=offs_n < N)
-
-
 @dataclass(frozen=True)
 class LayerNormConfig:
-    """Tiles by row length. A warp per row keeps the reductions inside the warp; longer rows share their warps.
+    """The tile for a row length. With a warp per row, reductions stay inside the warp; longer rows get several warps.
 
     Compiled for sm_90 at BLOCK_N = 1024: forward 4 rows x 4 warps, backward 1 row x 4 warps, no spill; not yet timed.
     """
@@ -142,21 +131,13 @@ class LayerNormConfig:
         return cls(BLOCK_N, BLOCK_M=1, num_warps=4 if BLOCK_N == 2048 else 8 if BLOCK_N <= 8192 else 16)
 
 
-def sum_partials(partial: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """partial: float32 (P, ...), contiguous. Returns its sum over the first axis in a fixed order, in out_dtype."""
-    P, N = partial.shape[0], partial[0].numel()
-    out = torch.empty(partial.shape[1:], dtype=out_dtype, device=partial.device)
-    _sum_partials_kernel[(cdiv(N, 64),)](partial, out, P, N, BLOCK_P=32, BLOCK_N=64, num_warps=4)
-    return out
-
-
 def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save):
     M, N = x.shape
     y, xhat, mean, rstd = _layer_norm_fwd_fake(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save)
     if M == 0:
         return y, xhat, mean, rstd
     config = LayerNormConfig.for_size(N)
-    _layer_norm_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
+    layer_norm_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
         x, x_bias, residual, weight, bias, seed, y, xhat, mean, rstd,
         M, N, x.stride(0), 0 if residual is None else residual.stride(0),
         eps, threshold(dropout_p), scale(dropout_p), stream,
@@ -176,15 +157,12 @@ def _layer_norm_fwd_fake(x, weight, bias, residual, x_bias, eps, dropout_p, seed
     return y, xhat, mean, rstd
 
 
-def _layer_norm_bwd(
-    dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, want_dx, want_dresidual,
-    want_parameters,
-):  # fmt: skip
+def _layer_norm_bwd(dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, *wanted):
     M, N = dy.shape
+    want_dx, want_dresidual, want_parameters = wanted
     dx, dresidual, parameters = _layer_norm_bwd_fake(
-        dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, want_dx,
-        want_dresidual, want_parameters,
-    )  # fmt: skip
+        dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, *wanted
+    )
     if M == 0:
         return dx, dresidual, parameters.zero_()
     config = LayerNormConfig.for_size(N)
@@ -192,7 +170,7 @@ def _layer_norm_bwd(
     rows_per_program = cdiv(M, programs)
     programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs, 3, N) if want_parameters else (0,), dtype=torch.float32, device=dy.device)
-    _layer_norm_bwd_kernel[(programs,)](
+    layer_norm_bwd_kernel[(programs,)](
         dy, saved, weight, mean, rstd, seed, dx, dresidual, partial,
         M, N, dy.stride(0), saved.stride(0), rows_per_program, threshold(dropout_p), scale(dropout_p), stream,
         SAVED_IS_X=saved_is_x, HAS_DROPOUT=dropout_p > 0, WRITE_DX=want_dx, WRITE_DRESIDUAL=want_dresidual,
@@ -203,11 +181,9 @@ def _layer_norm_bwd(
     return dx, dresidual, parameters
 
 
-def _layer_norm_bwd_fake(
-    dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, want_dx, want_dresidual,
-    want_parameters,
-):  # fmt: skip
+def _layer_norm_bwd_fake(dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, *rest):
     M, N = dy.shape
+    *_, want_dx, want_dresidual, want_parameters = rest
     dx = torch.empty((M if want_dx else 0, N), dtype=x_dtype, device=dy.device)
     dresidual = torch.empty((M if want_dresidual else 0, N), dtype=residual_dtype, device=dy.device)
     parameters = torch.empty((3, N if want_parameters else 0), dtype=weight.dtype, device=dy.device)
@@ -239,16 +215,13 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy, *_):
     saved, weight, mean, rstd, seed = ctx.saved_tensors
     want_x, want_weight, want_bias, want_residual, want_x_bias = ctx.needs_input_grad[:5]
-    want_parameters = want_weight or want_bias or want_x_bias
-    # Without dropout dx and dresidual are the same numbers: written once where their dtypes agree.
+    # Without dropout dx and dresidual have the same values: written once where their dtypes agree.
     shared = want_x and want_residual and ctx.dropout_p == 0 and ctx.x_dtype == ctx.residual_dtype
     if dy is None:
         return (None,) * 11
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-    dx, dresidual, parameters = layer_norm_bwd(
-        dy, saved, weight, mean, rstd, ctx.saved_is_x, ctx.x_dtype, ctx.residual_dtype, ctx.dropout_p, seed, ctx.stream,
-        want_x and not shared, want_residual, want_parameters,
-    )  # fmt: skip
+    options = (ctx.saved_is_x, ctx.x_dtype, ctx.residual_dtype, ctx.dropout_p, seed, ctx.stream)
+    wanted = (want_x and not shared, want_residual, want_weight or want_bias or want_x_bias)
+    dx, dresidual, parameters = layer_norm_bwd(last_contiguous(dy), saved, weight, mean, rstd, *options, *wanted)
     if shared:
         dx = dresidual
     dweight, dbias, dx_bias = parameters.unbind(0)
@@ -273,168 +246,9 @@ layer_norm_fwd = register(
 
 
 def layer_norm(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype) -> Tensor:
-    """The kernel behind `functional.layer_norm`, which documents and checks the arguments."""
-    N = x.shape[-1]
+    """The kernel of `functional.layer_norm`, which documents and checks the arguments."""
     save = wants_grad(x, weight, bias, residual, x_bias)
-    x_2d = _rows(x, N)
-    residual_2d = None if residual is None else _rows(residual, N)
+    x_2d = as_rows(x)
+    residual_2d = None if residual is None else as_rows(residual)
     y = layer_norm_fwd(x_2d, weight, bias, residual_2d, x_bias, eps, dropout_p, seed, stream, out_dtype, save)[0]
     return y.view(x.shape)
-
-
-def _rows(x: Tensor, N: int) -> Tensor:
-    """x as (M, N), in place where its last axis is contiguous."""
-    x = x.reshape(-1, N)
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def dropout_mask(shape: tuple[int, int], dropout_p: float, seed: Tensor, stream: int) -> Tensor:
-    """The multiplier that layer_norm and embedding apply to each element: float32 (M, N), 0 or the scale. For tests."""
-    M, N = shape
-    mask = torch.empty(shape, dtype=torch.float32, device=seed.device)
-    BLOCK_N = max(triton.next_power_of_2(N), 64)
-    if M:
-        _dropout_mask_kernel[(cdiv(M, 2),)](
-            seed, mask, M, N, threshold(dropout_p), scale(dropout_p), stream, BLOCK_M=2, BLOCK_N=BLOCK_N
-        )
-    return mask
-
-
-@triton.jit
-def _dropout_mask_kernel(
-    seed_ptr, mask_ptr, M, N, keep_threshold, keep_scale, stream, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = tl.arange(0, BLOCK_N)
-    keep = keep_adjacent(tl.load(seed_ptr), stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    tl.store(mask_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], tl.where(keep, keep_scale, 0.0), mask=mask)
-
-
-# What the operation says of itself: samples, costs, shipped variants.
-
-
-def _sample(name, shape, *, fused=True, dropout_p=0.0, shift=0.0, row_pad=0, eps=1e-12, seed=0) -> Sample:
-    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        g = generator(seed)
-        N = shape[-1]
-        wide = normal((*shape[:-1], N + row_pad), dtype, device, g, mean=shift)
-        inputs = {
-            "x": wide[..., :N],
-            "weight": normal((N,), dtype, device, g, mean=1.0, std=0.2),
-            "bias": normal((N,), dtype, device, g, std=0.2),
-            "eps": eps,
-        }
-        if fused:
-            inputs["residual"] = normal((*shape[:-1], N + row_pad), dtype, device, g, mean=shift)[..., :N]
-            inputs["x_bias"] = normal((N,), dtype, device, g, std=0.2)
-        if dropout_p:
-            inputs |= {"dropout_p": dropout_p, "seed": seed_tensor(1234 + seed, device), "stream": 2}
-        return inputs
-
-    return Sample(name, make)
-
-
-_SAMPLES = (
-    _sample("one-row", (1, 768)),
-    _sample("no-rows", (0, 96)),
-    _sample("odd-rows-short-axis", (3, 7, 33)),  # N below the smallest block, M not a multiple of BLOCK_M
-    _sample("axis-not-a-power-of-two", (17, 1000)),
-    _sample("axis-of-one", (5, 1), eps=1e-5),  # at 1e-12, rstd = 1e6 overflows PyTorch's own float16
-    _sample("plain", (19, 384), fused=False),
-    _sample("plain-shifted", (13, 768), fused=False, shift=100.0),
-    _sample("shifted", (13, 256), shift=100.0),
-    _sample("padded-rows", (11, 160), row_pad=24),
-    _sample("dropout", (23, 200), dropout_p=0.1),
-    _sample("all-dropped", (5, 64), dropout_p=1.0),
-    _sample("long-axis", (3, 2500), dropout_p=0.5),
-)
-
-
-def _fuzz(rng: random.Random) -> Sample:
-    shape = (rng.randint(0, 40), rng.randint(1, 1200))
-    return _sample(
-        f"fuzz-{shape}", shape, fused=rng.random() < 0.7, dropout_p=rng.choice((0.0, 0.0, 0.1, 0.9)),
-        shift=rng.choice((0.0, 0.0, 100.0)), row_pad=rng.choice((0, 0, 1, 8)), seed=rng.randint(0, 1 << 30),
-    )  # fmt: skip
-
-
-def _reference_inputs(inputs: Inputs) -> Inputs:
-    inputs = dict(inputs)
-    seed, stream = inputs.pop("seed", None), inputs.pop("stream", 0)
-    if seed is not None:
-        x = inputs["x"]
-        shape = (x[..., 0].numel(), x.shape[-1])
-        inputs["dropout_mask"] = dropout_mask(shape, inputs["dropout_p"], seed, stream).view(x.shape)
-    return inputs
-
-
-def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return _sample("workload", (work.tokens, work.hidden_size)).make(dtype, device)
-
-
-def _flops(inputs: Inputs, backward: bool) -> int:
-    return (14 if backward else 9) * inputs["x"].numel()
-
-
-def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    rows = nbytes(inputs["x"], inputs.get("residual"))
-    if backward:  # dy and xhat in, dx (shared with dresidual unless elements were dropped) out
-        return nbytes(inputs["x"]) * (4 if inputs.get("dropout_p") else 3)
-    return rows + nbytes(inputs["x"])
-
-
-def _variants() -> list[KernelVariant]:
-    variants = []
-    for N in (768, 1024):
-        config = LayerNormConfig.for_size(N)
-        for dtype in ("bf16", "fp32"):
-            for dropout in (False, True):
-                name = f"N={N} {dtype}{' dropout' if dropout else ''}"
-                p = f"*{dtype}"
-                variants += [
-                    KernelVariant(
-                        f"layer_norm fwd {name}", _layer_norm_fwd_kernel,
-                        dict(x_ptr=p, x_bias_ptr=p, residual_ptr=p, weight_ptr=p, bias_ptr=p, seed_ptr="*i64", y_ptr=p,
-                             xhat_ptr=p, mean_ptr="*fp32", rstd_ptr="*fp32", M="i32", N="i32", stride_x_row="i32",
-                             stride_residual_row="i32", eps="fp32", keep_threshold="i32", keep_scale="fp32", stream="i32"),
-                        dict(HAS_X_BIAS=True, HAS_RESIDUAL=True, HAS_DROPOUT=dropout, SAVE_XHAT=True,
-                             SAVE_STATISTICS=True, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N),
-                        num_warps=config.num_warps, divisible=("N", "stride_x_row", "stride_residual_row"),
-                    ),
-                    KernelVariant(
-                        f"layer_norm bwd {name}", _layer_norm_bwd_kernel,
-                        dict(dy_ptr=p, saved_ptr=p, weight_ptr=p, mean_ptr="*fp32", rstd_ptr="*fp32", seed_ptr="*i64",
-                             dx_ptr=p, dresidual_ptr=p, partial_ptr="*fp32", M="i32", N="i32", stride_dy_row="i32",
-                             stride_saved_row="i32", rows_per_program="i32", keep_threshold="i32", keep_scale="fp32",
-                             stream="i32"),
-                        dict(SAVED_IS_X=False, HAS_DROPOUT=dropout, WRITE_DX=dropout, WRITE_DRESIDUAL=True,
-                             WRITE_PARTIAL=True, BLOCK_N=config.BLOCK_N),
-                        num_warps=config.num_warps, divisible=("N", "stride_dy_row", "stride_saved_row"),
-                    ),
-                ]  # fmt: skip
-        variants.append(
-            KernelVariant(
-                f"sum_partials N={3 * N}", _sum_partials_kernel,
-                dict(partial_ptr="*fp32", out_ptr="*fp32", P="i32", N="i32"), dict(BLOCK_P=32, BLOCK_N=64),
-                num_warps=4, divisible=("N",),
-            )
-        )  # fmt: skip
-    return variants
-
-
-SPECS = (
-    OperationSpec(
-        name="layer_norm",
-        function=functional.layer_norm,
-        reference=reference.layer_norm_ref,
-        differentiable=("x", "weight", "bias", "residual", "x_bias"),
-        samples=_SAMPLES,
-        fuzz=_fuzz,
-        workload=_workload,
-        flops=_flops,
-        bytes_moved=_bytes_moved,
-        variants=_variants,
-        reference_inputs=_reference_inputs,
-    ),
-)

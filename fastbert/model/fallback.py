@@ -26,7 +26,7 @@ from transformers.utils import output_capturing
 
 from fastbert.kernels import backend_reason
 from fastbert.kernels.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
-from fastbert.kernels.matmul.choose import choose
+from fastbert.kernels.matmul.choose import select_gemm
 from fastbert.model.padding_policy import policy_of
 
 # What transformers' attention functions read from the model's keyword arguments; whatever else is there they ignore.
@@ -736,8 +736,8 @@ def _fused_name(tensor: Tensor) -> str:
 
 def _gemm_choice(product: str, weight: Tensor) -> tuple[str, str]:
     """Which side computes this matrix product of a large batch on this GPU, and why."""
-    side, why = choose(product, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
-    return KERNELS if side == "triton" else "fastbert, library GEMM", why
+    choice = select_gemm(product, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
+    return KERNELS if choice.side == "triton" else "fastbert, library GEMM", choice.reason
 
 
 def _vocabulary_decisions(name: str, predictions: nn.Module) -> list[Decision]:

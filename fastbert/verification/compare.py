@@ -23,8 +23,9 @@ import transformers
 from torch import Tensor
 
 import fastbert
-from fastbert.kernels.backend import interpreter_obstacle
-from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, measure
+from fastbert.kernels.backend import interpreter_unsupported_reason
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, compare_with_float64
 from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
 from fastbert.utils.errors import InputError
 
@@ -94,9 +95,9 @@ def verify(
     texts = read_texts(None) if texts is None else texts
     kernels = kernels and importlib.util.find_spec("triton") is not None
     if kernels and device.type == "cpu":
-        obstacle = interpreter_obstacle()
-        if obstacle is not None:
-            raise InputError(f"the kernels cannot be checked on this CPU: {obstacle}, or leave them out (--no-kernels)")
+        reason = interpreter_unsupported_reason()
+        if reason is not None:
+            raise InputError(f"the kernels cannot be checked on this CPU: {reason}, or leave them out (--no-kernels)")
     yield from verify_model(checkpoint, texts, dtype, device)
     if heads:
         for class_name in CLASS_NAMES:
@@ -116,13 +117,15 @@ def verify_model(
     keep = batch["attention_mask"].bool()
     runs = [_run(model, batch, {}, keep) for model in models]
     for name in runs[0].hidden:
-        yield Row("hidden states", name, measure(name, *(run.hidden[name] for run in runs), OUT_FACTOR), 1)
+        yield Row("hidden states", name, compare_with_float64(name, *(run.hidden[name] for run in runs), OUT_FACTOR), 1)
     for name in runs[0].outputs:
-        yield Row("outputs", name, measure(name, *(run.outputs[name] for run in runs), OUT_FACTOR), 1)
+        yield Row("outputs", name, compare_with_float64(name, *(run.outputs[name] for run in runs), OUT_FACTOR), 1)
     groups: dict[str, list[Accuracy]] = {}
     for name in runs[0].gradients:
         gradients = (run.gradients[name] for run in runs)
-        found = measure(name, *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(name, runs[2]))
+        found = compare_with_float64(
+            name, *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(name, runs[2])
+        )
         groups.setdefault(_group(name), []).append(found)
     for group, accuracies in groups.items():
         yield Row("gradients", group, worst_of(accuracies), len(accuracies))
@@ -141,12 +144,14 @@ def verify_head(checkpoint: Checkpoint, texts: list[str], dtype: torch.dtype, de
     keep = batch["attention_mask"].bool()
     runs = [_run(model, batch, labels, keep) for model in models]
     accuracies = [
-        measure(name, *(run.outputs[name] for run in runs), OUT_FACTOR, summed_rows=_terms(labels) if name == "loss" else 0)
+        compare_with_float64(
+            name, *(run.outputs[name] for run in runs), OUT_FACTOR, summed_rows=_terms(labels) if name == "loss" else 0
+        )
         for name in runs[0].outputs
     ]
     for name in runs[0].gradients:
         gradients = (run.gradients[name] for run in runs)
-        found = measure(
+        found = compare_with_float64(
             f"gradient of {name}", *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(name, runs[2])
         )
         accuracies.append(found)
@@ -249,7 +254,7 @@ def _at_real_tokens(value: Tensor, keep: Tensor) -> Tensor:
 
 def _terms(labels: dict[str, Tensor]) -> int:
     """How many terms a loss is the mean of. It is one number, which PyTorch may meet exactly by the order it adds them in."""
-    return max((int((label != -100).sum()) for label in labels.values()), default=0)
+    return max((int((label != IGNORE_INDEX).sum()) for label in labels.values()), default=0)
 
 
 def _scale(parameter: str, exact: _Run) -> float:
@@ -272,17 +277,17 @@ def _labels(class_name: str, batch: dict[str, Tensor], config: Any) -> dict[str,
     ids, keep = batch["input_ids"], batch["attention_mask"].bool()
     rows = torch.arange(ids.shape[0], device=ids.device)
     every_seventh = torch.arange(ids.shape[1], device=ids.device) % 7 == 1
-    masked_lm = torch.where(keep & every_seventh, ids, -100)
+    masked_lm = torch.where(keep & every_seventh, ids, IGNORE_INDEX)
     last = keep.sum(1) - 1
     makers: dict[str, Callable[[], dict[str, Tensor]]] = {
         "BertModel": dict,
         "BertForPreTraining": lambda: {"labels": masked_lm, "next_sentence_label": rows % 2},
         "BertForMaskedLM": lambda: {"labels": masked_lm},
-        "BertLMHeadModel": lambda: {"labels": torch.where(keep, ids, -100)},
+        "BertLMHeadModel": lambda: {"labels": torch.where(keep, ids, IGNORE_INDEX)},
         "BertForNextSentencePrediction": lambda: {"labels": rows % 2},
         "BertForSequenceClassification": lambda: {"labels": rows % config.num_labels},
         "BertForMultipleChoice": lambda: {"labels": rows % NUM_CHOICES},
-        "BertForTokenClassification": lambda: {"labels": torch.where(keep, ids % config.num_labels, -100)},
+        "BertForTokenClassification": lambda: {"labels": torch.where(keep, ids % config.num_labels, IGNORE_INDEX)},
         "BertForQuestionAnswering": lambda: {"start_positions": last // 2, "end_positions": last},
     }
     return makers[class_name]()

@@ -1,7 +1,6 @@
 """Every operation's spec. Importing this module imports Triton."""
 
-from .. import cross_entropy, embedding, fp8_kernels, layer_norm, linear
-from ..attention import forward as attention
+from . import attention, cross_entropy, embedding, fp8, layer_norm, linear
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (
@@ -10,5 +9,5 @@ ALL_SPECS: tuple[OperationSpec, ...] = (
     *linear.SPECS,
     *embedding.SPECS,
     *cross_entropy.SPECS,
-    *fp8_kernels.SPECS,
+    *fp8.SPECS,
 )

@@ -1,14 +1,13 @@
-"""layer_norm: dropout, layouts, dtypes, limits. The float64 comparisons are generated in test_specs.py."""
+"""layer_norm: layouts, dtypes, registration, limits. The float64 comparisons are generated in test_specs.py."""
 
 import pytest
 import torch
 
-from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import layer_norm
-from fastbert.kernels.layer_norm import dropout_mask, layer_norm_bwd, layer_norm_fwd
+from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from fastbert.kernels.reference import layer_norm_ref
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
-from tests.kernels.harness import DTYPES, run
+from tests.kernels.harness import DTYPES, forward_backward
 
 
 def make(shape, dtype, device):
@@ -16,52 +15,13 @@ def make(shape, dtype, device):
     return [normal(s, dtype, device, g) for s in (shape, (shape[-1],), (shape[-1],), shape, (shape[-1],))]
 
 
-def test_mask_rate_and_scale(device):
-    mask = dropout_mask((512, 768), 0.1, seed_tensor(5, device), 0)
-    rate = (mask == 0).double().mean().item()
-    assert abs(rate - threshold(0.1) / 65536) < 4 * (0.09 / mask.numel()) ** 0.5
-    assert mask.unique().tolist() == [0.0, pytest.approx(scale(0.1), rel=1e-6)]
-    # Neither rows nor columns share their draws.
-    assert (mask == 0).double().mean(0).std() < 0.03
-    assert (mask == 0).double().mean(1).std() < 0.03
-
-
-def test_mask_depends_on_place_not_on_tiles(device):
-    """The row of a longer batch, or a column of a wider tensor, keeps its draw: no tile enters the counter."""
-    seed = seed_tensor(7, device)
-    large = dropout_mask((33, 1000), 0.3, seed, 1)
-    assert torch.equal(large[:5, :64], dropout_mask((5, 64), 0.3, seed, 1))
-    assert not torch.equal(large, dropout_mask((33, 1000), 0.3, seed, 2))
-    assert not torch.equal(large, dropout_mask((33, 1000), 0.3, seed_tensor(8, device), 1))
-
-
-def test_mask_matches_an_independent_philox(device):
-    """Philox 4x32-7 in plain integers, from the paper's definition."""
-
-    def philox(key, counter):
-        (k0, k1), c = key, list(counter)
-        for _ in range(7):
-            p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
-            c = [(p1 >> 32) ^ c[1] ^ k0, p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k1, p0 & 0xFFFFFFFF]
-            k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-        return c
-
-    seed, stream, p = 0x1234_5678_9ABC_DEF0, 3, 0.4
-    mask = dropout_mask((4, 24), p, seed_tensor(seed, device), stream)
-    for row in range(4):
-        for column in range(24):
-            words = philox((seed & 0xFFFFFFFF, seed >> 32), (row, column // 8, 0, stream))
-            half_word = words[column % 8 // 2] >> (16 * (column % 2)) & 0xFFFF
-            assert (mask[row, column] != 0) == (half_word >= threshold(p))
-
-
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float32])
 def test_float32_residual_keeps_float32(dtype, device):
     """Under autocast the sub-layer is 16-bit and the residual stream float32, as in transformers."""
     x, weight, bias, residual, x_bias = make((9, 96), torch.float32, device)
     inputs = dict(x=x.to(dtype), weight=weight, bias=bias, residual=residual, x_bias=x_bias)
-    got = run(layer_norm, inputs, tuple(inputs), None, lambda out: out.cos())
-    exact = run(layer_norm_ref, inputs, tuple(inputs), torch.float64, lambda out: out.cos())
+    got = forward_backward(layer_norm, inputs, tuple(inputs), None, lambda out: out.cos())
+    exact = forward_backward(layer_norm_ref, inputs, tuple(inputs), torch.float64, lambda out: out.cos())
     assert got["out"].dtype == got["dresidual"].dtype == torch.float32
     assert got["dx"].dtype == dtype
     torch.testing.assert_close(got["out"].double(), exact["out"], rtol=1e-5, atol=1e-5)
@@ -96,8 +56,10 @@ def test_opcheck(device):
 def test_compiles_without_a_graph_break(device):
     x, weight, bias, residual, _ = (t.requires_grad_() for t in make((5, 72), torch.float32, device))
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
-    expected = run(layer_norm, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
-    got = run(compiled, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
+    expected = forward_backward(
+        layer_norm, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos
+    )
+    got = forward_backward(compiled, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value)
 

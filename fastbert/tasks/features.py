@@ -1,0 +1,129 @@
+"""Examples as token ids, packed batches of them, and the outputs of a model by example.
+
+Nothing is padded. Training batches hold examples in random order: where no padding is computed, grouping by length would only
+make batches less random. Evaluation, where the order does no harm, goes by length, in batches of about equal tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastbert.kernels.limits import IGNORE_INDEX
+
+ROWS = 512  # texts that are tokenised together
+EVALUATION_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """What one row of a batch is made of.
+
+    sequences: (input_ids, token_type_ids), int32 (tokens,) each; several where the row is a multiple choice.
+    labels: by the name of the model's argument: a number, or an array (tokens,).
+    """
+
+    sequences: tuple[tuple[np.ndarray, np.ndarray], ...]
+    labels: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(len(ids) for ids, _ in self.sequences)
+
+
+def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> tuple[list[Any], int]:
+    """((input_ids, token_type_ids) of each text or pair, how many were longer than max_length and lost their end).
+
+    Of a pair the longer text loses first.
+    """
+    found, cut = [], 0
+    for first in range(0, len(texts), ROWS):
+        seconds = None if pairs is None else list(pairs[first : first + ROWS])
+        encoded = tokenizer(
+            list(texts[first : first + ROWS]), seconds, truncation="longest_first", max_length=max_length, verbose=False
+        )
+        for encoding in encoded.encodings:
+            cut += bool(encoding.overflowing)
+            found.append((np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)))
+    return found, cut
+
+
+def collate(features: Sequence[Feature]) -> dict[str, Any]:
+    """A packed batch: input_ids, token_type_ids int64 (tokens,), cu_seqlens int32 (sequences + 1,), max_seqlen, labels.
+
+    Labels of a row come as (batch,), int64 or float32; labels of tokens as (tokens,), int64. num_choices: of a multiple choice.
+    """
+    sequences = [sequence for feature in features for sequence in feature.sequences]
+    lengths = [len(ids) for ids, _ in sequences]
+    batch: dict[str, Any] = {
+        "input_ids": torch.from_numpy(np.concatenate([ids for ids, _ in sequences]).astype(np.int64)),
+        "token_type_ids": torch.from_numpy(np.concatenate([types for _, types in sequences]).astype(np.int64)),
+        "cu_seqlens": torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32),
+        "max_seqlen": max(lengths),
+    }
+    if len(features[0].sequences) > 1:
+        batch["num_choices"] = len(features[0].sequences)
+    return batch | collate_labels(features)
+
+
+def collate_labels(features: Sequence[Feature]) -> dict[str, Tensor]:
+    """The labels of `collate` alone."""
+    found: dict[str, Tensor] = {}
+    for name in features[0].labels:
+        values = [feature.labels[name] for feature in features]
+        if isinstance(values[0], np.ndarray):
+            found[name] = torch.from_numpy(np.concatenate(values).astype(np.int64))
+        else:
+            found[name] = torch.tensor(values, dtype=torch.float32 if isinstance(values[0], float) else torch.int64)
+    return found
+
+
+def loss_terms(feature: Feature) -> int:
+    """How many terms this row adds to those whose mean is the loss of a batch: its labelled tokens, or one."""
+    of_tokens = [value for value in feature.labels.values() if isinstance(value, np.ndarray)]
+    return int((of_tokens[0] != IGNORE_INDEX).sum()) if of_tokens else 1
+
+
+def batches_by_length(features: Sequence[Feature], tokens: int = EVALUATION_TOKENS) -> Iterator[list[int]]:
+    """Numbers of the features, longest first, in batches of at most `tokens` tokens or one feature."""
+    batch: list[int] = []
+    total = 0
+    for number in sorted(range(len(features)), key=lambda one: -len(features[one])):
+        if batch and total + len(features[number]) > tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(number)
+        total += len(features[number])
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def predict(model: nn.Module, features: Sequence[Feature], *, autocast: torch.dtype | None = None) -> list[np.ndarray]:
+    """The logits of each feature, float32: (labels,) of a row, (tokens, labels) of tokens, (tokens, 2) of starts and ends.
+
+    The model is evaluated as it is in eval mode, and left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    outputs: list[np.ndarray] = [np.empty(0)] * len(features)
+    try:
+        for numbers in batches_by_length(features):
+            chosen = [features[number] for number in numbers]
+            batch = collate([Feature(one.sequences) for one in chosen])
+            moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            with torch.autocast(device.type, autocast) if autocast else nullcontext():
+                found = model(**moved)
+            logits = found.logits if "logits" in found else torch.stack([found.start_logits, found.end_logits], -1)
+            lengths, logits = [len(one) for one in chosen], logits.float().cpu()
+            # A row has at least [CLS] and [SEP]: logits as many as tokens are of tokens.
+            parts = logits.split(lengths) if len(logits) == sum(lengths) else logits
+            for number, part in zip(numbers, parts):
+                outputs[number] = part.numpy()
+    finally:
+        model.train(was_training)
+    return outputs
