@@ -741,7 +741,7 @@ def _gemm_choice(product: str, weight: Tensor) -> tuple[str, str]:
 
 
 def _vocabulary_decisions(name: str, predictions: nn.Module) -> list[Decision]:
-    from fastbert.model.bert import BertPredictionHeadTransform
+    from fastbert.model.layer import BertPredictionHeadTransform
 
     transform = predictions.transform
     reason = "labelled positions only with return_logits=False and labels, else every position"
