@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.model.batch_invariance import batch_invariant as batch_invariant
     from fastbert.model.bert import BertModel as BertModel
     from fastbert.model.bert import BertPreTrainedModel as BertPreTrainedModel
-    from fastbert.model.fallback import explain as explain
+    from fastbert.model.explain import explain as explain
     from fastbert.model.heads import BertForMaskedLM as BertForMaskedLM
     from fastbert.model.heads import BertForMultipleChoice as BertForMultipleChoice
     from fastbert.model.heads import BertForNextSentencePrediction as BertForNextSentencePrediction
@@ -74,7 +74,7 @@ _HOMES = {
     "dequantize": "fastbert.deploy.fp8",
     "embed": "fastbert.inference.embedding",
     "embed_stream": "fastbert.inference.embedding",
-    "explain": "fastbert.model.fallback",
+    "explain": "fastbert.model.explain",
     "fill_mask": "fastbert.inference.masked_words",
     "next_sentence": "fastbert.inference.next_sentence",
     "quantize": "fastbert.deploy.fp8",

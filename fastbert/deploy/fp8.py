@@ -18,10 +18,13 @@ from fastbert.kernels import fp8, functional
 from fastbert.kernels.backend import autocast_dtype, records_portably
 from fastbert.kernels.fp8_format import E4M3, GROUP
 from fastbert.kernels.reference import activate
-from fastbert.model import fallback as routing
+from fastbert.model import calls
 from fastbert.model.bert import BertModel, berts
+from fastbert.model.fallback import LayerPlan, plan_layer
 from fastbert.model.layer import BertLayer, Quantized, takes_packed
 from fastbert.model.layout import Layout
+from fastbert.model.parts import parts_of, weights_of
+from fastbert.model.verdict import Path, weights_verdict
 
 PRODUCTS = ("qkv", "attention", "intermediate", "output")  # of a layer, in the order they run
 ORIGINAL_WEIGHTS = (
@@ -70,22 +73,22 @@ class Fp8BertLayer(BertLayer):
         attention_mask: Tensor | None = None,
         *args: Any,
         packed: Layout | None = None,
-        plan: routing.LayerPlan | None = None,
+        plan: LayerPlan | None = None,
         quantized: Quantized | None = None,
         **kwargs: Any,
     ) -> Any:
         """As in `BertLayer`. Raises RuntimeError in training, where a gradient is wanted, and once a weight has changed."""
         if packed is None or plan is None:
-            routing.warn_once(self, ORIGINAL_WEIGHTS, ORIGINAL_WEIGHTS)
+            calls.warn_once(self, ORIGINAL_WEIGHTS, ORIGINAL_WEIGHTS)
             return super().forward(hidden_states, attention_mask, *args, packed=packed, plan=plan, **kwargs)
-        x, layout, parts = hidden_states, packed.to(hidden_states.device), routing.parts_of(self)
+        x, layout, parts = hidden_states, packed.to(hidden_states.device), parts_of(self)
         self._refuse(plan, x)
-        inner, weights = parts.inner, self._modules["fp8"]._modules  # type: ignore[union-attr]
+        inner, weights = parts.self_attention, self._modules["fp8"]._modules  # type: ignore[union-attr]
         qkv_weight, context_weight, first, second = (weights.get(name) for name in PRODUCTS)
 
         if qkv_weight is None:
             self._record("qkv", x)
-            projections = [routing.weights_of(module) for module in (parts.query, parts.key, parts.value)]
+            projections = [weights_of(module) for module in (parts.query, parts.key, parts.value)]
             qkv = functional.qkv_linear(x, [weight for weight, _ in projections], [bias for _, bias in projections])  # type: ignore[misc]
         else:
             qkv = _linear(quantized or fp8.quantize(x), qkv_weight, qkv_weight.bias, x.dtype)
@@ -102,13 +105,13 @@ class Fp8BertLayer(BertLayer):
         y, bias = _left_bias(parts.attention_dense, context, context_weight)
         x, states = _add_norm(parts.attention_norm, y, bias, x, first is not None)
 
-        weight, bias = routing.weights_of(parts.intermediate_dense)
+        weight, bias = weights_of(parts.intermediate_dense)
         activation = plan.activation
         assert activation is not None
         assert bias is not None
         if states is not None and first is not None and second is not None:
             states = fp8.linear_activation(*states, first.q, first.scale, bias, activation=activation)
-            y, bias = _linear(states, second, None, x.dtype), routing.weights_of(parts.output_dense)[1]
+            y, bias = _linear(states, second, None, x.dtype), weights_of(parts.output_dense)[1]
         else:
             if states is None or first is None:
                 self._record("intermediate", x)
@@ -120,20 +123,23 @@ class Fp8BertLayer(BertLayer):
             y, bias = _left_bias(parts.output_dense, h, second)
         return _add_norm(parts.output_norm, y, bias, x, self.hands_on)
 
+    def describe(self) -> dict[str, tuple[str, str]]:
+        """For `explain`: the number format of each product, or "" and why it is not in fp8."""
+        return {name: ("", f"not in fp8: {self.fp8_kept[name]}") if name in self.fp8_kept else ("fp8", "") for name in PRODUCTS}
+
     def _record(self, product: str, states: Tensor) -> None:
         if self.recorder is not None:
             self.recorder(product, states)
 
-    def _refuse(self, plan: routing.LayerPlan, x: Tensor) -> None:
+    def _refuse(self, plan: LayerPlan, x: Tensor) -> None:
         if self.training:
             raise RuntimeError("fp8 is for inference: expected model.eval(), or fastbert.dequantize(model) to train on")
         if autocast_dtype(x) is not None:
             raise RuntimeError("fp8 runs between products in the states' own dtype: expected a call outside torch.autocast")
         if torch.is_grad_enabled():
             raise RuntimeError("fp8 has no gradients: expected a call inside torch.no_grad() or torch.inference_mode()")
-        reason = _plan_reason(plan)
-        if reason is not None:
-            raise RuntimeError(f"a quantised layer runs whole or not at all, but {reason}: see fastbert.dequantize")
+        if plan.layer.path is not Path.FUSED:
+            raise RuntimeError(f"a quantised layer runs whole or not at all, but {plan.layer.why}: see fastbert.dequantize")
         if records_portably():
             raise RuntimeError(
                 "torch.jit.trace and ONNX have no fp8: expected torch.export or a model from fastbert.dequantize"
@@ -211,7 +217,7 @@ def dequantize(model: Model) -> Model:
 
 def _quantize_layer(layer: Any, kept: dict[str, str], recorded: "list[_Recorded] | None") -> "list[_Recorded] | None":
     """Makes one layer an fp8 one; its outputs on the recorded inputs are the next layer's."""
-    parts = routing.parts_of(layer)
+    parts = parts_of(layer)
     layer.__class__ = Fp8BertLayer
     layer.fp8 = nn.ModuleDict()
     layer.fp8_kept, layer.hands_on, layer.recorder = kept, False, None
@@ -225,7 +231,7 @@ def _quantize_layer(layer: Any, kept: dict[str, str], recorded: "list[_Recorded]
     for name in PRODUCTS:
         if name in kept:
             continue
-        weights, biases = zip(*(routing.weights_of(module) for module in modules[name]))
+        weights, biases = zip(*(weights_of(module) for module in modules[name]))
         own_bias = biases if name == "qkv" and biases[0] is not None else ()
         copied += [*weights, *own_bias]
         weight = torch.cat([weight.detach() for weight in weights]).float()
@@ -275,7 +281,7 @@ class _Recorded:
         self.x, self.layout, self.causal = x, layout, causal
 
     def after(self, layer: nn.Module) -> "_Recorded":
-        plan = routing.plan_layer(layer, self.causal)
+        plan = plan_layer(layer, self.causal)
         return _Recorded(layer(self.x, packed=self.layout, plan=plan)[0], self.layout, self.causal)
 
 
@@ -334,26 +340,17 @@ def _check(bert: BertModel, keep: Collection[str]) -> None:
     if device_obstacle is not None:
         raise RuntimeError(f"quantize: {device_obstacle}")
     for place, layer in enumerate(bert.encoder.layer):
-        plan = routing.plan_layer(layer, bert.config.is_decoder)
-        reason = _plan_reason(plan)
-        if reason is None and type(layer) not in (BertLayer, Fp8BertLayer):
+        reason = plan_layer(layer, bert.config.is_decoder).layer.why
+        if not reason and type(layer) not in (BertLayer, Fp8BertLayer):
             reason = f"it is a {type(layer).__name__}"
-        if reason is None:
-            parts = routing.parts_of(layer)
+        if not reason:
+            parts = parts_of(layer)
             tensors = [tensor for module in layer.modules() for tensor in module.parameters(recurse=False)]
-            reason = routing.tensors_obstacle(*tensors)
-            if routing.weights_of(parts.intermediate_dense)[1] is None:
+            reason = weights_verdict(*tensors).why
+            if weights_of(parts.intermediate_dense)[1] is None:
                 reason = "its intermediate Linear has no bias"
-        if reason is not None:
+        if reason:
             raise RuntimeError(f"quantize: expected layer {place} as transformers builds it, but {reason}")
-
-
-def _plan_reason(plan: routing.LayerPlan) -> str | None:
-    """Why a layer cannot run in fp8, from its live modules."""
-    reasons = plan._replace(activation=None)
-    return next((reason for reason in reasons if reason is not None), None) or (
-        "its activation is not fused" if plan.activation is None else None
-    )
 
 
 def _is_kept(place: int, product: str, keep: Collection[str]) -> bool:
@@ -371,7 +368,7 @@ def _linear(states: tuple[Tensor, Tensor], weight: Any, bias: Tensor | None, dty
 
 def _left_bias(dense: nn.Module, x: Tensor, fp8_weight: Any) -> tuple[Tensor, Tensor | None]:
     """(x @ weight.T in fp8 where there is such a weight, the bias for the layer norm that follows)."""
-    weight, bias = routing.weights_of(dense)
+    weight, bias = weights_of(dense)
     if fp8_weight is None:
         return functional.linear(x, weight), bias
     return _linear(fp8.quantize(x), fp8_weight, None, x.dtype), bias
@@ -381,7 +378,7 @@ def _add_norm(
     norm: nn.Module, y: Tensor, bias: Tensor | None, residual: Tensor, quantizes: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """(norm(y + bias + residual), the same in fp8 where the next product wants it)."""
-    weight, shift = routing.weights_of(norm)
+    weight, shift = weights_of(norm)
     assert shift is not None
     if not quantizes:
         return functional.layer_norm(y, weight, shift, residual, x_bias=bias, eps=norm.eps), None  # type: ignore[arg-type]

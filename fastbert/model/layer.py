@@ -16,10 +16,12 @@ from transformers.models.bert import modeling_bert as hf
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
 from fastbert.kernels.dropout import new_seed
-from fastbert.model import fallback
-from fastbert.model.fallback import LayerParts, LayerPlan, parts_of, weights_of
+from fastbert.model.activations import fused_activation
+from fastbert.model.fallback import LayerPlan, transform_verdict
 from fastbert.model.layout import Layout
+from fastbert.model.parts import LayerParts, parts_of, weights_of
 from fastbert.model.registry import replaces
+from fastbert.model.verdict import Path, Verdict, weights_verdict
 
 # Random streams of one layer: which of its operations a dropout mask belongs to.
 ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
@@ -57,7 +59,7 @@ class BertLayer(hf.BertLayer):
         if packed is None or plan is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         x, layout, parts = hidden_states, packed.to(hidden_states.device), parts_of(self)  # x: (R, D)
-        attention: Any = parts.inner
+        attention: Any = parts.self_attention
         on_kernels = resolve_backend(x) == "triton"
         attention_p = parts.attention_dropout.p if attention.training and type(parts.attention_dropout) is nn.Dropout else 0.0
         hidden_p, output_p = dropout_p_of(parts.hidden_dropout), dropout_p_of(parts.output_dropout)
@@ -84,7 +86,7 @@ class BertLayer(hf.BertLayer):
     def _project_qkv(self, parts: LayerParts, plan: LayerPlan, x: Tensor, quantized: Quantized | None) -> Tensor:
         """Query, key and value side by side: (R, D) -> (R, 3 * D)."""
         projections = (parts.query, parts.key, parts.value)
-        if plan.qkv is None:
+        if plan.qkv.path is Path.FUSED:
             weights, biases = zip(*map(weights_of, projections))
             if weights_readable(x, *weights, *biases):
                 return functional.qkv_linear(x, weights, biases)
@@ -125,11 +127,11 @@ class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
     """The dense layer, activation and norm before the vocabulary projection."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        activation = fallback.plan_transform(self)[1]
-        if activation is not None:
+        if transform_verdict(self).path is Path.FUSED:
             weight, bias = weights_of(self.dense)
             norm_weight, norm_bias = weights_of(self.LayerNorm)
-            if weights_readable(hidden_states, weight, bias) and fallback.tensors_obstacle(norm_weight, norm_bias) is None:
+            if weights_readable(hidden_states, weight, bias) and weights_verdict(norm_weight, norm_bias).path is Path.FUSED:
+                activation = fused_activation(self.transform_act_fn)
                 y = functional.linear(hidden_states, weight, bias, activation=activation)
                 return functional.layer_norm(y, norm_weight, norm_bias, eps=self.LayerNorm.eps)
         return super().forward(hidden_states)
@@ -141,12 +143,12 @@ def dropout_p_of(dropout: nn.Module) -> float:
 
 def weights_readable(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether an operation on x may read these weights: autocast brings dtypes together, else they must be that of x."""
-    return fallback.tensors_obstacle(*weights, dtype=x.dtype if autocast_dtype(x) is None else None) is None
+    return weights_verdict(*weights, dtype=x.dtype if autocast_dtype(x) is None else None).path is Path.FUSED
 
 
-def _linear(dense: nn.Module, x: Tensor, reason: str | None, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
+def _linear(dense: nn.Module, x: Tensor, verdict: Verdict, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
     """(product, the bias left for the layer norm that follows, or None where it is in the product already)."""
-    if reason is not None:
+    if verdict.path is not Path.FUSED:
         return dense(x), None
     weight, bias = weights_of(dense)
     if not weights_readable(x, weight, bias):
@@ -157,10 +159,10 @@ def _linear(dense: nn.Module, x: Tensor, reason: str | None, leave_bias: bool) -
 def _two_linears(parts: LayerParts, plan: LayerPlan, x: Tensor, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
     """activation(x @ w_in.T + b_in) @ w_out.T, (R, D), and the bias left for the layer norm as in `_linear`."""
     first, second = parts.intermediate_dense, parts.output_dense
-    if plan.intermediate is None:
+    if plan.intermediate.path is Path.FUSED:
         weight, bias = weights_of(first)
         if weights_readable(x, weight, bias):
-            if leave_bias and bias is not None and plan.output_dense is None:
+            if leave_bias and bias is not None and plan.output_dense.path is Path.FUSED:
                 weight_out, bias_out = weights_of(second)
                 if weights_readable(x, weight_out, bias_out):
                     return functional.feed_forward(x, weight, bias, weight_out, activation=plan.activation), bias_out
@@ -177,12 +179,12 @@ def _add_norm(
     dropout_p: float,
     seed: Tensor | None,
     stream: int,
-    reason: str | None,
+    verdict: Verdict,
 ) -> Tensor:
     """norm(dropout(y + bias) + residual), (R, D)."""
-    if reason is None:
+    if verdict.path is Path.FUSED:
         weight, shift = weights_of(norm)
-        if fallback.tensors_obstacle(weight, shift) is None:
+        if weights_verdict(weight, shift).path is Path.FUSED:
             return functional.layer_norm(
                 y, weight, shift, residual, x_bias=bias, eps=norm.eps, dropout_p=dropout_p, seed=seed, stream=stream
             )

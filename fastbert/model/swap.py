@@ -8,9 +8,9 @@ from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
 from fastbert.deploy.fp8 import dequantize
-from fastbert.model import fallback as routing
 from fastbert.model import heads as _heads  # noqa: F401  (registers its classes)
 from fastbert.model.bert import choose_padding
+from fastbert.model.calls import forget
 from fastbert.model.padding_policy import policy_from_option, set_policy
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, adopt, register_outputs
 
@@ -55,7 +55,7 @@ def restore(model: Model) -> Model:
         original = ORIGINALS.get(type(part)) or type(part).__dict__.get("_class_before")
         if original is not None:
             part.__class__ = original
-            routing.forget(part)
+            forget(part)
             set_policy(part, None)
     _rebind(model)
     return model
