@@ -19,8 +19,9 @@ from fastbert.kernels.backend import autocast_dtype, records_portably
 from fastbert.kernels.fp8_format import E4M3, GROUP
 from fastbert.kernels.reference import activate
 from fastbert.model import calls
-from fastbert.model.bert import BertLayer, BertModel, berts
+from fastbert.model.bert import BertModel, berts
 from fastbert.model.fallback import LayerPlan, plan_layer
+from fastbert.model.layer import BertLayer, Quantized, takes_packed
 from fastbert.model.layout import Layout
 from fastbert.model.parts import parts_of, weights_of
 from fastbert.model.verdict import Path, weights_verdict
@@ -65,15 +66,17 @@ class Fp8BertLayer(BertLayer):
     hands_on: bool  # whether the next layer's first product is in fp8
     recorder: Recorder | None
 
-    def forward(  # type: ignore[override]
+    @takes_packed
+    def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         *args: Any,
         packed: Layout | None = None,
         plan: LayerPlan | None = None,
+        quantized: Quantized | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Any:
         """As in `BertLayer`. Raises RuntimeError in training, where a gradient is wanted, and once a weight has changed."""
         if packed is None or plan is None:
             calls.warn_once(self, ORIGINAL_WEIGHTS, ORIGINAL_WEIGHTS)
@@ -88,7 +91,7 @@ class Fp8BertLayer(BertLayer):
             projections = [weights_of(module) for module in (parts.query, parts.key, parts.value)]
             qkv = functional.qkv_linear(x, [weight for weight, _ in projections], [bias for _, bias in projections])  # type: ignore[misc]
         else:
-            qkv = _linear(layout.quantized(x) or fp8.quantize(x), qkv_weight, qkv_weight.bias, x.dtype)
+            qkv = _linear(quantized or fp8.quantize(x), qkv_weight, qkv_weight.bias, x.dtype)
         context = functional.attention(
             qkv.view(x.shape[0], 3, inner.num_attention_heads, inner.attention_head_size),  # type: ignore[call-overload]
             layout.cu_seqlens,
@@ -118,11 +121,7 @@ class Fp8BertLayer(BertLayer):
             if second is None:
                 self._record("output", h)
             y, bias = _left_bias(parts.output_dense, h, second)
-        x, states = _add_norm(parts.output_norm, y, bias, x, self.hands_on)
-        layout.hand_on(x, states)
-        return x
-
-    forward.takes_packed = True  # type: ignore[attr-defined]
+        return _add_norm(parts.output_norm, y, bias, x, self.hands_on)
 
     def describe(self) -> dict[str, tuple[str, str]]:
         """For `explain`: the number format of each product, or "" and why it is not in fp8."""
@@ -283,7 +282,7 @@ class _Recorded:
 
     def after(self, layer: nn.Module) -> "_Recorded":
         plan = plan_layer(layer, self.causal)
-        return _Recorded(layer(self.x, packed=self.layout, plan=plan), self.layout, self.causal)
+        return _Recorded(layer(self.x, packed=self.layout, plan=plan)[0], self.layout, self.causal)
 
 
 def _embedded(model: nn.Module, bert: BertModel, batches: list[dict[str, Tensor]]) -> list[_Recorded]:
@@ -291,12 +290,11 @@ def _embedded(model: nn.Module, bert: BertModel, batches: list[dict[str, Tensor]
     found: list[_Recorded] = []
 
     class Recording(BertLayer):
-        def forward(self, hidden_states, *args, packed=None, plan=None, **kwargs):  # type: ignore[override,no-untyped-def]
+        @takes_packed
+        def forward(self, hidden_states, *args, packed=None, plan=None, **kwargs):
             if packed is not None:
                 found.append(_Recorded(hidden_states.detach(), packed, bert.config.is_decoder))
             return super().forward(hidden_states, *args, packed=packed, plan=plan, **kwargs)
-
-        forward.takes_packed = True  # type: ignore[attr-defined]
 
     first: Any = bert.encoder.layer[0]
     first.__class__ = Recording

@@ -20,15 +20,13 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 
 from fastbert.kernels import functional, resolve_backend
-from fastbert.kernels.backend import autocast_dtype, records_portably
+from fastbert.kernels.backend import records_portably
 from fastbert.kernels.batch_invariance import is_batch_invariant
-from fastbert.kernels.dropout import new_seed
 from fastbert.model import calls, fallback, padding_free
-from fastbert.model.activations import fused_activation
 from fastbert.model.batch_invariance import one_sequence, refuse_where_invariant
 from fastbert.model.cache_name import CACHE, with_cache_name
-from fastbert.model.fallback import LayerPlan
 from fastbert.model.hooks import must_require_grad
+from fastbert.model.layer import Quantized, dropout_p_of
 from fastbert.model.layout import (
     LOSS_READS_PADDING,
     TRACING,
@@ -49,72 +47,10 @@ from fastbert.model.padding_policy import (
     set_policy,
     surrounding_policy,
 )
-from fastbert.model.parts import LayerParts, parts_of, weights_of
 from fastbert.model.registry import adopt, replaces
-from fastbert.model.verdict import Path, Verdict, weights_verdict
+from fastbert.model.verdict import Path, Verdict
 
-# Dropout streams of one layer: which of its operations a random number belongs to.
-ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
 _READERS = "readers of padding"  # what a model has been warned of
-
-
-@replaces(hf.BertLayer)
-class BertLayer(hf.BertLayer):
-    """One layer: norm(x + sublayer(x)), twice. Without `packed` it is transformers' layer."""
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        packed: Layout | None = None,
-        plan: LayerPlan | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """hidden_states: (R, D) with packed and plan, what `BertModel` found out about this call; else as in transformers."""
-        if packed is None or plan is None:
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        x, layout, parts = hidden_states, packed.to(hidden_states.device), parts_of(self)
-        inner = parts.self_attention
-        on_kernels = resolve_backend(x) == "triton"
-        attention_p = parts.attention_dropout.p if inner.training and type(parts.attention_dropout) is nn.Dropout else 0.0
-        hidden_p, output_p = _dropout_p(parts.hidden_dropout), _dropout_p(parts.output_dropout)
-        # Drawn here, so that a recomputation under gradient checkpointing draws the same.
-        seed = new_seed(x.device) if on_kernels and max(attention_p, hidden_p, output_p) > 0.0 else None
-
-        qkv = _project(parts, x, plan.qkv)
-        context = functional.attention(
-            qkv.view(x.shape[0], 3, inner.num_attention_heads, inner.attention_head_size),  # type: ignore[call-overload]
-            layout.cu_seqlens,
-            layout.max_seqlen,
-            softmax_scale=inner.scaling,
-            causal=inner.is_causal,
-            dropout_p=attention_p,
-            seed=seed,
-            stream=ATTENTION_STREAM,
-            schedule=layout.schedule,
-        )
-        y, bias = _linear(parts.attention_dense, context.flatten(1), plan.attention_dense, on_kernels)
-        x = _add_norm(parts.attention_norm, y, bias, x, hidden_p, seed, ATTENTION_OUTPUT_STREAM, plan.attention_norm)
-        y, bias = _feed_forward(parts, x, plan, on_kernels)
-        return _add_norm(parts.output_norm, y, bias, x, output_p, seed, OUTPUT_STREAM, plan.output_norm)
-
-    forward.takes_packed = True  # type: ignore[attr-defined]  # a subclass with a forward of its own lacks it
-
-
-@replaces(hf.BertPredictionHeadTransform)
-class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
-    """The dense layer, activation and norm before the vocabulary projection."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if fallback.transform_verdict(self).path is Path.FUSED:
-            weight, bias = weights_of(self.dense)
-            norm_weight, norm_bias = weights_of(self.LayerNorm)
-            if _readable(hidden_states, weight, bias) and weights_verdict(norm_weight, norm_bias).path is Path.FUSED:
-                activation = fused_activation(self.transform_act_fn)
-                y = functional.linear(hidden_states, weight, bias, activation=activation)
-                return functional.layer_norm(y, norm_weight, norm_bias, eps=self.LayerNorm.eps)
-        return super().forward(hidden_states)
 
 
 class BertPreTrainedModel(hf.BertPreTrainedModel):
@@ -454,20 +390,21 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         mask: Callable[[Tensor], Any] | None = None
         if torch.jit.is_tracing() and is_batch_invariant():
             raise RuntimeError("batch-invariant mode: expected a call, got torch.jit.trace, whose graph serves other batches")
+        quantized: Quantized | None = None
         alone = sequences_alone(layout, x) if is_batch_invariant() and resolve_backend(x) == "torch" else None
         for layer in self.encoder.layer:
             plan = fallback.plan_layer(layer, self.config.is_decoder)
             on_rows = plan.layer.path is not Path.TRANSFORMERS
             if on_rows and alone is None:
-                x = layer(x, packed=layout, plan=plan)
+                x, quantized = layer(x, packed=layout, plan=plan, quantized=quantized)
             elif on_rows:
                 with one_sequence():
-                    parts = [layer(x[first:last], packed=one, plan=plan) for first, last, one in alone or ()]
+                    parts = [layer(x[first:last], packed=one, plan=plan)[0] for first, last, one in alone or ()]
                 x = torch.cat(parts) if parts else x
             else:
                 refuse_where_invariant(plan.layer.why)
                 mask = mask or _MaskOnce(self, layout, attention_mask)
-                x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
+                x, quantized = self._padded_layer(layer, x, layout, mask, position_ids, rest), None
             if wanted:
                 state, x = show(x)
                 states.append(state)
@@ -518,7 +455,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             functional.check_ids("position_ids", positions, "position_embeddings", places.num_embeddings)
             types = embeddings.token_type_ids[0].index_select(0, positions)
         norm = embeddings.LayerNorm
-        dropout_p = _dropout_p(embeddings.dropout)
+        dropout_p = dropout_p_of(embeddings.dropout)
         if embeds is None:
             words = embeddings.word_embeddings
             x = functional.embedding(
@@ -664,73 +601,6 @@ class _MaskOnce:
             self.made = (made,)
         mask = self.made[0]
         return mask.to(padded.device) if isinstance(mask, Tensor) else mask
-
-
-def _dropout_p(dropout: nn.Module) -> float:
-    return dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
-
-
-def _readable(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether an operation on x may read these weights: autocast brings dtypes together, else they must be that of x."""
-    return weights_verdict(*weights, dtype=x.dtype if autocast_dtype(x) is None else None).path is Path.FUSED
-
-
-def _project(parts: LayerParts, x: Tensor, verdict: Verdict) -> Tensor:
-    """Query, key and value side by side, (R, 3 * D)."""
-    projections = (parts.query, parts.key, parts.value)
-    if verdict.path is Path.FUSED:
-        weights, biases = zip(*map(weights_of, projections))
-        if _readable(x, *weights, *biases):
-            return functional.qkv_linear(x, weights, biases)
-    return torch.cat([projection(x) for projection in projections], -1)
-
-
-def _linear(dense: nn.Module, x: Tensor, verdict: Verdict, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """(product, the bias left for the layer norm that follows, or None where it is in the product already)."""
-    if verdict.path is not Path.FUSED:
-        return dense(x), None
-    weight, bias = weights_of(dense)
-    if not _readable(x, weight, bias):
-        return dense(x), None
-    return functional.linear(x, weight, None if leave_bias else bias), bias if leave_bias else None
-
-
-def _feed_forward(parts: LayerParts, x: Tensor, plan: LayerPlan, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """activation(x @ w_in.T + b_in) @ w_out.T, and the bias left for the layer norm as in `_linear`."""
-    first, second = parts.intermediate_dense, parts.output_dense
-    if plan.intermediate.path is Path.FUSED:
-        weight, bias = weights_of(first)
-        if _readable(x, weight, bias):
-            if leave_bias and bias is not None and plan.output_dense.path is Path.FUSED:
-                weight_out, bias_out = weights_of(second)
-                if _readable(x, weight_out, bias_out):
-                    return functional.feed_forward(x, weight, bias, weight_out, activation=plan.activation), bias_out
-            return _linear(
-                second, functional.linear(x, weight, bias, activation=plan.activation), plan.output_dense, leave_bias
-            )
-    return _linear(second, parts.activation(first(x)), plan.output_dense, leave_bias)
-
-
-def _add_norm(
-    norm: nn.Module,
-    y: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-    verdict: Verdict,
-) -> Tensor:
-    """norm(dropout(y + bias) + residual)."""
-    if verdict.path is Path.FUSED:
-        weight, shift = weights_of(norm)
-        if weights_verdict(weight, shift).path is Path.FUSED:
-            return functional.layer_norm(
-                y, weight, shift, residual,
-                x_bias=bias, eps=norm.eps, dropout_p=dropout_p, seed=seed, stream=stream,
-            )  # fmt: skip
-    y = y if bias is None else y + bias
-    return norm(F.dropout(y, dropout_p, training=dropout_p > 0.0) + residual)
 
 
 def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> Any:

@@ -12,7 +12,7 @@ from fastbert.deploy.fp8 import PRODUCTS, Fp8BertLayer
 from fastbert.deploy.gptq import Moments, round_weight
 from fastbert.kernels import fp8, use_backend
 from fastbert.kernels.fp8_format import E4M3
-from fastbert.model.bert import BertLayer
+from fastbert.model.layer import BertLayer
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
