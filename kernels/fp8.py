@@ -12,17 +12,17 @@ from torch import Tensor
 
 from . import reference
 from .backend import resolve_backend
-from .device import compute_capability_obstacle
+from .device import too_old_reason
 from .fp8_format import E4M3, GROUP, LARGEST, MIN_COMPUTE_CAPABILITY, SMALLEST, num_groups
 
 
-def obstacle(device: torch.device) -> str | None:
-    """Why fp8 products cannot run on this device, or None. A CPU emulates them."""
+def unsupported_reason(device: torch.device) -> str | None:
+    """Why fp8 products cannot run on this device, or None where they can. A CPU emulates them."""
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.hip is not None:
         return "fp8 here is NVIDIA's e4m3; other devices have none, or another format"
-    return compute_capability_obstacle(device, MIN_COMPUTE_CAPABILITY, "fp8 needs")
+    return too_old_reason(device, MIN_COMPUTE_CAPABILITY, "fp8 needs")
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ class Fp8BertLayer(BertLayer):
             )
         if torch.compiler.is_compiling():
             return
-        if (reason := fp8.obstacle(x.device)) is not None:
+        if (reason := fp8.unsupported_reason(x.device)) is not None:
             raise RuntimeError(reason)
         watched = _versions.get(self, ())
         if any((parameter := ref()) is None or _version(parameter) != version for ref, version in watched):
@@ -336,9 +336,9 @@ def _check(bert: BertModel, keep: Collection[str]) -> None:
             f"quantize: expected names like '3.intermediate', '3' or 'output' to keep, of {len(places)} layers and the "
             f"products {', '.join(PRODUCTS)}, got {', '.join(map(repr, unknown))}"
         )
-    device_obstacle = fp8.obstacle(next(bert.parameters()).device)
-    if device_obstacle is not None:
-        raise RuntimeError(f"quantize: {device_obstacle}")
+    unsupported = fp8.unsupported_reason(next(bert.parameters()).device)
+    if unsupported is not None:
+        raise RuntimeError(f"quantize: {unsupported}")
     for place, layer in enumerate(bert.encoder.layer):
         reason = plan_layer(layer, bert.config.is_decoder).layer.why
         if not reason and type(layer) not in (BertLayer, Fp8BertLayer):

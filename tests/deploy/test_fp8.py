@@ -16,8 +16,8 @@ from fastbert.model.layer import BertLayer
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-if fp8.obstacle(DEVICE):
-    pytest.skip(fp8.obstacle(DEVICE), allow_module_level=True)
+if fp8.unsupported_reason(DEVICE):
+    pytest.skip(fp8.unsupported_reason(DEVICE), allow_module_level=True)
 
 
 def make(name="BertModel", layers=2, **changes):

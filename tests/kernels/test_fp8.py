@@ -11,8 +11,8 @@ from fastbert.kernels.fp8_kernels import linear_activation_op, linear_op, quanti
 from fastbert.kernels.specs.spec import generator, normal
 from tests.kernels.harness import DTYPES
 
-if fp8.obstacle(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
-    pytest.skip(fp8.obstacle(torch.device("cuda")), allow_module_level=True)
+if fp8.unsupported_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+    pytest.skip(fp8.unsupported_reason(torch.device("cuda")), allow_module_level=True)
 GPU = torch.cuda.is_available()
 
 
