@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from fastbert.model.layout import fill_padding_logits
+from fastbert.model.span_logits import fill_padding_logits
 
 NEVER_AT_PADDING = ("start_logits", "end_logits")  # an answer neither begins nor ends there, as from the model
 
