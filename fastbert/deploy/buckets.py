@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from fastbert.model.layout import fill_padding_logits
+from fastbert.model.span_logits import fill_padding_logits
 
 SPAN_LOGITS = ("start_logits", "end_logits")  # lowest at padding, where no answer starts or ends, as the model returns them
 
