@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.models.bert import modeling_bert as hf
 
 from fastbert.kernels import backend_reason
-from fastbert.kernels.matmul.choose import choose
+from fastbert.kernels.matmul.choose import select_gemm
 from fastbert.model.activations import fused_activation
 from fastbert.model.bert import BertModel
 from fastbert.model.calls import last_path
@@ -186,8 +186,8 @@ def _fused_name(tensor: Tensor) -> str:
 
 def _gemm_choice(operation: str, weight: Tensor) -> tuple[str, str]:
     """What computes this matrix product of a large batch on this GPU, and why."""
-    side, why = choose(operation, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
-    return KERNELS if side == "triton" else "fastbert, library GEMM", why
+    choice = select_gemm(operation, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
+    return KERNELS if choice.side == "triton" else "fastbert, library GEMM", choice.reason
 
 
 def _vocabulary_decisions(name: str, predictions: Any) -> list[Decision]:
