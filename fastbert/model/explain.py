@@ -160,8 +160,8 @@ def _layer_decisions(layer: nn.Module, causal: bool, fused: str) -> list[Decisio
             return Decision(component, f"{fused}, {number_format}{'' if fused == KERNELS else ' emulated'}", does)
         if not operation or fused != KERNELS:
             return Decision(component, fused, does)
-        side, why = _gemm_choice(operation, weights_of(modules[0])[0])
-        return Decision(component, side, f"{does}; {why}")
+        gemm, why = _gemm_choice(operation, weights_of(modules[0])[0])
+        return Decision(component, gemm, f"{does}; {why}")
 
     projections, qkv = [parts.query, parts.key, parts.value], "query, key and value together"
     intermediate, activation = [parts.intermediate_dense], f"{plan.activation} in the epilogue"
