@@ -11,7 +11,8 @@ from fastbert.model.bert import berts
 from fastbert.model.frozen import is_frozen, load_frozen
 from fastbert.model.left_to_right import LEFT_TO_RIGHT, head_class
 from fastbert.model.shallow import HEADS as SHALLOW
-from fastbert.utils.checkpoints import SHOWN_KEYS, Checkpoint, InputError, open_checkpoint
+from fastbert.utils.checkpoints import SHOWN_KEYS, Checkpoint, open_checkpoint
+from fastbert.utils.errors import InputError
 from fastbert.utils.vocabulary import advice, misfit
 
 from .sentence_folder import SentenceFolder, read_sentence_folder
@@ -116,8 +117,8 @@ def require_offsets(loaded: Loaded) -> None:
 def _frozen(path: str, classes: tuple[str, ...], dtype: torch.dtype) -> Any:
     """An encoder with a head that was trained on its features alone."""
     found = load_frozen(path, dtype=dtype)
-    if found.stands_for not in classes:
-        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.stands_for} in {path}")
+    if found.task_class not in classes:
+        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.task_class} in {path}")
     return found
 
 
@@ -126,7 +127,7 @@ def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, s
         raise InputError(f"expected a name, a folder or (model, tokenizer), got a tuple of {len(model)}")
     found, tokenizer = model
     name = getattr(found, "name_or_path", "") or type(found).__name__
-    if getattr(found, "stands_for", type(found).__name__) not in classes:
+    if getattr(found, "task_class", type(found).__name__) not in classes:
         raise InputError(f"expected a model of class {' or '.join(classes)}, got {type(found).__name__}")
     if not any(berts(found)):
         raise InputError(

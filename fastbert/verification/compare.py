@@ -23,7 +23,8 @@ import transformers
 from torch import Tensor
 
 import fastbert
-from fastbert.kernels.backend import interpreter_obstacle
+from fastbert.kernels.backend import interpreter_unsupported_reason
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, measure
 from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
 from fastbert.utils.errors import InputError
@@ -94,9 +95,9 @@ def verify(
     texts = read_texts(None) if texts is None else texts
     kernels = kernels and importlib.util.find_spec("triton") is not None
     if kernels and device.type == "cpu":
-        obstacle = interpreter_obstacle()
-        if obstacle is not None:
-            raise InputError(f"the kernels cannot be checked on this CPU: {obstacle}, or leave them out (--no-kernels)")
+        reason = interpreter_unsupported_reason()
+        if reason is not None:
+            raise InputError(f"the kernels cannot be checked on this CPU: {reason}, or leave them out (--no-kernels)")
     yield from verify_model(checkpoint, texts, dtype, device)
     if heads:
         for class_name in CLASS_NAMES:
@@ -249,7 +250,7 @@ def _at_real_tokens(value: Tensor, keep: Tensor) -> Tensor:
 
 def _terms(labels: dict[str, Tensor]) -> int:
     """How many terms a loss is the mean of. It is one number, which PyTorch may meet exactly by the order it adds them in."""
-    return max((int((label != -100).sum()) for label in labels.values()), default=0)
+    return max((int((label != IGNORE_INDEX).sum()) for label in labels.values()), default=0)
 
 
 def _scale(parameter: str, exact: _Run) -> float:
@@ -272,17 +273,17 @@ def _labels(class_name: str, batch: dict[str, Tensor], config: Any) -> dict[str,
     ids, keep = batch["input_ids"], batch["attention_mask"].bool()
     rows = torch.arange(ids.shape[0], device=ids.device)
     every_seventh = torch.arange(ids.shape[1], device=ids.device) % 7 == 1
-    masked_lm = torch.where(keep & every_seventh, ids, -100)
+    masked_lm = torch.where(keep & every_seventh, ids, IGNORE_INDEX)
     last = keep.sum(1) - 1
     makers: dict[str, Callable[[], dict[str, Tensor]]] = {
         "BertModel": dict,
         "BertForPreTraining": lambda: {"labels": masked_lm, "next_sentence_label": rows % 2},
         "BertForMaskedLM": lambda: {"labels": masked_lm},
-        "BertLMHeadModel": lambda: {"labels": torch.where(keep, ids, -100)},
+        "BertLMHeadModel": lambda: {"labels": torch.where(keep, ids, IGNORE_INDEX)},
         "BertForNextSentencePrediction": lambda: {"labels": rows % 2},
         "BertForSequenceClassification": lambda: {"labels": rows % config.num_labels},
         "BertForMultipleChoice": lambda: {"labels": rows % NUM_CHOICES},
-        "BertForTokenClassification": lambda: {"labels": torch.where(keep, ids % config.num_labels, -100)},
+        "BertForTokenClassification": lambda: {"labels": torch.where(keep, ids % config.num_labels, IGNORE_INDEX)},
         "BertForQuestionAnswering": lambda: {"start_positions": last // 2, "end_positions": last},
     }
     return makers[class_name]()

@@ -11,14 +11,17 @@ from typer.testing import CliRunner
 import fastbert
 from fastbert.cli.finetuning import finetune as command
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.features import Feature, predict
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import Options, finetune, load_task
 from fastbert.finetuning.single_run import Setting
 from fastbert.model import frozen as frozen_module
-from fastbert.model.frozen import FeatureCache, FrozenModel, load_frozen
+from fastbert.model import frozen_features
+from fastbert.model.frozen import FrozenModel, load_frozen
+from fastbert.model.frozen_features import FeatureCache
 from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.tasks.features import Feature, predict
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import TINY, WORDS, write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=2e-2, epochs=8, dropout=0.0)
@@ -251,8 +254,8 @@ def test_all_that_is_new_changes_and_nothing_else(tmp_path, deep, console, monke
 
 def test_runs_share_the_features_which_are_computed_once(tmp_path, deep, console, monkeypatch):
     calls = []
-    real = frozen_module.encode
-    monkeypatch.setattr(frozen_module, "encode", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
+    real = frozen_features.encode
+    monkeypatch.setattr(frozen_features, "encode", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
     options = options_of("classify", tmp_path, deep, Frozen("last"), seeds=2, count=32)
     report = finetune(options, console)
     sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in calls)
