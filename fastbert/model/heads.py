@@ -31,7 +31,7 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils.generic import can_return_tuple
 
-from fastbert.data.masking import IGNORED
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.bert import BertPreTrainedModel
 from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.head_inputs import bert_inputs, declare, is_padded, outputs_at, token_caller
@@ -92,12 +92,12 @@ class BertForPreTraining(_Head, hf.BertForPreTraining):
             raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
         inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
-        positions: Any = labels != IGNORED if with_loss and is_padded(inputs) else None
+        positions: Any = labels != IGNORE_INDEX if with_loss and is_padded(inputs) else None
         inputs |= declare(self, token_caller(self, with_loss), positions)
         if return_logits or labels is None:
             targets = {"labels": labels, "next_sentence_label": next_sentence_label}
             return super().forward(**inputs, **targets, return_dict=True, **kwargs)
-        labelled = labels != IGNORED if with_loss else torch.zeros_like(labels, dtype=torch.bool)
+        labelled = labels != IGNORE_INDEX if with_loss else torch.zeros_like(labels, dtype=torch.bool)
         outputs = self.bert(**inputs, **outputs_at(labelled), return_dict=True, **kwargs)
         scores = self.cls.seq_relationship(outputs.pooler_output)
         loss = mlm_loss = next_sentence_loss = None
@@ -145,7 +145,7 @@ class BertForMaskedLM(_Head, hf.BertForMaskedLM):
         """
         inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        labelled = None if labels is None else labels != IGNORED
+        labelled = None if labels is None else labels != IGNORE_INDEX
         inputs |= declare(self, token_caller(self, labels is not None), labelled if is_padded(inputs) else None)
         if return_logits or labels is None or labelled is None:
             return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
@@ -198,10 +198,10 @@ class BertLMHeadModel(_Head, hf.BertLMHeadModel):
         logits = self.cls(outputs.last_hidden_state)
         loss = None
         if labels is not None and cu_seqlens is not None:
-            shifted = F.pad(labels, (0, 1), value=IGNORED)[1:]
+            shifted = F.pad(labels, (0, 1), value=IGNORE_INDEX)[1:]
             # The last token of each sequence predicts nothing; an index before the first token of all wraps to the last.
             ends = (cu_seqlens[1:].long() - 1).remainder(max(labels.shape[0], 1))
-            shifted = shifted.index_fill(0, ends, IGNORED) if labels.shape[0] else shifted
+            shifted = shifted.index_fill(0, ends, IGNORE_INDEX) if labels.shape[0] else shifted
             options = {"vocab_size": self.config.vocab_size, "shift_labels": shifted} | kwargs
             loss = self.loss_function(logits=logits, labels=labels, **options)
         return CausalLMOutputWithCrossAttentions(
@@ -212,7 +212,7 @@ class BertLMHeadModel(_Head, hf.BertLMHeadModel):
         )
 
     def _loss_positions(
-        self, labels: Tensor, *, ignore_index: int = IGNORED, shift_labels: Tensor | None = None, **_: Any
+        self, labels: Tensor, *, ignore_index: int = IGNORE_INDEX, shift_labels: Tensor | None = None, **_: Any
     ) -> Tensor:
         if self.loss_function is not LOSS_MAPPING["ForCausalLM"]:
             return torch.ones_like(labels, dtype=torch.bool)  # a user's own loss may read anything
@@ -320,7 +320,7 @@ class BertForTokenClassification(_Head, hf.BertForTokenClassification):
     ) -> tuple[Tensor, ...] | TokenClassifierOutput:
         """As in transformers."""
         inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        positions = labels != IGNORED if labels is not None and is_padded(inputs) else None
+        positions = labels != IGNORE_INDEX if labels is not None and is_padded(inputs) else None
         inputs |= declare(self, token_caller(self, labels is not None), positions)
         return super().forward(**inputs, labels=labels, **kwargs)
 

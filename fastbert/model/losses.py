@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert import modeling_bert as hf
 
-from fastbert.data.masking import IGNORED
 from fastbert.kernels import functional
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.hooks import find_intervention, is_plain
 
 
@@ -34,7 +34,7 @@ def labelled_loss(
     labels = labels.reshape(-1).to(hidden.device)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     if not torch.compiler.is_compiling() or hidden.shape[0] != labels.shape[0]:
-        labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
+        labels = labels.index_select(0, torch.nonzero_static(labels != IGNORE_INDEX, size=hidden.shape[0]).squeeze(1))
     decoder = predictions.decoder
     if not (
         type(predictions) is hf.BertLMPredictionHead and find_intervention(predictions) is None and is_plain(decoder, nn.Linear)
