@@ -69,8 +69,9 @@ def pretrain(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
+    from fastbert.pretraining.options import Options
     from fastbert.pretraining.recipe import PRESETS
-    from fastbert.pretraining.run import Options, run
+    from fastbert.pretraining.run import run
 
     if len(data) != len(steps):
         raise typer.BadParameter(

@@ -1,9 +1,9 @@
-"""The optimizers of BERT pre-training that torch lacks, and which parameters they decay.
+"""The optimizers of BERT pre-training that torch lacks: Adam without bias correction, and LAMB.
 
 Both keep Adam's two moments per parameter and decay weights inside the update, before the learning rate:
     update = m / (sqrt(v) + eps) + weight_decay * w        AdamWithoutBiasCorrection: w -= lr * update
                                                            Lamb: w -= lr * |w| / |update| * update
-They wait for nothing on the device. With `foreach` an operation runs over all tensors at once and two copies of the
+They never wait for the device. With `foreach` an operation runs over all tensors at once and two copies of the
 parameters are held during a step; without, over one tensor after the other. State is in each parameter's own dtype: keep
 the parameters in float32, as mixed precision does.
 """
@@ -13,56 +13,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from .value_checks import check_betas, check_number
+
 Corrections = tuple[list[float], list[float]]
 TRUST_RATIOS = ("decayed", "all", "none")
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what decays, and what does not, in the order of the model's modules.
-
-    No decay: the parameters of every nn.LayerNorm, and those whose own name in their module ends in `bias` (Devlin et al.
-    2019, the exclusions of `optimization.py`). A tied parameter comes once, at its first place; it does not decay if one of
-    its places says so. Frozen parameters are in neither group.
-
-    Raises TypeError, ValueError where weight_decay is no number of at least 0 or nothing can be trained.
-    """
-    check_number("weight_decay", weight_decay)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    decays: dict[nn.Parameter, bool] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                here = not (isinstance(module, nn.LayerNorm) or name.endswith("bias"))
-                decays[parameter] = decays.get(parameter, True) and here
-    if not decays:
-        raise ValueError(f"expected a model with parameters that require gradients, got none in {type(model).__name__}")
-    return [
-        {"params": [parameter for parameter, decay in decays.items() if decay], "weight_decay": float(weight_decay)},
-        {"params": [parameter for parameter, decay in decays.items() if not decay], "weight_decay": 0.0},
-    ]
-
-
-def check_number(name: str, value: Any, minimum: float = 0.0, *, above: bool = False, below: float = math.inf) -> None:
-    """Raises TypeError unless value is a real number, ValueError unless minimum <= value < below (minimum < value if above)."""
-    expected = f"expected {name} to be a finite number {'above' if above else 'of at least'} {minimum:g}"
-    expected += f" and below {below:g}" if below < math.inf else ""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{expected}, got {value!r}")
-    if not (minimum < value if above else minimum <= value) or not value < below:
-        raise ValueError(f"{expected}, got {value!r}")
-
-
-def check_betas(betas: Any) -> None:
-    """Raises TypeError, ValueError unless betas are two numbers from 0 to below 1."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"expected betas to be two numbers, got {betas!r}")
-    for name, beta in zip(("betas[0]", "betas[1]"), betas):
-        check_number(name, beta, below=1.0)
 
 
 class _AdamMoments(Optimizer):

@@ -17,14 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from fastbert.pretraining.optimizers import AdamWithoutBiasCorrection, Lamb, check_betas, check_number, parameter_groups
+from .optimizers import AdamWithoutBiasCorrection, Lamb
+from .parameter_groups import parameter_groups
+from .value_checks import check_betas, check_choice, check_count, check_number
 
 OPTIMIZERS = {
     "adamw": "Adam with bias correction and decoupled weight decay (torch.optim.AdamW)",
@@ -36,18 +37,6 @@ DECAY_FROM = {
     "warmup-end": "counted from the end of warm-up",
     "step-0": "counted from step 0, so that the rate drops at the end of warm-up",
 }
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +66,7 @@ class Recipe:
     static_masking: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_number("learning_rate", self.learning_rate, above=True)
         check_betas(self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))  # a list where it comes from JSON
@@ -87,11 +76,11 @@ class Recipe:
             got = f"warmup_steps={self.warmup_steps!r} and warmup_ratio={self.warmup_ratio!r}"
             raise ValueError(f"expected either warmup_steps or warmup_ratio and None for the other, got {got}")
         if self.warmup_steps is not None:
-            _check_count("warmup_steps", self.warmup_steps, 0)
+            check_count("warmup_steps", self.warmup_steps, 0)
         if self.warmup_ratio is not None:
             check_number("warmup_ratio", self.warmup_ratio, below=1.0)
-        _check_choice("decay", self.decay, DECAYS)
-        _check_choice("decay_from", self.decay_from, DECAY_FROM)
+        check_choice("decay", self.decay, DECAYS)
+        check_choice("decay_from", self.decay_from, DECAY_FROM)
         check_number("max_grad_norm", self.max_grad_norm)
         if not isinstance(self.static_masking, bool):
             raise TypeError(f"expected static_masking to be True or False, got {self.static_masking!r}")
@@ -101,7 +90,7 @@ class Recipe:
 
         Raises TypeError, ValueError where max_steps is no count of at least 1 or ends before warm-up does.
         """
-        _check_count("max_steps", max_steps, 1)
+        check_count("max_steps", max_steps, 1)
         steps = math.ceil(max_steps * self.warmup_ratio) if self.warmup_ratio is not None else self.warmup_steps
         assert steps is not None
         if steps > max_steps:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import fastbert
-from fastbert.pretraining.optimizers import AdamWithoutBiasCorrection, Lamb, parameter_groups
+from fastbert.pretraining.optimizers import AdamWithoutBiasCorrection, Lamb
+from fastbert.pretraining.parameter_groups import parameter_groups
 
 STEPS = 25
 SHAPES = {"matrix": (6, 5), "vector": (7,), "scalar": (), "zero weights": (3, 4), "zero gradients": (4, 3), "zero": (2, 2)}
@@ -49,9 +50,19 @@ def train(optimizer, parameters, gradients):
 
 
 def reference(
-    weights, gradients, *, lr, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01,
-    corrected=True, trusted=True, clip=None, normalized=False,
-):  # fmt: skip
+    weights,
+    gradients,
+    *,
+    lr,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-6,
+    weight_decay=0.01,
+    corrected=True,
+    trusted=True,
+    clip=None,
+    normalized=False,
+):
     """Devlin et al.'s code (not corrected, not trusted) and You et al.'s Algorithm 2, written out in float64."""
     weights = {name: weight.copy() for name, weight in weights.items()}
     m = {name: np.zeros_like(weight) for name, weight in weights.items()}
@@ -110,7 +121,7 @@ def test_lamb_is_algorithm_2(corrected, seed, foreach, dtype):
         ({"eps": 1e-3, "weight_decay": 0.3}, {"eps": 1e-3, "weight_decay": 0.3}),
     ],
     ids=lambda options: " ".join(options),
-)  # fmt: skip
+)
 def test_lamb_options(options, expected, foreach):
     weights, gradients = problem()
     parameters = parameters_of(weights)

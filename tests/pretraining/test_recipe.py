@@ -95,9 +95,18 @@ def test_describe_sees_every_field(change):
 
 def test_no_field_is_left_out_of_that_test():
     assert {field.name for field in fields(Recipe)} == {
-        "optimizer", "learning_rate", "betas", "eps", "weight_decay", "warmup_steps", "warmup_ratio", "decay_from",
-        "max_grad_norm", "static_masking", "decay",  # decay has one value
-    }  # fmt: skip
+        "optimizer",
+        "learning_rate",
+        "betas",
+        "eps",
+        "weight_decay",
+        "warmup_steps",
+        "warmup_ratio",
+        "decay_from",
+        "max_grad_norm",
+        "static_masking",
+        "decay",  # decay has one value
+    }
 
 
 def test_difference_of_the_optimizer():

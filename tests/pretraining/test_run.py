@@ -17,7 +17,9 @@ import fastbert
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
 from fastbert.pretraining import black_box
-from fastbert.pretraining.run import Options, model_config, run
+from fastbert.pretraining.configuration import model_config
+from fastbert.pretraining.options import Options
+from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
 from fastbert.utils.errors import DataError, InputError
@@ -107,8 +109,10 @@ def test_training_is_that_of_transformers_step_by_step(prepared, console, tmp_pa
     rest = [p for n, p in theirs.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-        lr=RECIPE.learning_rate, betas=RECIPE.betas, eps=RECIPE.eps,
-    )  # fmt: skip
+        lr=RECIPE.learning_rate,
+        betas=RECIPE.betas,
+        eps=RECIPE.eps,
+    )
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
     theirs.train()
     for entry, batch in zip(ours, MicroBatches([phase])):
@@ -169,8 +173,10 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_taken(prepar
     assert run(replace(short, keep=1), console, resume=True) == 0
     assert "refused checkpoint-12" in console.file.getvalue()
     assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == [
-        "checkpoint-12", "refused-checkpoint-12", "refused-checkpoint-8"
-    ]  # fmt: skip
+        "checkpoint-12",
+        "refused-checkpoint-12",
+        "refused-checkpoint-8",
+    ]
     assert_same(outcome(tmp_path), uninterrupted)
 
 
