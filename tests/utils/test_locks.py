@@ -69,7 +69,7 @@ def test_another_process_is_refused_and_a_killed_one_is_followed(kind, tmp_path)
     third = start(kind, out, 0.0)
     said, errors = third.communicate(timeout=60)
     assert third.returncode == 0, errors
-    assert said == f"{file}: taken over from {holder}, which is gone\nheld\n"
+    assert said == f"{file}: taken over from {holder}, which has ended\nheld\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
