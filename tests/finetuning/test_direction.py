@@ -135,7 +135,7 @@ def test_inference_reads_the_folder_as_it_was_trained(direction_of, causal, tmp_
     features, outputs = models["tag"]
     text = " ".join(features.tagged.examples[0].words)
     tagged = fastbert.tag(text, str(tmp_path / "tag-out"))
-    assert tagged["tags"] == features.guessed(outputs)[0]
+    assert tagged["tags"] == features.predicted_tags(outputs)[0]
 
 
 def test_a_shallow_encoder_fills_no_masks(tmp_path):

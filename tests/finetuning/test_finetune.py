@@ -203,9 +203,9 @@ def test_a_grid_interrupted_while_it_moves_the_best_model_is_resumed(tmp_path, c
 
 def test_a_run_that_learned_nothing_is_told_by_its_score_or_its_loss(tmp_path, checkpoint):
     task = load_task("classify", options_of("classify", tmp_path, checkpoint).data, open_checkpoint(checkpoint))
-    shares = np.bincount(task.wanted) / len(task.wanted)
+    shares = np.bincount(task.expected) / len(task.expected)
     assert task.baseline() == shares.max()
-    constant = task.score([np.eye(len(shares))[shares.argmax()]] * len(task.wanted))
+    constant = task.score([np.eye(len(shares))[shares.argmax()]] * len(task.expected))
     assert "accuracy" in single_run.why_degenerate(task, constant, [{"loss": 1.0}])
     better = {**constant, "accuracy": constant["accuracy"] + 0.01}
     assert single_run.why_degenerate(task, better, [{"loss": 1.0}]) is None
@@ -310,7 +310,7 @@ def test_what_was_cut_is_told(tmp_path, checkpoint, console):
     options = options_of("classify", tmp_path, checkpoint, dataclasses.replace(FAST, epochs=1), count=16)
     options.data.train.write_text(options.data.train.read_text() + "red " * 500 + ",red\n")
     report = finetune(options, console)
-    assert any("1 of 17 are longer than 32 tokens and lose their end" in note for note in report["notes"])
+    assert any("1 of 17 are longer than 32 tokens and are cut" in note for note in report["notes"])
     assert "text = text, label = label" in printed(console)
 
 
@@ -340,12 +340,12 @@ def test_long_sentences_and_contexts_are_scored_whole(tmp_path, checkpoint, cons
     long.write_text("".join(f"{word} {tag}\n" for word, tag in zip(words, tags)))
     options = Options("tag", checkpoint, DataOptions(train, long, max_length=32), tmp_path / "out", FAST)
     report = finetune(options, console)
-    assert any("1 sentences in windows of 32 tokens that share 8" in note for note in report["notes"])
+    assert any("1 sentences in windows of 32 tokens with an overlap of 8" in note for note in report["notes"])
     counts = load_task("tag", options.data, open_checkpoint(str(options.out)))
     model, _ = load_model(open_checkpoint(str(options.out)), counts.head, counts.settings)
     from fastbert.tasks.features import predict
 
     outputs = predict(model, counts.evaluation)
-    assert [len(one) for one in counts.guessed(outputs)] == [200]
+    assert [len(one) for one in counts.predicted_tags(outputs)] == [200]
     names, matrix = counts.confusion(outputs)
     assert (names, matrix.sum()) == (["O", "LOC", "PER"], 200)
