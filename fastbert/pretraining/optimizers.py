@@ -24,10 +24,10 @@ TRUST_RATIOS = ("decayed", "all", "none")
 
 
 class _AdamMoments(Optimizer):
-    """Adam's moments and the update they give; a subclass says how the weights follow it."""
+    """Adam's moments and the update they give; a subclass says how the weights are moved by it."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, with options of their own where given. Raises TypeError, ValueError at an option it cannot use."""
+        """Adds parameters, with their options where given. Raises TypeError, ValueError at an option it cannot use."""
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
@@ -43,7 +43,7 @@ class _AdamMoments(Optimizer):
                 loss = closure()
         norm = self._gradient_norm()
         for group in self.param_groups:
-            for parameters in _same_device_and_dtype(group["params"]):
+            for parameters in _by_device_and_dtype(group["params"]):
                 grads = [_dense_grad(parameter) for parameter in parameters]
                 if norm is not None and group["normalize_gradients"]:
                     grads = list(torch._foreach_div(grads, norm.to(parameters[0].device)))
@@ -131,7 +131,7 @@ class AdamWithoutBiasCorrection(_AdamMoments):
     Differs from torch.optim.AdamW in that the moments, which begin at 0, are not divided by 1 - beta ** step. That makes an
     update (1 - beta1 ** step) / sqrt(1 - beta2 ** step) times as large: 3.2 at step 1, 6.6 at step 12, 1.3 at step 1000.
 
-    params: parameters, or groups with options of their own. lr: learning rate. betas: how much of each moment stays.
+    params: parameters, or groups with their own options. lr: learning rate. betas: how much of each moment stays.
     eps: added to the root of the second moment. weight_decay: share of the weight added to the update.
     foreach: all tensors at once; None: where they are on a GPU.
 
@@ -236,7 +236,7 @@ class Lamb(_AdamMoments):
         torch._foreach_addcmul_(parameters, updates, ratios.unbind(), value=-group["lr"])
 
 
-def _same_device_and_dtype(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+def _by_device_and_dtype(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     """Those with a gradient, in lists that foreach operations take at once."""
     lists: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in parameters:

@@ -8,11 +8,11 @@ from .value_checks import check_number
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what decays, and what does not, in the order of the model's modules.
+    """Two groups for an optimizer, with and without weight decay, in the order of the model's modules.
 
     No decay: the parameters of every nn.LayerNorm, and those whose own name in their module ends in `bias` (Devlin et al.
-    2019, the exclusions of `optimization.py`). A tied parameter comes once, at its first place; it does not decay if one of
-    its places says so. Frozen parameters are in neither group.
+    2019, the exclusions of `optimization.py`). A tied parameter comes once, at its first module; it does not decay if any
+    of its names is excluded. Frozen parameters are in neither group.
 
     Raises TypeError, ValueError where weight_decay is no number of at least 0 or nothing can be trained.
     """

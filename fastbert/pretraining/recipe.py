@@ -1,4 +1,4 @@
-"""Recipes: how the weights move in pre-training. Which optimizer, at which rate, on masks drawn how often.
+"""Recipes of pre-training: the optimizer, its learning rate, and whether masks are static or dynamic.
 
 PRESETS holds two. "google-2018" is what BERT was published with (Devlin et al. 2019, appendix A.2; what the paper leaves
 open is taken from `optimization.py` and `run_pretraining.py` of its code). "modern" is what later work settled on:
@@ -41,7 +41,7 @@ DECAY_FROM = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the weights move.
+    """How the weights are trained.
 
     optimizer: one of OPTIMIZERS. learning_rate: the peak. betas, eps: of Adam's moments. weight_decay: of all weights but
     biases and LayerNorm. warmup_steps, warmup_ratio: optimizer steps, or their share of all, in which the rate rises from 0;
@@ -115,7 +115,7 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
 
 
 def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    """The optimizer of a recipe over `parameter_groups` of model, which is on its device already.
+    """The optimizer of a recipe over the `parameter_groups` of model, which must be on its device already.
 
     Raises ValueError where model has nothing to train.
     """
@@ -123,8 +123,8 @@ def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     if recipe.optimizer == "adamw":
         fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
         return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=fused)
-    own = Lamb if recipe.optimizer == "lamb" else AdamWithoutBiasCorrection
-    return own(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+    optimizer_class = Lamb if recipe.optimizer == "lamb" else AdamWithoutBiasCorrection
+    return optimizer_class(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
 
 
 def create_schedule(recipe: Recipe, optimizer: Optimizer, max_steps: int) -> LambdaLR:
@@ -145,8 +145,8 @@ def create_schedule(recipe: Recipe, optimizer: Optimizer, max_steps: int) -> Lam
 
 def describe(recipe: Recipe, other: Recipe = PRESETS["modern"]) -> list[str]:
     """Every difference of recipe from other, a line each, in words; no line where they are equal."""
-    theirs = _words(other)
-    return [f"{name}: {words}; not {theirs[name]}" for name, words in _words(recipe).items() if words != theirs[name]]
+    usual = _words(other)
+    return [f"{name}: {words}; not {usual[name]}" for name, words in _words(recipe).items() if words != usual[name]]
 
 
 def _words(recipe: Recipe) -> dict[str, str]:
