@@ -171,6 +171,7 @@ def _verify_fp8(
 
     from fastbert.utils.checkpoints import InputError, open_checkpoint, read_texts
     from fastbert.verification import fp8 as fp8_check
+    from fastbert.verification import fp8_report
 
     if not 0.0 <= cosine < 1.0:
         raise typer.BadParameter(f"expected 0, or a cosine in (0, 1), got {cosine}", param_hint="--cosine")
@@ -190,15 +191,13 @@ def _verify_fp8(
         }  # fmt: skip
         try:
             with screen.status("quantizing and comparing …"):
-                damage = fp8_check.measure(
-                    source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None
-                )  # fmt: skip
+                report = fp8_check.measure(source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None)
         except RuntimeError as error:
             raise InputError(str(error)) from error
-        fp8_check.show(damage, about, screen)
+        fp8_report.show(report, about, screen)
         if json_file is not None:
-            write_whole(json_file, strict_json(fp8_check.as_dict(damage, about)))
-    raise typer.Exit(0 if damage.passed else 1)
+            write_whole(json_file, strict_json(fp8_report.as_dict(report, about)))
+    raise typer.Exit(0 if report.passed else 1)
 
 
 @app.command()
