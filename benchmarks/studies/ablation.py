@@ -3,7 +3,7 @@
 python -m benchmarks.studies.ablation --text FILE --held-out FILE --task pair=TRAIN,EVAL --steps N --seeds K --out DIR
 
 The three are pre-trained on the same samples for as many steps from K seeds each, then fine-tuned alike on every task. What is
-finished is not done again: the same command goes on, also with more seeds or tasks.
+finished is not done again: the same command continues, also with more seeds or tasks.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from fastbert.pretraining.recipe import PRESETS
 from fastbert.pretraining.run import Options as PreTraining
 from fastbert.pretraining.run import run as pretrain
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole
 
 from .ablation_table import AGAINST, BERT, LEFT, NO_PAIRS, ROWS, table_of, verdict
@@ -150,7 +150,7 @@ def _begin(ablation: Ablation) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         for name, value in identity.items():
             if before.get(name) != value:
-                raise InputError(f"expected {name} {before.get(name)!r}, with which {ablation.out} was begun, got {value!r}")
+                raise InputError(f"expected {name} {before.get(name)!r}, with which {ablation.out} was started, got {value!r}")
     elif ablation.out.exists() and (not ablation.out.is_dir() or any(ablation.out.iterdir())):
         raise InputError(f"expected a new or empty folder, or one of this ablation, got {ablation.out}")
     ablation.out.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def main(
         try:
             found = ablate(ablation, [parse_task(one) for one in task], seeds, screen())
         except KeyboardInterrupt as error:
-            typer.echo("interrupted; the same command goes on from the last finished part", err=True)
+            typer.echo("interrupted; the same command continues from the last finished part", err=True)
             raise typer.Exit(130) from error
     if isinstance(found, int):
         raise typer.Exit(found)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.studies.finetuning --task classify=TRAIN,EVAL --model CHECKPOINT --out FILE.json
 
-What is finished is read from FILE and not run again: the same command goes on, also with more tasks or seeds.
+What is finished is read from FILE and not run again: the same command continues, also with more tasks or seeds.
 """
 
 import gc
@@ -27,7 +27,8 @@ from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import load_task
 from fastbert.finetuning.single_run import Setting, training_arguments
 from fastbert.finetuning.trainer import FineTuner
-from fastbert.utils.checkpoints import Checkpoint, InputError, open_checkpoint, packaged_checkpoint
+from fastbert.utils.checkpoints import Checkpoint, open_checkpoint, packaged_checkpoint
+from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole
 
 from .ablation import Task, parse_task

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from fastbert.finetuning.features import Feature
+from fastbert.tasks.features import Feature
 
 BATCH = 32
 
@@ -37,7 +37,7 @@ class PaddedBatches:
 
 @torch.no_grad()
 def predict_padded(model: Any, features: Sequence[Feature]) -> list[np.ndarray]:
-    """The logits of each feature as `fastbert.finetuning.features.predict` gives them, by batches of like length."""
+    """The logits of each feature as `fastbert.tasks.features.predict` gives them, by batches of like length."""
     model.eval()
     outputs: list[np.ndarray] = [np.empty(0)] * len(features)
     order = sorted(range(len(features)), key=lambda one: len(features[one]))

@@ -151,8 +151,8 @@ def verify(
 
 def _check_report_file(file: Path | None, overwrite: bool) -> None:
     """Now, not when the report is ready."""
-    from fastbert.utils.checkpoints import InputError
-    from fastbert.utils.existing import existing
+    from fastbert.utils.errors import InputError
+    from fastbert.utils.existing_outputs import exists_error
 
     if file is None:
         if overwrite:
@@ -161,7 +161,7 @@ def _check_report_file(file: Path | None, overwrite: bool) -> None:
     if not file.parent.is_dir():
         raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
     if file.exists() and not overwrite:
-        raise existing(file, "exists", resumable=False)
+        raise exists_error(file, "exists", resumable=False)
 
 
 def _verify_fp8(
@@ -169,7 +169,8 @@ def _verify_fp8(
 ) -> NoReturn:
     import torch
 
-    from fastbert.utils.checkpoints import InputError, open_checkpoint, read_texts
+    from fastbert.utils.checkpoints import open_checkpoint, read_texts
+    from fastbert.utils.errors import InputError
     from fastbert.verification import fp8 as fp8_check
     from fastbert.verification import fp8_report
 

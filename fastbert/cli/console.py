@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.utils.errors import DataError, InputError, Resumable
+
 
 class Precision(str, Enum):
     bf16 = "bf16"
@@ -36,14 +38,6 @@ def console() -> Any:
 
     found = Console()
     return found if found.is_terminal else Console(width=120)
-
-
-class Resumable(Exception):
-    """A run that was stopped and can be gone on with. status: to exit with. message: for the user, without a traceback."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @contextmanager
@@ -77,9 +71,7 @@ def _told(error: Exception) -> str:
 def _is_on_purpose(error: Exception) -> bool:
     """Whether it tells of the system or of what a user named: one of the classes for that, or a function of fastbert that
     refuses an argument in the words it has for it. Any other is a bug."""
-    from fastbert.data.shards import DataError
     from fastbert.kernels.matmul.table import TableError
-    from fastbert.utils.checkpoints import InputError
 
     if isinstance(error, (InputError, DataError, TableError, OSError)):
         return True

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import OverwriteOption, Resumable
+from fastbert.utils.errors import Resumable
+
+from .console import OverwriteOption
 
 FilesArgument = Annotated[
     list[str],
@@ -137,7 +139,7 @@ def prepare(
     from fastbert.data import audit
     from fastbert.data.prepare import prepare as run
     from fastbert.data.shards import META
-    from fastbert.utils.existing import finished
+    from fastbert.utils.existing_outputs import finished_message
 
     from .console import console, plain_errors
 
@@ -149,10 +151,10 @@ def prepare(
                 workers=workers, shard_samples=shard_samples, resume=resume, overwrite=overwrite, report=report, say=_say,
             )  # fmt: skip
         except KeyboardInterrupt as error:
-            raise Resumable("interrupted; --resume goes on from here", 130) from error
+            raise Resumable("interrupted; --resume continues from here", 130) from error
     screen = console()
     screen.print(audit.table(meta.audit))
     for warning in audit.warnings(meta.audit):
         screen.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    line = finished(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
+    line = finished_message(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
     screen.print(line, markup=False, highlight=False, soft_wrap=True)

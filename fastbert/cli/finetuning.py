@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fastbert.cli.console import OverwriteOption, PrecisionOption, Resumable, chosen_precision
+from fastbert.cli.console import OverwriteOption, PrecisionOption, chosen_precision
+from fastbert.utils.errors import Resumable
 
 
 class Task(str, Enum):
@@ -130,7 +131,7 @@ def finetune(
     from fastbert.finetuning.run import finetune as run
     from fastbert.finetuning.single_run import Setting
     from fastbert.model.frozen_heads import Frozen
-    from fastbert.training.processes import ending_together
+    from fastbert.utils.processes import ending_together
 
     columns = dict(one.partition("=")[::2] for one in column or [])
     roles = {"prompt", "second", "choices", "label"} if task is Task.choice else {"text", "pair", "label"}
@@ -160,7 +161,7 @@ def finetune(
         try:
             report = run(options, screen, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt as error:
-            raise Resumable(f"interrupted; --resume goes on with what {out} holds", 130) from error
+            raise Resumable(f"interrupted; --resume continues with what {out} holds", 130) from error
     values = ", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items() if value is not None)
     screen.print(f"{out}: {values}", markup=False, highlight=False, soft_wrap=True)
     if report["degenerate"]:

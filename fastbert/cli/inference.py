@@ -316,7 +316,7 @@ def answer(
     """Find the answer to a question in a context of any length. Files are SQuAD's or have the columns question and context."""
     from fastbert.inference import inputs
     from fastbert.inference.answering import Answering
-    from fastbert.utils.checkpoints import InputError
+    from fastbert.utils.errors import InputError
 
     from . import inference_io as command
     from . import inference_tables as show

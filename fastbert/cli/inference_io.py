@@ -14,12 +14,12 @@ import typer
 from fastbert.inference.engine import Report, Row, Task, stream
 from fastbert.inference.inputs import Kind, Source
 from fastbert.inference.outputs import Output, check_name, fingerprint
-from fastbert.utils.checkpoints import InputError
-from fastbert.utils.existing import finished
+from fastbert.utils.errors import InputError, Resumable
+from fastbert.utils.existing_outputs import finished_message
 from fastbert.utils.locks import locked_file
 from fastbert.version import __version__
 
-from .console import Resumable, console
+from .console import console
 
 # A result as a JSON object; results of a few arguments as a table.
 Record = Callable[[Row, Any], dict[str, Any]]
@@ -100,7 +100,7 @@ def run(
             header = {} if raw is None else {"header": raw[0]}
             output = Output(out, identity, resume=resume, overwrite=overwrite, **header)
             if output.finished:
-                say(f"{finished(out)}: {output.rows:,} rows")
+                say(f"{finished_message(out)}: {output.rows:,} rows")
                 return
         _run(task, rows, record, table, output, batch_tokens, check, None if raw is None else raw[1])
 
@@ -175,7 +175,7 @@ def _write(
 ) -> None:
     first = output.rows
     if first:
-        say(f"{output.partial}: goes on behind row {first:,}")
+        say(f"{output.partial}: continues after row {first:,}")
     output.begin()
 
     def tell(done: float) -> None:
@@ -197,7 +197,7 @@ def _write(
     except BaseException as error:
         done = output.rows if output.interrupt() else output.saved_rows
         resumable = isinstance(rows, Source) and rows.file is not None
-        advice = f"--resume goes on behind row {done:,}" if resumable else "--overwrite begins again"
+        advice = f"--resume continues after row {done:,}" if resumable else "--overwrite starts over"
         if isinstance(error, KeyboardInterrupt):
             raise Resumable(f"interrupted; {advice}", 130) from error
         if isinstance(error, OSError):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.utils.errors import DataError
 
-from .shards import DataError, Sample
+from .shards import Sample
 
 TO_MASK, TO_RANDOM = 0.8, 0.1
 

@@ -61,14 +61,14 @@ def run(
     """
     import torch
 
-    from fastbert.utils.checkpoints import InputError
-    from fastbert.utils.existing import existing
+    from fastbert.utils.errors import InputError
+    from fastbert.utils.existing_outputs import exists_error
     from fastbert.utils.files import write_whole
 
     if not out.parent.is_dir():
         raise InputError(f"expected a folder that exists for {out}, got {out.parent}")
     if out.exists() and not (overwrite and out.is_file()):
-        raise existing(out, "exists", resumable=False)
+        raise exists_error(out, "exists", resumable=False)
     if to == "torch-export" and out.suffix != ".pt2":
         raise InputError(f"expected a name that ends in .pt2, as torch.export.load wants it, got {out}")
     if to == "onnx" and (missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]):
@@ -111,7 +111,8 @@ def _models(checkpoint: str) -> tuple[Any, Any, str]:
 
     import fastbert
     from fastbert.model.frozen import is_frozen
-    from fastbert.utils.checkpoints import CLASS_NAMES, InputError, open_checkpoint, refuse_missing
+    from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_missing
+    from fastbert.utils.errors import InputError
 
     source = open_checkpoint(checkpoint)
     named = (source.config.architectures or ["BertModel"])[0]

@@ -30,7 +30,7 @@ from fastbert.kernels.matmul.choose import (
 from fastbert.kernels.matmul.config import candidates, obstacle
 from fastbert.kernels.matmul.table import Machine, TableError, default_file, read, to_json
 from fastbert.kernels.specs.accuracy import OUT_FACTOR, measure
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.files import strict_json, write_whole
 from fastbert.utils.timing import Timer, Timing
 

@@ -9,7 +9,8 @@ from rich.console import Console
 import fastbert
 from fastbert.model.frozen import FeatureCache, FrozenModel, save_frozen
 from fastbert.model.frozen_heads import Frozen, FrozenHead, Shape
-from fastbert.utils.checkpoints import Checkpoint, InputError
+from fastbert.utils.checkpoints import Checkpoint
+from fastbert.utils.errors import InputError
 
 from .data import TaskData
 from .method import EVERY, Method

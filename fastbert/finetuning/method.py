@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from fastbert.tasks.features import collate, predict
 from fastbert.utils.checkpoints import Checkpoint, quiet
 
 from .data import TaskData
-from .features import collate, predict
 from .model import load_model
 
 EVERY = slice(None)

@@ -19,11 +19,20 @@ from rich.console import Console
 from fastbert.model.frozen import HEAD, SHAPE
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
-from fastbert.training.processes import agreed
-from fastbert.utils.checkpoints import Checkpoint, InputError, open_checkpoint
-from fastbert.utils.existing import check_flags, existing, finished, first_difference, foreign, other_options, visible
+from fastbert.utils.checkpoints import Checkpoint, open_checkpoint
+from fastbert.utils.errors import InputError
+from fastbert.utils.existing_outputs import (
+    check_flags,
+    exists_error,
+    finished_message,
+    first_difference,
+    foreign_folder_error,
+    other_options_error,
+    visible_names,
+)
 from fastbert.utils.files import check_room, copy_whole, size_of, write_whole
 from fastbert.utils.locks import locked_together
+from fastbert.utils.processes import decide_on_rank0
 
 from .best import CONFUSION, FOLDER
 from .data import DataOptions, TaskData
@@ -92,9 +101,9 @@ def finetune(options: Options, console: Console, *, resume: bool = False, overwr
     identity = _identity(options)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with locked_together(options.out, say):
-        report = agreed(lambda: _check_folder(options.out, identity, resume, overwrite))
+        report = decide_on_rank0(lambda: _check_folder(options.out, identity, resume, overwrite))
         if report is not None:
-            say(finished(options.out))
+            say(finished_message(options.out))
             return report
         task = load_task(options.task, options.data, checkpoint)
         for note in task.notes:
@@ -106,7 +115,7 @@ def finetune(options: Options, console: Console, *, resume: bool = False, overwr
                 write_whole(options.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
             say(
                 f"{options.out}: the best epoch and a checkpoint of the last are kept as training goes; stopped or killed, the "
-                "same command with --resume goes on from that checkpoint"
+                "same command with --resume continues from that checkpoint"
                 + (", and no finished run is trained again" if options.grid or options.seeds > 1 else "")
             )
             if not options.grid and options.seeds == 1:
@@ -125,7 +134,7 @@ def _method(options: Options, task: TaskData, checkpoint: Checkpoint, console: C
         method: Method = FrozenMethod(task, checkpoint, options.frozen, options.out, options.precision, console)
     else:
         method = Method(task, checkpoint)
-    agreed(partial(_check_room, options, method, model))
+    decide_on_rank0(partial(_check_room, options, method, model))
     del model
     with method:
         yield method
@@ -178,7 +187,7 @@ def _several(
             one = replace(setting, seed=seed)
             folder = options.out / RUNS / one.name
             mine = {**identity, "run": one.name}
-            report = agreed(partial(read_report, folder, mine))
+            report = decide_on_rank0(partial(read_report, folder, mine))
             if report is None:
                 report = run_once(
                     method, one, folder / MODEL, folder, mine, console, precision=options.precision,
@@ -201,7 +210,7 @@ def _several(
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
     assert best is not None
     kept = best[1]
-    return agreed(lambda: _finish(options, task, groups, kept, identity, console))
+    return decide_on_rank0(lambda: _finish(options, task, groups, kept, identity, console))
 
 
 def _finish(
@@ -285,19 +294,19 @@ def _check_machine(options: Options) -> None:
 
 def _check_folder(out: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """The report, where the folder holds this very training, finished. Raises InputError where it may not be written to."""
-    names = visible(out)
+    names = visible_names(out)
     if names and IDENTITY not in names:
-        raise foreign(out, "finetune", names[0])
+        raise foreign_folder_error(out, "finetune", names[0])
     if overwrite or not names:
         return None
     if not resume:
-        raise existing(out, "is finished" if REPORT in names else "is unfinished")
+        raise exists_error(out, "is finished" if REPORT in names else "is unfinished")
     try:
         before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"expected the options of a run in {out / IDENTITY}, got {error}") from error
     if changed := first_difference(before, identity):
-        raise other_options(out, *changed)
+        raise other_options_error(out, *changed)
     return read_report(out, identity)
 
 

@@ -15,10 +15,10 @@ from rich.console import Console
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from fastbert.cli.console import Resumable
 from fastbert.training import checkpoints
-from fastbert.training.processes import agreed
+from fastbert.utils.errors import Resumable
 from fastbert.utils.files import strict_json, write_whole
+from fastbert.utils.processes import decide_on_rank0
 from fastbert.version import __version__
 
 from .best import FOLDER, BestEpoch
@@ -84,7 +84,7 @@ def run_once(
 
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     task, best = method.task, BestEpoch(report_folder, method, keep_epoch)
-    checkpoint = agreed(lambda: _where_to_begin(report_folder, best, say))
+    checkpoint = decide_on_rank0(lambda: _where_to_begin(report_folder, best, say))
     facts = {} if checkpoint is None else checkpoints.verify(checkpoint)
     transformers.set_seed(setting.seed)
     model, new = method.build(setting.dropout)
@@ -143,7 +143,7 @@ def run_once(
         if trainer.stop_signal is not None and trainer.state.global_step < steps:
             done = f"stopped at step {trainer.state.global_step:,} of {steps:,}"
             raise Resumable(f"{done}; {kept(report_folder)}", 128 + trainer.stop_signal)
-        return agreed(conclude)
+        return decide_on_rank0(conclude)
     except OSError as error:
         raise OSError(f"{error}; {kept(report_folder)}") from error
 
@@ -152,7 +152,7 @@ def kept(folder: Path) -> str:
     """What an unfinished run has on the disk, for the user."""
     place, found = folder / FOLDER, checkpoints.all_of(folder)
     best = f"the best epoch so far is {place}" if place.is_dir() else f"no epoch was finished in {folder}"
-    return f"{best}; --resume goes on from {found[0].name if found else 'the beginning of this run'}"
+    return f"{best}; --resume continues from {found[0].name if found else 'the beginning of this run'}"
 
 
 def _where_to_begin(folder: Path, best: BestEpoch, say: Any) -> Path | None:
@@ -170,7 +170,7 @@ def _where_to_begin(folder: Path, best: BestEpoch, say: Any) -> Path | None:
         best.remove()
         checkpoints.keep_last(folder, 0)
         return None
-    say(f"going on from {checkpoint}, epoch {json.loads((checkpoint / TRAINER_STATE_NAME).read_text())['epoch']:.2f}")
+    say(f"continuing from {checkpoint}, epoch {json.loads((checkpoint / TRAINER_STATE_NAME).read_text())['epoch']:.2f}")
     return checkpoint
 
 

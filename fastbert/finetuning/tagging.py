@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.tasks.features import Feature
 from fastbert.tasks.metrics import entity_metrics
 from fastbert.tasks.rows import input_error
 from fastbert.tasks.tagged import Tagged, read_tagged
@@ -15,7 +16,6 @@ from fastbert.tasks.tags import OUTSIDE, SCHEMES, all_tags, scheme_of, tag_type,
 from fastbert.tasks.windows import WordWindow, word_windows
 
 from .data import DataOptions, TaskData, as_checkpoint_has_them, label_settings, length_limit
-from .features import Feature
 
 MAX_LENGTH, STRIDE = 512, 128
 

@@ -15,11 +15,11 @@ import transformers
 from torch import nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fastbert.training.processes import OwnDropout, agreed
-from fastbert.training.trainer import SavingTrainer
+from fastbert.tasks.features import Feature, loss_terms
+from fastbert.training.trainer import OwnDropout, SavingTrainer
+from fastbert.utils.processes import decide_on_rank0
 
 from .best import BestEpoch
-from .features import Feature, loss_terms
 from .method import Method
 
 
@@ -100,12 +100,12 @@ class FineTuner(SavingTrainer):
             raise ValueError("expected no other evaluation data than the task's, got some")
         begin = time.perf_counter()
         self.outputs = self._predict()
-        self.metrics = agreed(lambda: self.task.score(self.outputs))
+        self.metrics = decide_on_rank0(lambda: self.task.score(self.outputs))
         if self.show:
             self.show(float(self.state.epoch or 0.0), self.metrics)
         if self.best is not None:
             best, epoch = self.best, float(self.state.epoch or 0.0)
-            agreed(lambda: best.offer(self.model, self.metrics, self.outputs, epoch))
+            decide_on_rank0(lambda: best.offer(self.model, self.metrics, self.outputs, epoch))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.metrics.items()}
         metrics[f"{metric_key_prefix}_seconds"] = time.perf_counter() - begin
         self.log(metrics)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.data.batches import collate
-from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
+from fastbert.data.shards import TOKENIZER, Shards, fingerprint
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
 from .objectives import Objective

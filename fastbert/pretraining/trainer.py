@@ -21,8 +21,7 @@ from fastbert.data.batches import MicroBatches
 from fastbert.data.masking import Masker
 from fastbert.data.shards import Shards
 from fastbert.kernels.limits import IGNORE_INDEX
-from fastbert.training.processes import OwnDropout
-from fastbert.training.trainer import SavingTrainer, StopOnSignal
+from fastbert.training.trainer import OwnDropout, SavingTrainer, StopOnSignal
 
 from . import sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of

@@ -16,7 +16,7 @@ from benchmarks.studies import ablation as tool
 from benchmarks.studies.ablation import Ablation, Task, ablate, parse_task
 from benchmarks.studies.ablation_table import BERT, LEFT, NO_PAIRS, PAPER, ROWS, mean_and_deviation, table_of, verdict
 from fastbert.finetuning.single_run import Setting
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_text_becomes_a_table_and_finished_runs_are_not_repeated(files, monkeypa
     assert json.loads((chosen.out / tool.RECORD).read_text()) == more
     assert set(more["verdicts"][LEFT]["classify-dev"]) == {BERT, NO_PAIRS}
     assert all(0 < one["eval_perplexity"] < 1000 for row in ROWS for one in more["held_out"][row])
-    with pytest.raises(InputError, match=r"expected steps 2, with which .* was begun, got 3"):
+    with pytest.raises(InputError, match=r"expected steps 2, with which .* was started, got 3"):
         ablate(replace(chosen, steps=3), tasks, 1, console)
 
 

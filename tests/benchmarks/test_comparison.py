@@ -15,11 +15,12 @@ from benchmarks.studies.finetuning_peer import predict_padded
 from benchmarks.studies.finetuning_table import agreement, ratio, standard_error
 from benchmarks.studies.subsets import subset
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.features import predict
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import load_task
 from fastbert.finetuning.single_run import Setting
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.tasks.features import predict
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_files
 
 KINDS = ("classify", "pair", "qa", "tag")

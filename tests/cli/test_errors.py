@@ -394,13 +394,13 @@ def test_a_file_that_is_not_there_is_named_in_words(tmp_path, capsys):
 
 
 def test_other_content_is_told_without_digests(tmp_path):
-    from fastbert.utils.existing import first_difference, other_options
+    from fastbert.utils.existing_outputs import first_difference, other_options_error
 
     for key in ("train", "sha256 of its ends"):
         changed = first_difference({"input": {key: "0" * 64}}, {"input": {key: "f" * 64}})
-        told = str(other_options(tmp_path / "out", *changed))
+        told = str(other_options_error(tmp_path / "out", *changed))
         assert told.startswith(
-            f"expected the input{' train' if key == 'train' else ''} with which {tmp_path / 'out'} was begun, got"
+            f"expected the input{' train' if key == 'train' else ''} with which {tmp_path / 'out'} was started, got"
         )
         assert "0000" not in told
         assert "sha256" not in told

@@ -7,8 +7,9 @@ from torch.utils.data import DataLoader
 
 from fastbert.data.batches import MicroBatches, Phase, Plan, collate, deal
 from fastbert.data.masking import Masker
-from fastbert.data.shards import DataError, Meta, Sample, Shards, write_meta, write_shard
+from fastbert.data.shards import Meta, Sample, Shards, write_meta, write_shard
 from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.utils.errors import DataError
 
 VOCAB_SIZE, MASK, SPECIAL = 1000, 4, (0, 1, 2, 3, 4)
 MASKER = Masker(VOCAB_SIZE, MASK, SPECIAL, seed=2)

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from fastbert.deploy import export
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 LIMIT = 40
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -179,7 +179,7 @@ def test_bad_input_is_told_before_anything_is_written(tmp_path):
     refused(r"expected a name that ends in \.pt2", tmp_path / "model.bin")
     refused(r"expected a folder that exists for .*model\.pt2, got .*none", tmp_path / "none" / "model.pt2")
     (tmp_path / "old.pt2").write_bytes(b"mine")
-    refused(r"expected a new output, --overwrite, which begins again, got .*old\.pt2, which exists", tmp_path / "old.pt2")
+    refused(r"expected a new output, --overwrite, which starts over, got .*old\.pt2, which exists", tmp_path / "old.pt2")
     assert (tmp_path / "old.pt2").read_bytes() == b"mine"
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))

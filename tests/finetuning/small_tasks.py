@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from fastbert.finetuning.features import Feature
+from fastbert.tasks.features import Feature
 
 WORDS = "red green blue dog cat bird runs sleeps sings in paris rome anna bob who where ? .".split()
 TINY = dict(

@@ -18,7 +18,8 @@ from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import Options, finetune, load_task, paper_grid
 from fastbert.finetuning.single_run import Setting
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
@@ -66,7 +67,7 @@ def test_every_task_learns_and_its_folder_loads_in_transformers(kind, auto, leas
     assert type(theirs).__name__ == task.head
     state = theirs.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    from fastbert.finetuning.features import predict
+    from fastbert.tasks.features import predict
 
     outputs = predict(model, task.evaluation)
     assert task.score(outputs) == pytest.approx(report["metrics"])
@@ -106,12 +107,12 @@ def test_a_finished_run_is_not_run_again_and_other_options_are_refused(tmp_path,
     with pytest.raises(InputError, match=r"got .*out, which is finished"):
         finetune(options, console)
     assert finetune(options, console, resume=True) == report
-    assert "is finished, with these options; nothing is computed again" in printed(console)
+    assert "is finished, with these options; nothing is left to compute" in printed(console)
     other = dataclasses.replace(options, setting=dataclasses.replace(options.setting, seed=1))
-    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was begun, got 1"):
+    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was started, got 1"):
         finetune(other, console, resume=True)
     options.data.train.write_text(options.data.train.read_text() + "red dog,red\n")
-    with pytest.raises(InputError, match=r"expected the data train with which .*out was begun, got other content"):
+    with pytest.raises(InputError, match=r"expected the data train with which .*out was started, got other content"):
         finetune(options, console, resume=True)
 
 
@@ -340,7 +341,7 @@ def test_long_sentences_and_contexts_are_scored_whole(tmp_path, checkpoint, cons
     assert any("1 sentences in windows of 32 tokens that share 8" in note for note in report["notes"])
     counts = load_task("tag", options.data, open_checkpoint(str(options.out)))
     model, _ = load_model(open_checkpoint(str(options.out)), counts.head, counts.settings)
-    from fastbert.finetuning.features import predict
+    from fastbert.tasks.features import predict
 
     outputs = predict(model, counts.evaluation)
     assert [len(one) for one in counts.guessed(outputs)] == [200]

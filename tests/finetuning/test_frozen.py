@@ -11,14 +11,15 @@ from typer.testing import CliRunner
 import fastbert
 from fastbert.cli.finetuning import finetune as command
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.features import Feature, predict
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import Options, finetune, load_task
 from fastbert.finetuning.single_run import Setting
 from fastbert.model import frozen as frozen_module
 from fastbert.model.frozen import FeatureCache, FrozenModel, load_frozen
 from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.tasks.features import Feature, predict
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import TINY, WORDS, write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=2e-2, epochs=8, dropout=0.0)

@@ -15,7 +15,6 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastbert.cli.console import Resumable
 from fastbert.finetuning import best
 from fastbert.finetuning import single_run as once
 from fastbert.finetuning.data import DataOptions
@@ -25,7 +24,8 @@ from fastbert.finetuning.single_run import Setting
 from fastbert.finetuning.trainer import FineTuner
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError, Resumable
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
@@ -103,7 +103,7 @@ def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
     found = checkpoints.all_of(options.out)
     assert (found[0].name if found else None) == (f"checkpoint-{left}" if left else None)
     assert not (options.out / "report.json").exists()
-    with pytest.raises(InputError, match=r"--resume, which goes on, or --overwrite, which begins again, got .*is unfinished"):
+    with pytest.raises(InputError, match=r"--resume, which continues it, or --overwrite, .*, got .*is unfinished"):
         finetune(options, console)
     finetune(options, console, resume=True)
     assert_same(outcome(options.out), whole)
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_epoch_and_says_where(
         with pytest.raises(OSError, match=r"expected to write .*got: .*") as error:
             finetune(options, console)
     last = f"checkpoint-{5 * full_after}"
-    assert f"the best epoch so far is {options.out / 'best'}; --resume goes on from {last}" in str(error.value)
+    assert f"the best epoch so far is {options.out / 'best'}; --resume continues from {last}" in str(error.value)
     assert [path.name for path in checkpoints.all_of(options.out)] == [last]
     checkpoints.verify(options.out / last)
     checkpoints.verify(options.out / "best")
@@ -353,7 +353,7 @@ def test_a_signal_in_the_middle_of_an_epoch(number, status, left, tmp_path, chec
     done = signalled(number, 7, options)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
-    assert "stopped or killed, the same command with --resume goes on from that checkpoint" in done.stdout
+    assert "stopped or killed, the same command with --resume continues from that checkpoint" in done.stdout
     assert [path.name for path in checkpoints.all_of(options.out)] == [left]
     assert (options.out / "best" / "model.safetensors").is_file()
     assert (options.out / ".lock").exists() == (number == signal.SIGKILL)
@@ -361,7 +361,7 @@ def test_a_signal_in_the_middle_of_an_epoch(number, status, left, tmp_path, chec
         assert done.stderr.splitlines()[-1].startswith("fastbert: stopped at step 8 of 15; the best epoch so far is ")
     again = python("-m", "fastbert", *command(options, "--resume"))
     assert again.returncode == 0, again.stderr
-    assert f"going on from {options.out / left}" in again.stdout
+    assert f"continuing from {options.out / left}" in again.stdout
     assert (f"{options.out / '.lock'}: taken over from process" in again.stdout) == (number == signal.SIGKILL)
     found, wanted = outcome(options.out), whole
     if number != signal.SIGKILL:  # a reading more, of the steps until the signal
@@ -369,7 +369,7 @@ def test_a_signal_in_the_middle_of_an_epoch(number, status, left, tmp_path, chec
     assert_same((found[0] | {"history": 0}, found[1]), (wanted[0] | {"history": 0}, wanted[1]))
     finished = python("-m", "fastbert", *command(options, "--resume"))
     assert finished.returncode == 0
-    assert "is finished, with these options; nothing is computed again" in finished.stdout
+    assert "is finished, with these options; nothing is left to compute" in finished.stdout
 
 
 def test_a_killed_grid_trains_no_finished_run_again(tmp_path, checkpoint):

@@ -17,7 +17,7 @@ from fastbert.finetuning.single_run import Setting
 from fastbert.inference.answering import Answering
 from fastbert.inference.classification import Classification
 from fastbert.inference.tagging import Tagging
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import save
 
 runner = CliRunner()

@@ -18,7 +18,7 @@ from fastbert.pretraining.objectives import NextTokens, Objective
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.pretraining.small_data import TINY
 from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options, outcome
 
@@ -144,7 +144,7 @@ def test_a_killed_and_resumed_left_run_is_the_uninterrupted_one(prepared, consol
     assert "predicts the next token from those before it, and the next sentence" in console.file.getvalue()
     losses = [entry["eval_lm_loss"] for entry in outcome(whole.out)[0] if "eval_lm_loss" in entry]
     assert losses[-1] < losses[0] < math.log(64) + 0.3
-    with pytest.raises(InputError, match=r"expected direction 'left', with which .* was begun, got 'both'"):
+    with pytest.raises(InputError, match=r"expected direction 'left', with which .* was started, got 'both'"):
         run(replace(killed, direction="both"), console, resume=True)
 
     loaded, found = transformers.BertLMHeadModel.from_pretrained(whole.out / "checkpoint-12", output_loading_info=True)

@@ -16,12 +16,11 @@ from rich.console import Console
 import fastbert
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
-from fastbert.data.shards import DataError
 from fastbert.pretraining import black_box
 from fastbert.pretraining.run import Options, model_config, run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 from tests.pretraining.small_data import write_data
 from tests.pretraining.small_runs import RECIPE, Killed, assert_same, end_at, kill, options, outcome, without_dropout
 
@@ -261,7 +260,7 @@ def test_bad_options_are_refused_before_anything_is_written(prepared, console, t
 
 def test_another_recipe_cannot_go_on_with_a_run(prepared, console, tmp_path):
     assert run(options(prepared, tmp_path, held_out=None), console, resume=False) == 0
-    with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was begun, got 600"):
+    with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was started, got 600"):
         run(options(prepared, tmp_path, held_out=None, batch_tokens=600), console, resume=True)
 
 

@@ -16,7 +16,8 @@ from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import Objective
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.pretraining.small_data import TINY
 from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options
 from tests.pretraining.test_objectives import batch_of, padded, unmask

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.locks import locked_file, locked_folder, locked_replacement
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import time, typer
 from pathlib import Path
-from fastbert import locks
+from fastbert.utils import locks
 from fastbert.cli.console import plain_errors
 def hold(kind: str, out: Path, seconds: float) -> None:
     with plain_errors(), getattr(locks, kind)(out, print):
@@ -136,7 +136,7 @@ def test_many_at_once_never_share_it(tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.locks import locked_file
 number, left = Path(sys.argv[1]), 20
 while left:
