@@ -11,9 +11,10 @@ from typing import Any
 
 import typer
 
-from fastbert.inference.engine import Report, Row, Task, stream
+from fastbert.inference.engine import Report, stream
 from fastbert.inference.inputs import Kind, Source
 from fastbert.inference.outputs import Output, check_name, fingerprint
+from fastbert.inference.task import Row, Task
 from fastbert.utils.errors import InputError, Resumable
 from fastbert.utils.existing_outputs import finished_message
 from fastbert.utils.locks import locked_file
