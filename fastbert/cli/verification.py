@@ -141,6 +141,7 @@ def _verify_fp8(
     from fastbert.utils.checkpoints import open_checkpoint, read_texts
     from fastbert.utils.errors import InputError
     from fastbert.verification import fp8 as fp8_check
+    from fastbert.verification import fp8_report
 
     if not 0.0 <= cosine < 1.0:
         raise typer.BadParameter(f"expected 0, or a cosine in (0, 1), got {cosine}", param_hint="--cosine")
@@ -165,12 +166,12 @@ def _verify_fp8(
         }
         try:
             with screen.status("quantizing and comparing …"):
-                damage = fp8_check.measure(source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None)
+                report = fp8_check.measure(source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None)
         except RuntimeError as error:
             raise InputError(str(error)) from error
-        fp8_check.show(damage, about, screen)
-        _write_report(json_file, fp8_check.as_dict(damage, about))
-    return damage.passed
+        fp8_report.show(report, about, screen)
+        _write_report(json_file, fp8_report.as_dict(report, about))
+    return report.passed
 
 
 def _device() -> Any:

@@ -76,14 +76,14 @@ def test_verify_finds_a_wrong_layer(checkpoint, monkeypatch, factor):
 @pytest.mark.parametrize(("off_by", "passes"), [(2 * torch.finfo(torch.float32).eps, True), (1e-4, False)])
 def test_verify_takes_no_luck_of_pytorch_for_its_precision(checkpoint, monkeypatch, off_by, passes):
     """A loss is one number: PyTorch may meet the float64 one exactly, where a sum in another order is a bit or two off."""
-    right, losses = verification._run, [1 + off_by, 1.0, 1.0]
+    right, losses = verification.run_model, [1 + off_by, 1.0, 1.0]
 
     def run(*args):
         found = right(*args)
         found.outputs["loss"] = torch.tensor(10.0 * losses.pop(0), dtype=found.outputs["loss"].dtype)
         return found
 
-    monkeypatch.setattr(verification, "_run", run)
+    monkeypatch.setattr(verification, "run_model", run)
     texts = ["the bakery on the corner opens at seven", "yes", "no"]
     row = verification.verify_head(
         verification.open_checkpoint(checkpoint), texts, torch.float32, torch.device("cpu"), "BertLMHeadModel"
