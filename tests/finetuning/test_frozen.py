@@ -16,7 +16,9 @@ from fastbert.finetuning.options import Options, Setting
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
 from fastbert.model import frozen as frozen_module
-from fastbert.model.frozen import FeatureCache, FrozenModel, load_frozen
+from fastbert.model import frozen_features
+from fastbert.model.frozen import FrozenModel, load_frozen
+from fastbert.model.frozen_features import FeatureCache
 from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
 from fastbert.tasks.features import Feature, predict
 from fastbert.utils.checkpoints import open_checkpoint
@@ -257,8 +259,8 @@ def test_all_that_is_new_changes_and_nothing_else(tmp_path, deep, console, monke
 
 def test_runs_share_the_features_which_are_computed_once(tmp_path, deep, console, monkeypatch):
     calls = []
-    real = frozen_module.encode
-    monkeypatch.setattr(frozen_module, "encode", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
+    real = frozen_features.encode
+    monkeypatch.setattr(frozen_features, "encode", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
     options = options_of("classify", tmp_path, deep, Frozen("last"), seeds=2, count=32)
     report = finetune(options, console)
     sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in calls)
