@@ -1,4 +1,4 @@
-"""A fine-tuning that is killed, stopped or out of disk, and gone on with, ends as the uninterrupted one, bit for bit."""
+"""A fine-tuning that is killed, stopped or out of disk, and resumed, ends as the uninterrupted one, bit for bit."""
 
 import dataclasses
 import json
@@ -112,7 +112,7 @@ def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
     assert not list(options.out.glob(".*"))
 
 
-def test_while_it_trains_the_best_epoch_is_a_model_of_its_own(tmp_path, checkpoint, console, monkeypatch):
+def test_while_it_trains_the_best_epoch_is_a_separate_model(tmp_path, checkpoint, console, monkeypatch):
     """Even where the epochs after it are worse, and it is what is kept in the end."""
     scores = iter([0.5, 0.9, 0.7])
     options = options_of(tmp_path, checkpoint)
@@ -223,7 +223,7 @@ def test_nothing_is_unpickled_on_the_way_back(tmp_path, checkpoint, console, mon
     assert all(seen)
 
 
-def test_overwrite_begins_again_and_removes_what_was_there(tmp_path, checkpoint, console, whole):
+def test_overwrite_starts_over_and_removes_what_was_there(tmp_path, checkpoint, console, whole):
     options = options_of(tmp_path, checkpoint, seeds=2)
     finetune(options, console)
     (options.out / "mine.txt").write_text("kept")

@@ -1,4 +1,4 @@
-"""A small prepared folder with a tokenizer of its own, and the options of short runs on it."""
+"""A small prepared folder with its tokenizer, and the options of short runs on it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -120,7 +120,7 @@ def test_what_was_written_stays_and_what_was_there_too(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_what_cannot_be_locked_is_told(tmp_path):
+def test_what_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match=r"expected a folder to write to, got the file .*file"),
