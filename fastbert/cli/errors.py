@@ -22,14 +22,14 @@ ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind._
 class CommandGroup(TyperGroup):
     """All commands. A wrong option or argument is one line on stderr and status 2, as every other error of the user is."""
 
-    def main(  # type: ignore[override]  # typer's versions differ in their further arguments, which pass through
-        self, args: Any = None, prog_name: Any = None, *, standalone_mode: bool = True, **extra: Any
-    ) -> Any:
-        if not standalone_mode:
-            return super().main(args, prog_name, standalone_mode=False, **extra)
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standalone = kwargs.pop("standalone_mode", True)
+        kwargs["standalone_mode"] = False
+        if not standalone:
+            return super().main(*args, **kwargs)
         try:
             with plain_errors():
-                status = super().main(args, prog_name, standalone_mode=False, **extra)
+                status = super().main(*args, **kwargs)
         except typer.Exit as error:
             status = error.exit_code
         except typer.Abort:

@@ -106,7 +106,8 @@ def _verify(
 ) -> bool:
     import torch
 
-    from fastbert.utils.checkpoints import open_checkpoint, read_texts
+    from fastbert.utils.checkpoints import open_checkpoint
+    from fastbert.utils.sample_text import read_texts
     from fastbert.verification import compare
     from fastbert.verification.report import Report
 
@@ -138,8 +139,9 @@ def _verify_fp8(
 ) -> bool:
     import torch
 
-    from fastbert.utils.checkpoints import open_checkpoint, read_texts
+    from fastbert.utils.checkpoints import open_checkpoint
     from fastbert.utils.errors import InputError
+    from fastbert.utils.sample_text import read_texts
     from fastbert.verification import fp8 as fp8_check
     from fastbert.verification import fp8_report
 

@@ -9,7 +9,7 @@ the parameters in float32, as mixed precision does.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,8 +32,10 @@ class _AdamMoments(Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch's is overloaded
-        """One update of every parameter with a gradient; returns what closure, called first, returns.
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter with a gradient.
+
+        closure: None, or a function without arguments that is called first, and whose result is returned.
 
         Raises TypeError at a parameter that is not real, ValueError at a sparse gradient.
         """

@@ -68,9 +68,10 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state by parameter name, whole, on rank 0. Every rank calls it."""
-    return get_optimizer_state_dict(model, optimizer, options=WHOLE)  # type: ignore[return-value]
+    state: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    return state
 
 
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Loads the whole state of `optimizer_state`, sharded. Every rank calls it."""
-    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)  # type: ignore[arg-type]
+    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)

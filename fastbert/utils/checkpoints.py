@@ -144,20 +144,3 @@ def small_checkpoint() -> str:
     if not (folder / "config.json").is_file():
         raise InputError(f"no checkpoint was named, and the small one is not in {folder}: name a BERT checkpoint")
     return str(folder)
-
-
-def read_texts(file: Path | None) -> list[str]:
-    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError for none, and for what is not text."""
-    from .sample_text import SENTENCES
-
-    if file is None:
-        return list(SENTENCES)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"expected UTF-8 in {file}, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise InputError(f"expected lines of text in {file}, got none")
-    return lines

@@ -16,8 +16,9 @@ from torch import Tensor
 from fastbert.kernels.backend import interpreter_unsupported_reason
 from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, measure
-from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
+from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint
 from fastbert.utils.errors import InputError
+from fastbert.utils.sample_text import read_texts
 
 from .kernels import verify_kernels
 from .models import Run, load_three_models, run_model, tokenize
