@@ -80,9 +80,8 @@ def _is_for_the_user(error: Exception) -> bool:
     So are the errors of the operating system, InputError, DataError and TableError; and a ValueError or TypeError that a
     function of fastbert raises about an argument, which begins with "expected".
     """
-    from fastbert.kernels.matmul.table import TableError
-
-    if isinstance(error, (InputError, DataError, TableError, OSError)):
+    tables = sys.modules.get("fastbert.kernels.matmul.table")  # not imported: that loads torch, and no error is one before
+    if isinstance(error, (InputError, DataError, OSError)) or (tables and isinstance(error, tables.TableError)):
         return True
     last = error.__traceback__
     while last is not None and last.tb_next is not None:

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -23,6 +23,14 @@ from .objectives import Objective
 from .sharding import whole
 
 FILE = "black-box.json"
+
+
+class Reading(NamedTuple):
+    """The largest absolute value of a part of the step: of the loss, a module's output, or a gradient."""
+
+    micro_batch: int
+    part: str
+    value: float
 
 
 def write(folder: Path, trainer: Any, reason: str) -> Path:
@@ -63,8 +71,8 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
     return folder / FILE
 
 
-def repeat_step(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
-    """Repeats the forward and backward of the step: (micro-batch, part, largest absolute value), in the order of computing.
+def repeat_step(file: Path, *, modules: bool) -> list[Reading]:
+    """Repeats the forward and backward of the step; returns readings in the order of computing.
 
     Parts are 'loss' and 'gradient of NAME'. modules: the outputs of every module as well; fused operations have none, so this
     runs transformers' modules. Raises DataError where the file, its weights or the data it names are missing or differ.
@@ -81,13 +89,13 @@ def repeat_step(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
     if fingerprint(tokenizer) != content["tokenizer"]:
         raise DataError(f"expected the tokenizer of the run in {next(iter(shards))}, got another")
     masker = objective.masker(tokenizer, **content["masks"])
-    found: list[tuple[int, str, float]] = []
+    readings: list[Reading] = []
     micro_batch = 0
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            found.extend((micro_batch, name, _largest(tensor)) for tensor in tensors if isinstance(tensor, Tensor))
+            readings.extend(Reading(micro_batch, name, _largest(one)) for one in tensors if isinstance(one, Tensor))
 
         return hook
 
@@ -104,17 +112,17 @@ def repeat_step(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
         model.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=content["autocast"]):
             loss = model(**batch, return_logits=False).loss
-        found.append((micro_batch, "loss", _largest(loss)))
+        readings.append(Reading(micro_batch, "loss", _largest(loss)))
         loss.backward()
-        found.extend(
-            (micro_batch, f"gradient of {name}", _largest(p.grad)) for name, p in model.named_parameters() if p.grad is not None
-        )
-    return found
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                readings.append(Reading(micro_batch, f"gradient of {name}", _largest(parameter.grad)))
+    return readings
 
 
-def first_non_finite(found: list[tuple[int, str, float]]) -> tuple[int, str, float] | None:
-    """The first part that is not finite, or None."""
-    return next((one for one in found if not math.isfinite(one[2])), None)
+def first_non_finite(readings: list[Reading]) -> Reading | None:
+    """The first reading that is not finite, or None."""
+    return next((one for one in readings if not math.isfinite(one.value)), None)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Shards]]:

@@ -61,7 +61,7 @@ def verify(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{folder.name}: expected a whole {MANIFEST}, got {type(error).__name__}: {error}") from error
     for name, (size, digest) in files:
         file = folder / name

@@ -412,6 +412,13 @@ def test_a_bug_keeps_its_traceback(good, monkeypatch):
     assert isinstance(CliRunner().invoke(app, ["embed", "--model", str(good["checkpoint"]), "cat"]).exception, ValueError)
 
 
+def test_a_damaged_table_of_tuned_tiles_is_one_line(tmp_path):
+    (tmp_path / "table.json").write_text("{")
+    done = CliRunner().invoke(app, ["tune", "--check", "--out", str(tmp_path / "table.json")])
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith(f"fastbert: {tmp_path / 'table.json'}: expected JSON, got ")
+
+
 def test_a_file_that_is_not_there_is_named_in_words(tmp_path, capsys):
     from fastbert.cli.errors import plain_errors
 
@@ -419,19 +426,6 @@ def test_a_file_that_is_not_there_is_named_in_words(tmp_path, capsys):
         (tmp_path / "nowhere.txt").read_bytes()
     assert left.value.exit_code == 2
     assert capsys.readouterr().err == f"fastbert: expected a file or folder that exists, got {tmp_path / 'nowhere.txt'}\n"
-
-
-def test_other_content_is_named_without_digests(tmp_path):
-    from fastbert.utils.existing_outputs import first_difference, other_options_error
-
-    for key in ("train", "sha256 of its ends"):
-        changed = first_difference({"input": {key: "0" * 64}}, {"input": {key: "f" * 64}})
-        message = str(other_options_error(tmp_path / "out", *changed))
-        assert message.startswith(
-            f"expected the input{' train' if key == 'train' else ''} with which {tmp_path / 'out'} was started, got"
-        )
-        assert "0000" not in message
-        assert "sha256" not in message
 
 
 def test_a_refused_argument_is_one_line_too(capsys):

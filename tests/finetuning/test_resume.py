@@ -25,7 +25,7 @@ from fastbert.finetuning.trainer import FineTuner
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import open_checkpoint
-from fastbert.utils.errors import InputError, Resumable
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
@@ -425,7 +425,3 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path, checkpoint, cons
     expected = f"fastbert: expected no other run that writes to {options.out}, got process {os.getpid()} on "
     assert seen[0].stderr.splitlines()[-1].startswith(expected)
     assert not (options.out / ".lock").exists()
-
-
-def test_the_message_of_a_stop_is_not_an_error_of_the_disk():
-    assert not isinstance(Resumable("", 130), OSError)

@@ -184,7 +184,7 @@ def test_a_left_step_can_be_replayed(prepared, console, monkeypatch, tmp_path):
     monkeypatch.setattr(PreTrainer, "compute_loss", planted)
     assert run(options(prepared, tmp_path, direction="left", held_out=None), console, resume=False) == 3
     found = black_box.repeat_step(tmp_path / "stopped-at-step-3-process-0" / black_box.FILE, modules=True)
-    assert black_box.first_non_finite(found)[1] == "bert.encoder.layer.1.output.dense"
+    assert black_box.first_non_finite(found).part == "bert.encoder.layer.1.output.dense"
     assert not checkpoints.all_of(tmp_path)
 
 

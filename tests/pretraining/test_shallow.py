@@ -182,7 +182,7 @@ def test_a_step_that_stopped_can_be_replayed(prepared, console, monkeypatch, tmp
     chosen = options(prepared, tmp_path, direction="shallow", next_sentence=False, held_out=None)
     assert run(chosen, console, resume=False) == 3
     found = black_box.repeat_step(tmp_path / "stopped-at-step-2-process-0" / black_box.FILE, modules=True)
-    assert black_box.first_non_finite(found)[1] == "right.bert.encoder.layer.1.output.dense"
+    assert black_box.first_non_finite(found).part == "right.bert.encoder.layer.1.output.dense"
 
 
 def test_what_does_not_fit_is_refused(prepared, console, tmp_path):
