@@ -27,7 +27,7 @@ class Row(NamedTuple):
     unit: str = "line"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.unit} {self.line}"
 
 

@@ -77,7 +77,7 @@ def questions_of(row: Row, file: str) -> Iterator[Row]:
 
 
 def _question(row: Row, file: Path, labelled: bool, *, published: bool) -> QuestionExample:
-    place, values = row.place, row.values
+    place, values = row.location, row.values
     context, question = _text(values, "context", file, place), _text(values, "question", file, place)
     key = values.get("id", place)
     if not isinstance(key, str | int):

@@ -29,7 +29,7 @@ CLASSES = [
 def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     named = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
@@ -46,7 +46,7 @@ def checkpoint(request, tmp_path_factory):
 def texts(count):
     g = torch.Generator().manual_seed(3)
     return [
-        " ".join(WORDS[place] for place in torch.randint(0, len(WORDS), (length,), generator=g))
+        " ".join(WORDS[index] for index in torch.randint(0, len(WORDS), (length,), generator=g))
         for length in torch.randint(2, 12, (count,), generator=g).tolist()
     ]
 
@@ -85,10 +85,10 @@ def test_a_cosine_keeps_products_and_the_report_names_them(checkpoint, tmp_path)
     assert "off the cosine" in outcome.output, outcome.output
 
 
-def test_a_damage_outside_a_limit_fails():
+def test_a_report_outside_a_limit_fails():
     within = fp8_check.Finding("a", 3, 0.9995, 0.996, 0.999, 0.995)
-    assert fp8_check.Damage((within,), 4, 8, 0.5, {}).passed
-    assert not fp8_check.Damage((within,), 0, 8, 0.0, {}).passed, "nothing in fp8 is no success"
+    assert fp8_check.QuantizationReport((within,), 4, 8, 0.5, {}).passed
+    assert not fp8_check.QuantizationReport((within,), 0, 8, 0.0, {}).passed, "nothing in fp8 is no success"
     for mean, worst in ((0.998, 0.996), (0.9995, 0.994), (float("nan"), 0.996)):
         assert not fp8_check.Finding("a", 3, mean, worst, 0.999, 0.995).passed
 
