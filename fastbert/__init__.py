@@ -31,10 +31,9 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.inference.tagging import tag as tag
     from fastbert.kernels import use_backend as use_backend
     from fastbert.model.batch_invariance import batch_invariant as batch_invariant
-    from fastbert.model.bert import BertLayer as BertLayer
     from fastbert.model.bert import BertModel as BertModel
     from fastbert.model.bert import BertPreTrainedModel as BertPreTrainedModel
-    from fastbert.model.fallback import explain as explain
+    from fastbert.model.explain import explain as explain
     from fastbert.model.heads import BertForMaskedLM as BertForMaskedLM
     from fastbert.model.heads import BertForMultipleChoice as BertForMultipleChoice
     from fastbert.model.heads import BertForNextSentencePrediction as BertForNextSentencePrediction
@@ -43,6 +42,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.model.heads import BertForSequenceClassification as BertForSequenceClassification
     from fastbert.model.heads import BertForTokenClassification as BertForTokenClassification
     from fastbert.model.heads import BertLMHeadModel as BertLMHeadModel
+    from fastbert.model.layer import BertLayer as BertLayer
     from fastbert.model.swap import accelerate as accelerate
     from fastbert.model.swap import restore as restore
     from fastbert.verification.compare import verify as verify
@@ -59,7 +59,7 @@ _HOMES = {
     "BertForSequenceClassification": "fastbert.model.heads",
     "BertForTokenClassification": "fastbert.model.heads",
     "BertLMHeadModel": "fastbert.model.heads",
-    "BertLayer": "fastbert.model.bert",
+    "BertLayer": "fastbert.model.layer",
     "BertModel": "fastbert.model.bert",
     "BertPreTrainedModel": "fastbert.model.bert",
     "BertTokenizer": "transformers",
@@ -74,7 +74,7 @@ _HOMES = {
     "dequantize": "fastbert.deploy.fp8",
     "embed": "fastbert.inference.embedding",
     "embed_stream": "fastbert.inference.embedding",
-    "explain": "fastbert.model.fallback",
+    "explain": "fastbert.model.explain",
     "fill_mask": "fastbert.inference.masked_words",
     "next_sentence": "fastbert.inference.next_sentence",
     "quantize": "fastbert.deploy.fp8",

@@ -21,7 +21,7 @@ from transformers.models.bert.modeling_bert import (
     BertSelfOutput,
 )
 
-from fastbert.model.bert import BertLayer, BertModel, BertPredictionHeadTransform, BertPreTrainedModel
+from fastbert.model.bert import BertModel, BertPreTrainedModel
 from fastbert.model.heads import (
     BertForMaskedLM,
     BertForMultipleChoice,
@@ -32,6 +32,7 @@ from fastbert.model.heads import (
     BertForTokenClassification,
     BertLMHeadModel,
 )
+from fastbert.model.layer import BertLayer, BertPredictionHeadTransform
 
 __all__ = [
     "BertAttention",

@@ -1,20 +1,20 @@
-"""The one switch between the Triton kernels and PyTorch. Imports no Triton, unless its interpreter is on.
+"""The choice between the Triton kernels and PyTorch. Imports no Triton, unless its interpreter is on.
 
 `auto` (the default) runs the kernels on a GPU that Triton supports and PyTorch everywhere else. The environment variable
-`FASTBERT_BACKEND` or the `use_backend` context forces one side; a forced side that cannot run raises, it never falls back.
+`FASTBERT_BACKEND` or the `use_backend` context forces one backend. A forced backend that cannot run raises; nothing falls back.
 """
 
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 
-from .device import compute_capability_obstacle, is_gpu, is_pretending
+from .device import is_gpu, is_pretending, too_old_reason
 
 Backend = Literal["auto", "torch", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -24,16 +24,16 @@ MIN_COMPUTE_CAPABILITY = (8, 0)  # first with bf16 tensor cores and cp.async, wh
 def _checked(name: str, source: str) -> Backend:
     if name not in ("auto", "torch", "triton"):
         raise ValueError(f"{source} must be 'auto', 'torch' or 'triton', got {name!r}")
-    return name  # type: ignore[return-value]
+    return cast(Backend, name)
 
 
-_choice: Backend = _checked(os.environ.get("FASTBERT_BACKEND", "auto"), "the environment variable FASTBERT_BACKEND")
+_choice = _checked(os.environ.get("FASTBERT_BACKEND", "auto"), "the environment variable FASTBERT_BACKEND")
 _triton_installed = importlib.util.find_spec("triton") is not None
 _interpreting = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def interpreter_obstacle() -> str | None:
-    """Why Triton's interpreter cannot run on the versions that are installed. Imports Triton."""
+def interpreter_unsupported_reason() -> str | None:
+    """Why Triton's interpreter cannot run with the installed versions, or None where it can. Imports Triton."""
     import numpy
     import triton
 
@@ -45,7 +45,7 @@ def interpreter_obstacle() -> str | None:
     )
 
 
-_interpreter_obstacle = interpreter_obstacle() if _interpreting and _triton_installed else None
+_interpreter_reason = interpreter_unsupported_reason() if _interpreting and _triton_installed else None
 
 
 @contextmanager
@@ -65,36 +65,36 @@ def use_backend(name: Backend) -> Iterator[None]:
 
 
 def backend_reason(device: torch.device, dtype: torch.dtype) -> tuple[Literal["torch", "triton"], str]:
-    """Which side an operation on tensors of this device and dtype takes, and why, as one short clause.
+    """Which backend runs operations on tensors of this device and dtype, and why, as one short clause.
 
     Raises RuntimeError when 'triton' is forced where it cannot run.
     """
-    obstacle = _obstacle(device, dtype)
+    reason = _unsupported_reason(device, dtype)
     if _choice == "torch":
         return "torch", "forced"
     if _choice == "triton":
-        if obstacle is not None:
-            raise RuntimeError(f"backend 'triton' is forced, but {obstacle}")
+        if reason is not None:
+            raise RuntimeError(f"backend 'triton' is forced, but {reason}")
         return "triton", "forced"
     if device.type == "cpu":
         return "torch", "tensors are on the CPU"
-    return ("triton", "a supported GPU") if obstacle is None else ("torch", obstacle)
+    return ("triton", "a supported GPU") if reason is None else ("torch", reason)
 
 
 def resolve_backend(*tensors: torch.Tensor | None) -> Literal["torch", "triton"]:
-    """The side that an operation on these tensors takes; the first one's device and dtype decide."""
+    """The backend for an operation on these tensors; the device and dtype of the first one decide."""
     first = next(tensor for tensor in tensors if tensor is not None)
     if records_portably():
         if _choice == "triton":
             raise RuntimeError("backend 'triton' is forced, but torch.jit.trace and ONNX record PyTorch's operations only")
         return "torch"
-    # vmap, jvp and the like have no rule for a registered operator; PyTorch's own operations have.
+    # vmap, jvp and the like have no rule for our operators, but have one for PyTorch's.
     if _choice != "triton" and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch"
     return backend_reason(first.device, first.dtype)[0]
 
 
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in KERNEL_DTYPES:
         return f"the kernels take float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if not _triton_installed:
@@ -104,29 +104,29 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cpu":
         if not _interpreting:
             return "the tensors are on the CPU and Triton's interpreter is off (TRITON_INTERPRET=1)"
-        return _interpreter_obstacle
+        return _interpreter_reason
     if device.type != "cuda":
         return f"Triton does not support device type {device.type!r}"
     if torch.version.hip is not None:
         return None
-    return compute_capability_obstacle(device, MIN_COMPUTE_CAPABILITY, "the kernels need")
+    return too_old_reason(device, MIN_COMPUTE_CAPABILITY, "the kernels need")
 
 
 def records_portably() -> bool:
-    """Whether a graph is being recorded that must run where our operators are unknown: C++, ONNX Runtime, OpenVINO."""
+    """Whether the graph being recorded must run without our operators: in C++, ONNX Runtime or OpenVINO."""
     return torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export())
 
 
 def is_tracing() -> bool:
-    """Whether a graph is being recorded, for other values than these: torch.compile, torch.export, torch.jit.trace, ONNX."""
+    """Whether a graph is being recorded, to be run with other values: torch.compile, torch.export, torch.jit.trace, ONNX."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def checks_values(tensor: torch.Tensor) -> bool:
-    """Whether an operation may look at the values of this tensor to reject bad ones.
+    """Whether an operation may read the values of this tensor to reject bad ones.
 
-    Always on the CPU; on a GPU it would wait for the device, so only when FASTBERT_DEBUG=1; never while tracing, under vmap
-    or without values.
+    Always on the CPU. On a GPU only when FASTBERT_DEBUG=1, because reading waits for the device. Never while tracing, under
+    vmap, or for fake and meta tensors.
     """
     if is_tracing() or isinstance(tensor, FakeTensor) or tensor.is_meta:
         return False
@@ -136,7 +136,7 @@ def checks_values(tensor: torch.Tensor) -> bool:
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
-    """The dtype that autocast brings matrix products on this tensor's device to, or None where it is off."""
+    """The dtype that autocast gives matrix products on this tensor's device, or None where it is off."""
     device_type = tensor.device.type
     if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
         return None
@@ -144,6 +144,6 @@ def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
 
 
 def _has_autocast(device_type: str) -> bool:
-    if torch.compiler.is_compiling():  # Dynamo of torch 2.11 cannot trace the question below; compiled code has a device
+    if torch.compiler.is_compiling():  # Dynamo of torch 2.11 cannot trace the call below; compiled code has a device
         return device_type != "meta"
     return torch.amp.is_autocast_available(device_type)

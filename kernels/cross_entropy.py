@@ -20,9 +20,9 @@ from torch import Tensor
 
 from . import functional, reference
 from .device import cdiv
-from .layer_norm import sum_partials
 from .matmul.pointers import dgrad_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, wgrad_variants
 from .matmul.sides import side
+from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 

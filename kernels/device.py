@@ -1,6 +1,6 @@
-"""What a launch asks of the hardware: architecture, how float32 is multiplied, how many programs fill the device.
+"""What launches need to know about a device: its architecture, how float32 is multiplied, how many programs fill it.
 
-The only file that knows devices apart. Imports no Triton. `pretend` stands for a GPU that is not there, for tests and tools.
+The only file that tells devices apart. Imports no Triton. `pretend` lets tests and tools act as if a GPU were there.
 """
 
 from collections.abc import Iterator
@@ -27,18 +27,21 @@ _pretended: PretendedDevice | None = None
 
 @contextmanager
 def pretend(architecture: str, multiprocessors: int | None = None) -> Iterator[None]:
-    """Inside, every device answers as a GPU of this architecture, for the whole process.
+    """Within the `with` block, every device counts as a GPU of this architecture, for the whole process.
 
-    A CPU tensor then takes the decisions of a GPU's: tiles, sides of products, no look at values, nothing measured. Whether a
-    kernel can run there is another matter. multiprocessors: those of the architecture's usual card where None.
-    Raises ValueError for an architecture without a usual card, where multiprocessors is None.
+    For a CPU tensor the same choices are then made as on that GPU: tiles, Triton or the library for a product, no check of
+    values, no measured table. It does not make a kernel run where it cannot.
+    architecture: as `architecture` gives it, 'sm_90' for instance. multiprocessors: those of the usual card where None.
+    Raises ValueError for an architecture that MULTIPROCESSORS does not have, where multiprocessors is None.
     """
     global _pretended
-    if multiprocessors is None and architecture not in MULTIPROCESSORS:
-        known = ", ".join(MULTIPROCESSORS)
-        raise ValueError(f"expected an architecture among {known}, or a number of multiprocessors, got {architecture!r}")
+    if multiprocessors is None:
+        if architecture not in MULTIPROCESSORS:
+            known = ", ".join(MULTIPROCESSORS)
+            raise ValueError(f"expected an architecture among {known}, or a number of multiprocessors, got {architecture!r}")
+        multiprocessors = MULTIPROCESSORS[architecture]
     before = _pretended
-    _pretended = PretendedDevice(architecture, multiprocessors or MULTIPROCESSORS[architecture])
+    _pretended = PretendedDevice(architecture, multiprocessors)
     try:
         yield
     finally:
@@ -50,12 +53,12 @@ def is_pretending() -> bool:
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether decisions are those of a GPU."""
+    """Whether the choices for tensors on this device are those of a GPU."""
     return device.type == "cuda" or _pretended is not None
 
 
 def architecture(device: torch.device) -> str:
-    """'sm_90', 'gfx942' and the like; 'cpu'; 'unknown' for a GPU that this machine does not have."""
+    """'sm_90', 'gfx942' and the like; 'cpu'; 'unknown' for another device or a GPU that this machine does not have."""
     if _pretended is not None:
         return _pretended.architecture
     if device.type == "cpu":
@@ -74,8 +77,10 @@ def _architecture(index: int) -> str:
 
 
 def has_wide_matrix_unit(arch: str) -> bool:
-    """Whether products read their operands from shared memory (wgmma on Hopper, tcgen05 on data-centre Blackwell), which
-    leaves registers free, and hardware copies whole tiles there (TMA). The interpreter counts as such a device."""
+    """Whether products read operands from shared memory and TMA copies whole tiles there, which leaves registers free.
+
+    True for Hopper (wgmma) and data-centre Blackwell (tcgen05), and for the interpreter.
+    """
     return arch == "cpu" or arch.startswith(("sm_90", "sm_10", "sm_11"))
 
 
@@ -88,15 +93,15 @@ def is_nvidia(arch: str) -> bool:
 
 
 def dot_precision(dtype: torch.dtype, arch: str) -> Literal["ieee", "tf32"]:
-    """How a kernel multiplies: float32 is rounded to tf32 only where PyTorch allows it and the hardware has it."""
+    """The input_precision of tl.dot: tf32 for float32 tensors where PyTorch allows it and the hardware has it, else ieee."""
     if dtype != torch.float32 or not (is_nvidia(arch) or arch == "gfx942"):
         return "ieee"
-    # Read through the newer name: the older one raises where the user set this one.
+    # The older name, allow_tf32, raises where the user has set this newer one.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def num_programs(device: torch.device, per_multiprocessor: int) -> int:
-    """How many programs fill the device; a few under the interpreter, so that partial sums are exercised there too."""
+    """How many programs fill the device; three under the interpreter, so that it too adds partial sums."""
     if _pretended is not None:
         return _pretended.multiprocessors * per_multiprocessor
     if device.type != "cuda":
@@ -109,15 +114,18 @@ def _multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def compute_capability_obstacle(device: torch.device, minimum: tuple[int, int], what: str) -> str | None:
-    """Why an NVIDIA GPU is too old for `what`, as one clause; None where it is not."""
-    if device.index is None or torch.compiler.is_compiling():  # a trace has no use for a cache
+def too_old_reason(device: torch.device, minimum: tuple[int, int], what: str) -> str | None:
+    """Why an NVIDIA GPU below the minimum compute capability cannot be used, as one clause; None for other GPUs.
+
+    what: the subject and verb of the clause, 'the kernels need' for instance.
+    """
+    if device.index is None or torch.compiler.is_compiling():  # Dynamo does not trace a cached function
         return _too_old(torch.cuda.get_device_properties(device), minimum, what)
-    return _cached_obstacle(device.index, minimum, what)
+    return _cached_too_old(device.index, minimum, what)
 
 
 @cache
-def _cached_obstacle(index: int, minimum: tuple[int, int], what: str) -> str | None:
+def _cached_too_old(index: int, minimum: tuple[int, int], what: str) -> str | None:
     return _too_old(torch.cuda.get_device_properties(index), minimum, what)
 
 
@@ -135,5 +143,5 @@ def index_of(device: torch.device) -> int:
 
 
 def cdiv(x: int, y: int) -> int:
-    """x / y rounded up. triton.cdiv serves kernels too, for which it unwraps its arguments: ten times the cost."""
+    """x / y rounded up. triton.cdiv costs ten times as much: it unwraps its arguments, because kernels call it too."""
     return -(-x // y)

@@ -6,27 +6,24 @@ Gradients: the norm's, and those of a token type table of at most two rows, as f
 a fixed order; the other tables' by sorting the ids (segment_sum), or with float32 atomics where the caller allows them.
 """
 
-import random
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import functional, reference
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
-from .layer_norm import LayerNormConfig, dropout_mask, sum_partials
+from .layer_norm import LayerNormConfig
 from .primitives.philox import keep_adjacent
-from .primitives.segment_sum import CHUNK, _segment_joins_kernel, _segment_pieces_kernel, segment_sum
+from .primitives.reduce import sum_partials
+from .primitives.segment_sum import segment_sum
 from .registration import register, wants_grad
-from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 REGISTER_TOKEN_TYPES = 2  # so many rows of a token type table have their gradient summed in registers
 
 
 @triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
-def _embedding_fwd_kernel(
+def embedding_fwd_kernel(
     input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr,
     seed_ptr, y_ptr, mean_ptr, rstd_ptr,
     M, N, stride_word_row, stride_token_type_row, stride_position_row, eps, keep_threshold, keep_scale, stream,
@@ -61,7 +58,7 @@ def _embedding_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
-def _embedding_bwd_kernel(
+def embedding_bwd_kernel(
     dy_ptr, input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr,
     mean_ptr, rstd_ptr, seed_ptr,
     dz_ptr, dword_ptr, dtoken_type_ptr, dposition_ptr, norm_partial_ptr, token_type_partial_ptr,
@@ -137,7 +134,7 @@ def _embedding_fwd(
     if M == 0:
         return y, mean, rstd
     config = LayerNormConfig.for_size(N)
-    _embedding_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
+    embedding_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
         input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
         seed, y, mean, rstd,
         M, N, word_weight.stride(0), token_type_weight.stride(0), position_weight.stride(0),
@@ -187,7 +184,7 @@ def _embedding_bwd(
         torch.empty((programs if want else 0, 2, N), dtype=torch.float32, device=dy.device)
         for want in (want_norm, in_registers)
     )
-    _embedding_bwd_kernel[(programs,)](
+    embedding_bwd_kernel[(programs,)](
         dy, *ids, *tables, weight, mean, rstd, seed, dz, *dtables, norm_partial, token_type_partial,
         M, N, dy.stride(0), *(table.stride(0) for table in tables), rows_per_program,
         -1 if padding_idx is None else padding_idx, threshold(dropout_p), scale(dropout_p), stream,
@@ -282,183 +279,3 @@ def embedding(
     save = wants_grad(*tables, weight, bias)
     y = embedding_fwd(*ids, *tables, weight, bias, padding_idx, eps, dropout_p, seed, stream, deterministic, out_dtype, save)[0]
     return y.view(*input_ids.shape, weight.shape[0])
-
-
-# What the operation says of itself: samples, costs, shipped variants.
-
-
-def _sample(
-    name, shape, N, *, vocab_size=37, token_types=2, positions=29, same_ids=False, padding_idx=None, id_dtype=torch.int64,
-    dropout_p=0.0, shift=0.0, row_pad=0, seed=0,
-) -> Sample:  # fmt: skip
-    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        g = generator(seed)
-
-        def ids(rows: int) -> Tensor:
-            drawn = torch.randint(0, rows, shape, generator=g)
-            return (torch.full_like(drawn, rows - 1) if same_ids else drawn).to(device=device, dtype=id_dtype)
-
-        def table(rows: int) -> Tensor:
-            return normal((rows, N + row_pad), dtype, device, g, mean=shift)[:, :N]
-
-        inputs = {
-            "input_ids": ids(vocab_size),
-            "token_type_ids": ids(token_types),
-            "position_ids": ids(positions),
-            "word_weight": table(vocab_size),
-            "token_type_weight": table(token_types),
-            "position_weight": table(positions),
-            "weight": normal((N,), dtype, device, g, mean=1.0, std=0.2),
-            "bias": normal((N,), dtype, device, g, std=0.2),
-            "padding_idx": padding_idx,
-        }
-        if padding_idx is not None:  # every second token is padding
-            inputs["input_ids"].view(-1)[::2] = padding_idx
-        if dropout_p:
-            inputs |= {"dropout_p": dropout_p, "seed": seed_tensor(1234 + seed, device), "stream": 2}
-        return inputs
-
-    return Sample(name, make)
-
-
-_SAMPLES = (
-    _sample("one-token", (1,), 768),
-    _sample("batch-short-axis", (3, 7), 33),  # N below the smallest block, M not a multiple of BLOCK_M
-    _sample("same-ids", (2 * CHUNK + 9,), 96, same_ids=True),  # each table's gradient falls on one row, over three chunks
-    _sample("no-tokens", (0,), 96),
-    _sample("axis-not-a-power-of-two", (17,), 1000),
-    _sample("few-ids", (CHUNK + 30,), 64, vocab_size=5, token_types=3, positions=4),  # runs that cross chunks
-    _sample("padding", (30,), 72, padding_idx=0, vocab_size=6),
-    _sample("one-token-type", (9,), 40, token_types=1),
-    _sample("int32-ids", (21,), 200, id_dtype=torch.int32),
-    _sample("shifted", (13,), 256, shift=100.0),
-    _sample("padded-rows", (11,), 160, row_pad=24),
-    _sample("dropout", (23,), 200, dropout_p=0.1, padding_idx=3),
-    _sample("all-dropped", (5,), 64, dropout_p=1.0),
-    _sample("long-axis", (3,), 2500, dropout_p=0.5),
-)
-
-
-def _fuzz(rng: random.Random) -> Sample:
-    most = rng.choice((12, 12, 12, 12, 2 * CHUNK + 9))
-    shape, N = (rng.randint(0, most),), rng.randint(2, 300)
-    return _sample(
-        f"fuzz-{shape}-{N}", shape, N, vocab_size=rng.choice((1, 3, 50, 1000)), token_types=rng.randint(1, 4),
-        positions=rng.choice((1, 7, 512)), same_ids=rng.random() < 0.1, padding_idx=rng.choice((None, 0)),
-        id_dtype=rng.choice((torch.int32, torch.int64)), dropout_p=rng.choice((0.0, 0.0, 0.1, 0.9)),
-        shift=rng.choice((0.0, 0.0, 100.0)), row_pad=rng.choice((0, 0, 1, 8)), seed=rng.randint(0, 1 << 30),
-    )  # fmt: skip
-
-
-def _reference_inputs(inputs: Inputs) -> Inputs:
-    inputs = dict(inputs)
-    seed, stream = inputs.pop("seed", None), inputs.pop("stream", 0)
-    inputs.pop("deterministic", None)
-    if seed is not None:
-        ids, N = inputs["input_ids"], inputs["weight"].shape[0]
-        mask = dropout_mask((ids.numel(), N), inputs["dropout_p"], seed, stream)
-        inputs["dropout_mask"] = mask.view(*ids.shape, N)
-    return inputs
-
-
-def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """A packed batch of sentence pairs: words by Zipf's law, positions that start again, a second half of type 1."""
-    N, T, g = work.hidden_size, work.tokens, generator()
-    inputs = _sample("workload", (T,), N, vocab_size=work.vocab_size, positions=max(512, *work.seqlens)).make(dtype, device)
-    rank = torch.arange(1, work.vocab_size + 1, dtype=torch.float64)
-    places = [torch.arange(seqlen) for seqlen in work.seqlens]
-    types = [(place >= len(place) // 2).long() for place in places]
-    return inputs | {
-        "input_ids": torch.multinomial(1 / rank, T, replacement=True, generator=g).to(device),
-        "position_ids": torch.cat(places).to(device),
-        "token_type_ids": torch.cat(types).to(device),
-        "padding_idx": 0,
-    }
-
-
-def _flops(inputs: Inputs, backward: bool) -> int:
-    return (19 if backward else 10) * inputs["input_ids"].numel() * inputs["weight"].shape[0]
-
-
-def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    """Forward: a word's row once per token, the small tables once, y. Backward: those, dy, and the tables' gradients."""
-    tokens, N = inputs["input_ids"].numel(), inputs["weight"].shape[0]
-    rows = tokens * N * inputs["word_weight"].element_size()
-    ids = nbytes(inputs["input_ids"], inputs["token_type_ids"], inputs["position_ids"])
-    small = nbytes(inputs["token_type_weight"], inputs["position_weight"])
-    if backward:
-        return 2 * rows + ids + 2 * small + nbytes(inputs["word_weight"])
-    return 2 * rows + ids + small
-
-
-def _variants() -> list[KernelVariant]:
-    variants = []
-    ids = dict(input_ids_ptr="*i64", token_type_ids_ptr="*i64", position_ids_ptr="*i64")
-    strides = dict(stride_word_row="i32", stride_token_type_row="i32", stride_position_row="i32")
-    dropout_signature = dict(keep_threshold="i32", keep_scale="fp32", stream="i32")
-    for N in (384, 768):  # 1024 compiles to the code of 768
-        config = LayerNormConfig.for_size(N)
-        for dtype in ("bf16", "fp32"):
-            p = f"*{dtype}"
-            tables = dict(word_ptr=p, token_type_ptr=p, position_ptr=p)
-            for dropout in (False, True):
-                name = f"N={N} {dtype}{' dropout' if dropout else ''}"
-                variants.append(
-                    KernelVariant(
-                        f"embedding fwd {name}", _embedding_fwd_kernel,
-                        ids | tables | dict(weight_ptr=p, bias_ptr=p, seed_ptr="*i64", y_ptr=p, mean_ptr="*fp32",
-                                            rstd_ptr="*fp32", M="i32", N="i32", eps="fp32") | strides | dropout_signature,
-                        dict(HAS_DROPOUT=dropout, SAVE=True, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N),
-                        num_warps=config.num_warps, divisible=("N", *strides),
-                    )
-                )  # fmt: skip
-                for deterministic in (True, False):
-                    variants.append(
-                        KernelVariant(
-                            f"embedding bwd {name}{'' if deterministic else ' atomics'}", _embedding_bwd_kernel,
-                            ids | tables | dict(
-                                dy_ptr=p, weight_ptr=p, mean_ptr="*fp32", rstd_ptr="*fp32", seed_ptr="*i64", dz_ptr=p,
-                                dword_ptr="*fp32", dtoken_type_ptr="*fp32", dposition_ptr="*fp32",
-                                norm_partial_ptr="*fp32", token_type_partial_ptr="*fp32", M="i32", N="i32",
-                                stride_dy_row="i32", rows_per_program="i32", padding_idx="i32",
-                            ) | strides | dropout_signature,
-                            dict(HAS_DROPOUT=dropout, WRITE_DZ=deterministic, ADD_WORD=not deterministic,
-                                 ADD_TOKEN_TYPE=False, ADD_POSITION=not deterministic, SUM_NORM=True, SUM_TOKEN_TYPE=True,
-                                 BLOCK_N=config.BLOCK_N),
-                            num_warps=config.num_warps, divisible=("N", "stride_dy_row", *strides),
-                        )
-                    )  # fmt: skip
-    for dtype in ("bf16", "fp32"):
-        p = f"*{dtype}"
-        variants += [
-            KernelVariant(
-                f"segment pieces N=768 {dtype}", _segment_pieces_kernel,
-                dict(rows_ptr=p, ids_ptr="*i32", order_ptr="*i64", out_ptr=p, partial_ptr="*fp32", M="i32", N="i32",
-                     stride_rows_row="i32", num_segments="i32", skip="i32"),
-                dict(CHUNK=CHUNK, BLOCK_M=4, BLOCK_N=1024), num_warps=4, divisible=("N", "stride_rows_row"),
-            ),
-            KernelVariant(
-                f"segment joins N=768 {dtype}", _segment_joins_kernel,
-                dict(ids_ptr="*i32", partial_ptr="*fp32", out_ptr=p, N="i32", num_chunks="i32", num_segments="i32",
-                     skip="i32"),
-                dict(CHUNK=CHUNK, BLOCK_C=256, BLOCK_M=32, BLOCK_N=64), num_warps=4, divisible=("N",),
-            ),
-        ]  # fmt: skip
-    return variants
-
-
-SPECS = (
-    OperationSpec(
-        name="embedding",
-        function=functional.embedding,
-        reference=reference.embedding_ref,
-        differentiable=("word_weight", "token_type_weight", "position_weight", "weight", "bias"),
-        samples=_SAMPLES,
-        fuzz=_fuzz,
-        workload=_workload,
-        flops=_flops,
-        bytes_moved=_bytes_moved,
-        variants=_variants,
-        reference_inputs=_reference_inputs,
-    ),
-)

@@ -6,7 +6,6 @@ value that a scale covers. Hopper's matrix unit keeps about 14 bits of an fp8 su
 float32 accumulator, by the scale of these columns where there is one. Rows past M are read as copies of the last one.
 """
 
-import random
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import fp8
 from .batch_invariance import is_batch_invariant
 from .device import cdiv, num_programs
 from .fp8_format import E4M3, GROUP, LARGEST, SMALLEST, num_groups
 from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
-from .primitives.tiles import offsets, place
+from .primitives.tiles import offsets, tile_position
 from .registration import register
-from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
 
@@ -53,7 +50,7 @@ def _row_scales(x):
 
 
 @triton.jit(do_not_specialize=["M"])
-def _quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
@@ -63,7 +60,7 @@ def _quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.co
 
 
 @triton.jit(do_not_specialize=["M"])
-def _layer_norm_kernel(
+def layer_norm_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, q_ptr, scale_ptr,
     M, N, stride_x_row, stride_residual_row, eps,
     HAS_X_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -91,7 +88,7 @@ def _layer_norm_kernel(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _fp8_gemm_kernel(
+def fp8_gemm_kernel(
     x_ptr, scale_ptr, w_ptr, w_scale_ptr, b_ptr, y_ptr, y_scale_ptr,
     M, N, K,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GROUPED: tl.constexpr, QUANTIZE: tl.constexpr, EVEN_K: tl.constexpr,
@@ -99,7 +96,7 @@ def _fp8_gemm_kernel(
 ):  # fmt: skip
     """GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per BLOCK_N columns."""
     tl.assume(K > 0)
-    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
+    pid_m, pid_n = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
@@ -163,15 +160,15 @@ class Fp8Config:
 
 LARGE = Fp8Config(128, num_warps=8, num_stages=3)
 SMALL = Fp8Config(64, num_warps=4, num_stages=4)
-ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4  # of a program that sees whole rows; four rows of the norm spill on sm_90
+QUANTIZE_ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4  # of a program that sees whole rows; four rows of the norm spill on sm_90
 
 
 def _quantize(x):
     q, scale = _quantize_fake(x)
     M, N = x.shape
     if M * N:
-        _quantize_kernel[(cdiv(M, ROWS),)](
-            x, q, scale, M, N, x.stride(0), BLOCK_M=ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS
+        quantize_kernel[(cdiv(M, QUANTIZE_ROWS),)](
+            x, q, scale, M, N, x.stride(0), BLOCK_M=QUANTIZE_ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS
         )
     return q, scale
 
@@ -188,7 +185,7 @@ def _layer_norm(x, weight, bias, residual, x_bias, eps):
     y, q, scale = _layer_norm_fake(x, weight, bias, residual, x_bias, eps)
     M, N = x.shape
     if M:
-        _layer_norm_kernel[(cdiv(M, NORM_ROWS),)](
+        layer_norm_kernel[(cdiv(M, NORM_ROWS),)](
             x, x_bias, residual, weight, bias, y, q, scale, M, N, x.stride(0), residual.stride(0), eps,
             HAS_X_BIAS=x_bias is not None, BLOCK_M=NORM_ROWS, BLOCK_N=triton.next_power_of_2(N), num_warps=ROW_WARPS,
         )  # fmt: skip
@@ -204,7 +201,7 @@ def _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale):
     if M * N == 0:
         return
     config = Fp8Config.for_shape(M, N, q.device)
-    _fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, GROUP),)](
+    fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, GROUP),)](
         q, scale, weight_q, weight_scale, bias, y, y_scale, M, N, K,
         HAS_BIAS=bias is not None, ACTIVATION=activation, GROUPED=scale.shape[1] > 1, QUANTIZE=y_scale is not None,
         EVEN_K=K % GROUP == 0, BLOCK_M=config.rows, BLOCK_N=GROUP, BLOCK_K=GROUP, GROUP_ROWS=GROUP_ROWS,
@@ -272,112 +269,3 @@ def linear_activation(q, scale, weight_q, weight_scale, bias, activation) -> tup
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _sample(name: str, M: int, K: int, N: int, *, bias: bool = True, grouped: bool = False, seed: int = 0) -> Sample:
-    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        g = generator(seed)
-        q, scale = fp8.quantize_ref(normal((M, K), torch.float32, device, g), GROUP if grouped else None)
-        weight_q, weight_scale = fp8.quantize_ref(normal((N, K), torch.float32, device, g, std=K**-0.5 if K else 1.0))
-        inputs = {"q": q, "scale": scale, "weight_q": weight_q, "weight_scale": weight_scale[:, 0].contiguous()}
-        return inputs | {"bias": normal((N,), dtype, device, g) if bias else None, "out_dtype": dtype}
-
-    return Sample(name, make)
-
-
-_SAMPLES = (
-    _sample("ragged-everywhere", 70, 200, 130),
-    _sample("scale-per-group", 70, 300, 40, grouped=True),
-    _sample("one-row", 1, 256, 128, bias=False),
-    _sample("smaller-than-a-tile", 3, 16, 7),
-    _sample("no-rows", 0, 128, 128),
-)
-
-
-def _fuzz(rng: random.Random) -> Sample:
-    M, K, N, grouped = rng.randint(1, 140), rng.randint(1, 300), rng.randint(1, 200), rng.random() < 0.5
-    name = f"fuzz-{M}x{K}x{N}{'-grouped' * grouped}"
-    return _sample(name, M, K, N, bias=rng.random() < 0.5, grouped=grouped, seed=rng.randint(0, 1 << 30))
-
-
-def _reference(q, scale, weight_q, weight_scale, bias, out_dtype):
-    return fp8.linear_ref(q, scale, weight_q, weight_scale, bias)
-
-
-def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return _sample("", work.tokens, work.hidden_size, work.intermediate_size).make(dtype, device)
-
-
-def _flops(inputs: Inputs, backward: bool) -> int:
-    return 2 * inputs["q"].numel() * inputs["weight_q"].shape[0]
-
-
-def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    out = inputs["q"].shape[0] * inputs["weight_q"].shape[0] * inputs["out_dtype"].itemsize
-    return out + nbytes(*(value for value in inputs.values() if isinstance(value, Tensor)))
-
-
-_TARGETS = ("sm_90", "sm_100")
-
-
-def _variants() -> list[KernelVariant]:
-    rows = dict(BLOCK_M=ROWS, BLOCK_N=1024)
-    scalars = {"M": "i32", "N": "i32", "stride_x_row": "i32"}
-    variants = [
-        KernelVariant(
-            "fp8 quantize bf16", _quantize_kernel, {"x_ptr": "*bf16", "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", **scalars},
-            rows, num_warps=ROW_WARPS, divisible=("N", "stride_x_row"), targets=_TARGETS,
-        ),
-        KernelVariant(
-            "fp8 layer norm bf16", _layer_norm_kernel,
-            {
-                **{name: "*bf16" for name in ("x_ptr", "x_bias_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "y_ptr")},
-                "q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", **scalars, "stride_residual_row": "i32", "eps": "fp32",
-            },
-            {"HAS_X_BIAS": True, **rows, "BLOCK_M": NORM_ROWS}, num_warps=ROW_WARPS,
-            divisible=("N", "stride_x_row", "stride_residual_row"), targets=_TARGETS,
-        ),
-    ]  # fmt: skip
-    cases = (
-        ("", None, False, "*bf16"),
-        (" gelu_erf+quantize", "gelu_erf", False, "*fp8e4nv"),
-        (" grouped", None, True, "*bf16"),
-    )
-    for label, activation, grouped, out in cases:
-        for config in (LARGE, SMALL):
-            pointers = {"x_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "w_ptr": "*fp8e4nv", "w_scale_ptr": "*fp32"}
-            pointers |= {"b_ptr": "*bf16", "y_ptr": out}
-            flags = dict(
-                HAS_BIAS=True, ACTIVATION=activation, GROUPED=grouped, QUANTIZE=activation is not None, EVEN_K=True,
-                BLOCK_M=config.rows, BLOCK_N=GROUP, BLOCK_K=GROUP, GROUP_ROWS=GROUP_ROWS,
-            )  # fmt: skip
-            if activation is None:
-                flags["y_scale_ptr"] = None
-            else:
-                pointers["y_scale_ptr"] = "*fp32"
-            variants.append(
-                KernelVariant(
-                    f"fp8 linear{label} {config.rows}x{GROUP}x{GROUP}", _fp8_gemm_kernel,
-                    {**pointers, "M": "i32", "N": "i32", "K": "i32"}, flags,
-                    num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor", divisible=("N", "K"),
-                    targets=_TARGETS,
-                )
-            )  # fmt: skip
-    return variants
-
-
-SPECS = (
-    OperationSpec(
-        name="fp8_linear",
-        function=fp8.linear,
-        reference=_reference,
-        differentiable=(),
-        samples=_SAMPLES,
-        fuzz=_fuzz,
-        workload=_workload,
-        flops=_flops,
-        bytes_moved=_bytes_moved,
-        variants=_variants,
-        obstacle=fp8.obstacle,
-    ),
-)

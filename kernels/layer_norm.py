@@ -6,7 +6,6 @@ in y's dtype, with rstd. The dropout mask is drawn again from its seed. Paramete
 sums per program, added in a fixed order by a second kernel; no atomics.
 """
 
-import random
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import functional, reference
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
 from .primitives.philox import keep_adjacent
+from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
-from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
 @triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
-def _layer_norm_fwd_kernel(
+def layer_norm_fwd_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, seed_ptr,
     y_ptr, xhat_ptr, mean_ptr, rstd_ptr,
     M, N, stride_x_row, stride_residual_row, eps, keep_threshold, keep_scale, stream,
@@ -62,7 +60,7 @@ def _layer_norm_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
-def _layer_norm_bwd_kernel(
+def layer_norm_bwd_kernel(
     dy_ptr, saved_ptr, weight_ptr, mean_ptr, rstd_ptr, seed_ptr,
     dx_ptr, dresidual_ptr, partial_ptr,
     M, N, stride_dy_row, stride_saved_row, rows_per_program, keep_threshold, keep_scale, stream,
@@ -109,19 +107,6 @@ def _layer_norm_bwd_kernel(
         tl.store(partial + 2 * N, dx_bias, mask=mask_n)
 
 
-@triton.jit(do_not_specialize=["P"])
-def _sum_partials_kernel(partial_ptr, out_ptr, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    """out[n] = sum over p of partial[p, n], always in the same order."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_p = tl.arange(0, BLOCK_P)
-    acc = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
-    for start in range(0, P, BLOCK_P):
-        rows = start + offs_p
-        mask = (rows < P)[:, None] & (offs_n < N)[None, :]
-        acc += tl.load(partial_ptr + rows.to(tl.int64)[:, None] * N + offs_n[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + offs_n, tl.sum(acc, axis=0).to(out_ptr.dtype.element_ty), mask=offs_n < N)
-
-
 @dataclass(frozen=True)
 class LayerNormConfig:
     """Tiles by row length. A warp per row keeps the reductions inside the warp; longer rows share their warps.
@@ -142,21 +127,13 @@ class LayerNormConfig:
         return cls(BLOCK_N, BLOCK_M=1, num_warps=4 if BLOCK_N == 2048 else 8 if BLOCK_N <= 8192 else 16)
 
 
-def sum_partials(partial: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """partial: float32 (P, ...), contiguous. Returns its sum over the first axis in a fixed order, in out_dtype."""
-    P, N = partial.shape[0], partial[0].numel()
-    out = torch.empty(partial.shape[1:], dtype=out_dtype, device=partial.device)
-    _sum_partials_kernel[(cdiv(N, 64),)](partial, out, P, N, BLOCK_P=32, BLOCK_N=64, num_warps=4)
-    return out
-
-
 def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save):
     M, N = x.shape
     y, xhat, mean, rstd = _layer_norm_fwd_fake(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save)
     if M == 0:
         return y, xhat, mean, rstd
     config = LayerNormConfig.for_size(N)
-    _layer_norm_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
+    layer_norm_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
         x, x_bias, residual, weight, bias, seed, y, xhat, mean, rstd,
         M, N, x.stride(0), 0 if residual is None else residual.stride(0),
         eps, threshold(dropout_p), scale(dropout_p), stream,
@@ -192,7 +169,7 @@ def _layer_norm_bwd(
     rows_per_program = cdiv(M, programs)
     programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs, 3, N) if want_parameters else (0,), dtype=torch.float32, device=dy.device)
-    _layer_norm_bwd_kernel[(programs,)](
+    layer_norm_bwd_kernel[(programs,)](
         dy, saved, weight, mean, rstd, seed, dx, dresidual, partial,
         M, N, dy.stride(0), saved.stride(0), rows_per_program, threshold(dropout_p), scale(dropout_p), stream,
         SAVED_IS_X=saved_is_x, HAS_DROPOUT=dropout_p > 0, WRITE_DX=want_dx, WRITE_DRESIDUAL=want_dresidual,
@@ -286,155 +263,3 @@ def _rows(x: Tensor, N: int) -> Tensor:
     """x as (M, N), in place where its last axis is contiguous."""
     x = x.reshape(-1, N)
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def dropout_mask(shape: tuple[int, int], dropout_p: float, seed: Tensor, stream: int) -> Tensor:
-    """The multiplier that layer_norm and embedding apply to each element: float32 (M, N), 0 or the scale. For tests."""
-    M, N = shape
-    mask = torch.empty(shape, dtype=torch.float32, device=seed.device)
-    BLOCK_N = max(triton.next_power_of_2(N), 64)
-    if M:
-        _dropout_mask_kernel[(cdiv(M, 2),)](
-            seed, mask, M, N, threshold(dropout_p), scale(dropout_p), stream, BLOCK_M=2, BLOCK_N=BLOCK_N
-        )
-    return mask
-
-
-@triton.jit
-def _dropout_mask_kernel(
-    seed_ptr, mask_ptr, M, N, keep_threshold, keep_scale, stream, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = tl.arange(0, BLOCK_N)
-    keep = keep_adjacent(tl.load(seed_ptr), stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    tl.store(mask_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], tl.where(keep, keep_scale, 0.0), mask=mask)
-
-
-# What the operation says of itself: samples, costs, shipped variants.
-
-
-def _sample(name, shape, *, fused=True, dropout_p=0.0, shift=0.0, row_pad=0, eps=1e-12, seed=0) -> Sample:
-    def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        g = generator(seed)
-        N = shape[-1]
-        wide = normal((*shape[:-1], N + row_pad), dtype, device, g, mean=shift)
-        inputs = {
-            "x": wide[..., :N],
-            "weight": normal((N,), dtype, device, g, mean=1.0, std=0.2),
-            "bias": normal((N,), dtype, device, g, std=0.2),
-            "eps": eps,
-        }
-        if fused:
-            inputs["residual"] = normal((*shape[:-1], N + row_pad), dtype, device, g, mean=shift)[..., :N]
-            inputs["x_bias"] = normal((N,), dtype, device, g, std=0.2)
-        if dropout_p:
-            inputs |= {"dropout_p": dropout_p, "seed": seed_tensor(1234 + seed, device), "stream": 2}
-        return inputs
-
-    return Sample(name, make)
-
-
-_SAMPLES = (
-    _sample("one-row", (1, 768)),
-    _sample("no-rows", (0, 96)),
-    _sample("odd-rows-short-axis", (3, 7, 33)),  # N below the smallest block, M not a multiple of BLOCK_M
-    _sample("axis-not-a-power-of-two", (17, 1000)),
-    _sample("axis-of-one", (5, 1), eps=1e-5),  # at 1e-12, rstd = 1e6 overflows PyTorch's own float16
-    _sample("plain", (19, 384), fused=False),
-    _sample("plain-shifted", (13, 768), fused=False, shift=100.0),
-    _sample("shifted", (13, 256), shift=100.0),
-    _sample("padded-rows", (11, 160), row_pad=24),
-    _sample("dropout", (23, 200), dropout_p=0.1),
-    _sample("all-dropped", (5, 64), dropout_p=1.0),
-    _sample("long-axis", (3, 2500), dropout_p=0.5),
-)
-
-
-def _fuzz(rng: random.Random) -> Sample:
-    shape = (rng.randint(0, 40), rng.randint(1, 1200))
-    return _sample(
-        f"fuzz-{shape}", shape, fused=rng.random() < 0.7, dropout_p=rng.choice((0.0, 0.0, 0.1, 0.9)),
-        shift=rng.choice((0.0, 0.0, 100.0)), row_pad=rng.choice((0, 0, 1, 8)), seed=rng.randint(0, 1 << 30),
-    )  # fmt: skip
-
-
-def _reference_inputs(inputs: Inputs) -> Inputs:
-    inputs = dict(inputs)
-    seed, stream = inputs.pop("seed", None), inputs.pop("stream", 0)
-    if seed is not None:
-        x = inputs["x"]
-        shape = (x[..., 0].numel(), x.shape[-1])
-        inputs["dropout_mask"] = dropout_mask(shape, inputs["dropout_p"], seed, stream).view(x.shape)
-    return inputs
-
-
-def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return _sample("workload", (work.tokens, work.hidden_size)).make(dtype, device)
-
-
-def _flops(inputs: Inputs, backward: bool) -> int:
-    return (14 if backward else 9) * inputs["x"].numel()
-
-
-def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    rows = nbytes(inputs["x"], inputs.get("residual"))
-    if backward:  # dy and xhat in, dx (shared with dresidual unless elements were dropped) out
-        return nbytes(inputs["x"]) * (4 if inputs.get("dropout_p") else 3)
-    return rows + nbytes(inputs["x"])
-
-
-def _variants() -> list[KernelVariant]:
-    variants = []
-    for N in (768, 1024):
-        config = LayerNormConfig.for_size(N)
-        for dtype in ("bf16", "fp32"):
-            for dropout in (False, True):
-                name = f"N={N} {dtype}{' dropout' if dropout else ''}"
-                p = f"*{dtype}"
-                variants += [
-                    KernelVariant(
-                        f"layer_norm fwd {name}", _layer_norm_fwd_kernel,
-                        dict(x_ptr=p, x_bias_ptr=p, residual_ptr=p, weight_ptr=p, bias_ptr=p, seed_ptr="*i64", y_ptr=p,
-                             xhat_ptr=p, mean_ptr="*fp32", rstd_ptr="*fp32", M="i32", N="i32", stride_x_row="i32",
-                             stride_residual_row="i32", eps="fp32", keep_threshold="i32", keep_scale="fp32", stream="i32"),
-                        dict(HAS_X_BIAS=True, HAS_RESIDUAL=True, HAS_DROPOUT=dropout, SAVE_XHAT=True,
-                             SAVE_STATISTICS=True, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N),
-                        num_warps=config.num_warps, divisible=("N", "stride_x_row", "stride_residual_row"),
-                    ),
-                    KernelVariant(
-                        f"layer_norm bwd {name}", _layer_norm_bwd_kernel,
-                        dict(dy_ptr=p, saved_ptr=p, weight_ptr=p, mean_ptr="*fp32", rstd_ptr="*fp32", seed_ptr="*i64",
-                             dx_ptr=p, dresidual_ptr=p, partial_ptr="*fp32", M="i32", N="i32", stride_dy_row="i32",
-                             stride_saved_row="i32", rows_per_program="i32", keep_threshold="i32", keep_scale="fp32",
-                             stream="i32"),
-                        dict(SAVED_IS_X=False, HAS_DROPOUT=dropout, WRITE_DX=dropout, WRITE_DRESIDUAL=True,
-                             WRITE_PARTIAL=True, BLOCK_N=config.BLOCK_N),
-                        num_warps=config.num_warps, divisible=("N", "stride_dy_row", "stride_saved_row"),
-                    ),
-                ]  # fmt: skip
-        variants.append(
-            KernelVariant(
-                f"sum_partials N={3 * N}", _sum_partials_kernel,
-                dict(partial_ptr="*fp32", out_ptr="*fp32", P="i32", N="i32"), dict(BLOCK_P=32, BLOCK_N=64),
-                num_warps=4, divisible=("N",),
-            )
-        )  # fmt: skip
-    return variants
-
-
-SPECS = (
-    OperationSpec(
-        name="layer_norm",
-        function=functional.layer_norm,
-        reference=reference.layer_norm_ref,
-        differentiable=("x", "weight", "bias", "residual", "x_bias"),
-        samples=_SAMPLES,
-        fuzz=_fuzz,
-        workload=_workload,
-        flops=_flops,
-        bytes_moved=_bytes_moved,
-        variants=_variants,
-        reference_inputs=_reference_inputs,
-    ),
-)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from . import functional, reference
 from .device import cdiv, num_programs
-from .layer_norm import sum_partials
 from .limits import ACTIVATIONS
 from .matmul.pointers import dgrad_variants, fwd_variants, gemm_dgrad, gemm_fwd, gemm_wgrad, offsets, wgrad_variants
 from .matmul.sides import side
 from .primitives.gelu import activate, activation_derivative
+from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
 from .specs.spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 

@@ -1,9 +1,8 @@
-"""One way to make a Triton launcher an operator: `torch.ops.fastbert.<name>`.
+"""Registers a Triton launcher as an operator, `torch.ops.fastbert.<name>`.
 
-The same Python launcher serves CUDA (and ROCm) and, under Triton's interpreter, CPU tensors. The fake kernel gives shapes
-and dtypes to torch.compile and torch.export. Autograd is registered once, on the operator.
-
-A GPU at a small batch waits for the host, so what is asked of PyTorch at every call is asked once where it cannot change.
+The same Python launcher runs on CUDA (and ROCm) tensors and, under Triton's interpreter, on CPU tensors. The fake kernel
+tells torch.compile and torch.export shapes and dtypes. Autograd is registered once, on the operator. At small batches the GPU
+waits for the host, so little is done per call.
 """
 
 from collections.abc import Callable
@@ -49,5 +48,5 @@ def register(
 
 
 def wants_grad(*tensors: torch.Tensor | None) -> bool:
-    """Whether a backward can follow, so that a launcher must save for it."""
+    """Whether a backward may follow, so that the forward must save tensors for it."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

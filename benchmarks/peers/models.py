@@ -82,7 +82,8 @@ class Inference:
         yield Candidate("fastbert.accelerate", lambda: self._plain(fastbert.accelerate(encoders.theirs("sdpa"))))
         yield Candidate("fastbert", lambda: self._plain(encoders.ours()))
         yield Candidate("fastbert, packed by the caller", self._packed)
-        if encoders.device.type != "cpu" and fp8.obstacle(encoders.device) is None:  # a CPU emulates it, which tells nothing
+        # A CPU emulates fp8, which tells nothing about speed.
+        if encoders.device.type != "cpu" and fp8.unsupported_reason(encoders.device) is None:
             yield Candidate("fastbert, fp8", self._fp8)
 
     def _plain(self, model: nn.Module, context: Callable[[], Any] = nullcontext, **details: Any) -> Prepared:

@@ -18,15 +18,16 @@ from rich.console import Console
 
 from benchmarks.harness.conditions import conditions
 from fastbert.cli.console import console as screen
-from fastbert.cli.console import plain_errors
+from fastbert.cli.errors import plain_errors
 from fastbert.data.prepare import prepare
 from fastbert.data.wordpiece import train_wordpiece
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.run import TASKS, finetune
-from fastbert.finetuning.run import Options as FineTuning
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options as FineTuning
+from fastbert.finetuning.options import Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import TASKS
+from fastbert.pretraining.options import Options as PreTraining
 from fastbert.pretraining.recipe import PRESETS
-from fastbert.pretraining.run import Options as PreTraining
 from fastbert.pretraining.run import run as pretrain
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError

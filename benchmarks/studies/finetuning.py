@@ -20,13 +20,13 @@ from rich.console import Console
 
 from benchmarks.harness.conditions import conditions
 from fastbert.cli.console import console as screen
-from fastbert.cli.console import plain_errors
+from fastbert.cli.errors import plain_errors
 from fastbert.finetuning.data import DataOptions, TaskData
 from fastbert.finetuning.method import Method
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import load_task
-from fastbert.finetuning.single_run import Setting, training_arguments
-from fastbert.finetuning.trainer import FineTuner
+from fastbert.finetuning.options import Setting
+from fastbert.finetuning.task_types import load_task
+from fastbert.finetuning.trainer import FineTuner, training_arguments
 from fastbert.utils.checkpoints import Checkpoint, open_checkpoint, packaged_checkpoint
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole

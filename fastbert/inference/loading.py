@@ -119,8 +119,8 @@ def require_offsets(loaded: Loaded) -> None:
 def _frozen(path: str, classes: tuple[str, ...], dtype: torch.dtype) -> Any:
     """An encoder with a head trained on its frozen features."""
     found = load_frozen(path, dtype=dtype)
-    if found.stands_for not in classes:
-        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.stands_for} in {path}")
+    if found.task_class not in classes:
+        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.task_class} in {path}")
     return found
 
 
@@ -129,7 +129,7 @@ def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, s
         raise InputError(f"expected a name, a folder or (model, tokenizer), got a tuple of {len(model)}")
     found, tokenizer = model
     name = getattr(found, "name_or_path", "") or type(found).__name__
-    if getattr(found, "stands_for", type(found).__name__) not in classes:
+    if getattr(found, "task_class", type(found).__name__) not in classes:
         raise InputError(f"expected a model of class {' or '.join(classes)}, got {type(found).__name__}")
     if not any(berts(found)):
         raise InputError(

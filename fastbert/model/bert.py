@@ -2,7 +2,7 @@
 
 Follows Devlin et al. 2019 and Hugging Face's `BertModel`: post-norm, erf GELU unless the config says otherwise. A layer
 becomes ours by a change of its `__class__`, which adds no state; whatever has no packed form takes transformers' forward
-(`routing` decides and says why). Padding is removed once before the embedding and put back once after the last layer.
+(`fallback` decides and says why). Padding is removed once before the embedding and put back once after the last layer.
 
 B batch, S sequence, R rows (see `padding`), T tokens of a batch packed by its caller, D hidden size.
 """
@@ -20,13 +20,13 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 
 from fastbert.kernels import functional, resolve_backend
-from fastbert.kernels.backend import autocast_dtype, records_portably
+from fastbert.kernels.backend import records_portably
 from fastbert.kernels.batch_invariance import is_batch_invariant
-from fastbert.kernels.dropout import new_seed
-from fastbert.model import fallback as routing
-from fastbert.model import padding_free
+from fastbert.model import calls, fallback, padding_free
 from fastbert.model.batch_invariance import one_sequence, refuse_where_invariant
 from fastbert.model.cache_name import CACHE, with_cache_name
+from fastbert.model.hooks import must_require_grad
+from fastbert.model.layer import Quantized, dropout_p_of
 from fastbert.model.layout import (
     LOSS_READS_PADDING,
     TRACING,
@@ -48,69 +48,9 @@ from fastbert.model.padding_policy import (
     surrounding_policy,
 )
 from fastbert.model.registry import adopt, replaces
+from fastbert.model.verdict import Path, Verdict
 
-# Dropout streams of one layer: which of its operations a random number belongs to.
-ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
 _READERS = "readers of padding"  # what a model has been warned of
-
-
-@replaces(hf.BertLayer)
-class BertLayer(hf.BertLayer):
-    """One layer: norm(x + sublayer(x)), twice. Without `packed` it is transformers' layer."""
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        packed: Layout | None = None,
-        plan: routing.LayerPlan | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """hidden_states: (R, D) with packed and plan, what `BertModel` found out about this call; else as in transformers."""
-        if packed is None or plan is None:
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        x, layout, parts = hidden_states, packed.to(hidden_states.device), routing.parts_of(self)
-        inner = parts.inner
-        on_kernels = resolve_backend(x) == "triton"
-        attention_p = parts.attention_dropout.p if inner.training and type(parts.attention_dropout) is nn.Dropout else 0.0
-        hidden_p, output_p = _dropout_p(parts.hidden_dropout), _dropout_p(parts.output_dropout)
-        # Drawn here, so that a recomputation under gradient checkpointing draws the same.
-        seed = new_seed(x.device) if on_kernels and max(attention_p, hidden_p, output_p) > 0.0 else None
-
-        qkv = _project(parts, x, plan.qkv)
-        context = functional.attention(
-            qkv.view(x.shape[0], 3, inner.num_attention_heads, inner.attention_head_size),  # type: ignore[call-overload]
-            layout.cu_seqlens,
-            layout.max_seqlen,
-            softmax_scale=inner.scaling,
-            causal=inner.is_causal,
-            dropout_p=attention_p,
-            seed=seed,
-            stream=ATTENTION_STREAM,
-            schedule=layout.schedule,
-        )
-        y, bias = _linear(parts.attention_dense, context.flatten(1), plan.attention_dense, on_kernels)
-        x = _add_norm(parts.attention_norm, y, bias, x, hidden_p, seed, ATTENTION_OUTPUT_STREAM, plan.attention_norm)
-        y, bias = _feed_forward(parts, x, plan, on_kernels)
-        return _add_norm(parts.output_norm, y, bias, x, output_p, seed, OUTPUT_STREAM, plan.output_norm)
-
-    forward.takes_packed = True  # type: ignore[attr-defined]  # a subclass with a forward of its own lacks it
-
-
-@replaces(hf.BertPredictionHeadTransform)
-class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
-    """The dense layer, activation and norm before the vocabulary projection."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        activation = routing.plan_transform(self)[1]
-        if activation is not None:
-            weight, bias = routing.weights_of(self.dense)
-            norm_weight, norm_bias = routing.weights_of(self.LayerNorm)
-            if _readable(hidden_states, weight, bias) and routing.tensors_obstacle(norm_weight, norm_bias) is None:
-                y = functional.linear(hidden_states, weight, bias, activation=activation)
-                return functional.layer_norm(y, norm_weight, norm_bias, eps=self.LayerNorm.eps)
-        return super().forward(hidden_states)
 
 
 class BertPreTrainedModel(hf.BertPreTrainedModel):
@@ -188,7 +128,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             attention_mask = _broadcast_inputs(inputs, attention_mask)
         several = packed or bool(padding_free.given_arguments(kwargs))  # sequences in a row, for which no cache is wanted
         caching = self._caches(use_cache) and not (several and use_cache is None)
-        obstacle = routing.model_obstacle(
+        verdict = fallback.model_verdict(
             self,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
@@ -200,9 +140,9 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         if packed:
             assert cu_seqlens is not None
             assert max_seqlen is not None
-            return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, obstacle, rest)
-        if obstacle is not None:
-            return self._forward_theirs(inputs, attention_mask, output_positions, obstacle, rest)
+            return self._forward_packed(inputs, cu_seqlens, max_seqlen, output_positions, verdict, rest)
+        if verdict.path is Path.TRANSFORMERS:
+            return self._forward_theirs(inputs, attention_mask, output_positions, verdict.why, rest)
         seqlen = self._check_padded(inputs, attention_mask)
         found = self._padding_free(inputs, attention_mask, kwargs)
         longest = found.max_seqlen if isinstance(found, padding_free.Boundaries) else seqlen
@@ -281,7 +221,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         cu_seqlens: Tensor,
         max_seqlen: int,
         output_positions: Tensor | None,
-        obstacle: str | None,
+        verdict: Verdict,
         rest: dict[str, Any],
     ) -> Any:
         tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
@@ -292,12 +232,12 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         positions = inputs["position_ids"]
         if positions is None:
             positions = self.embeddings.position_ids[0].index_select(0, place)
-        if obstacle is not None:
+        if verdict.path is Path.TRANSFORMERS:
             padded = {name: None if value is None else layout.unpack(value) for name, value in inputs.items()}
             padded["position_ids"] = layout.unpack(positions)
             return_dict = rest.pop("return_dict", getattr(self.config, "return_dict", True))
             mask = layout.real_tokens()
-            outputs = self._forward_theirs(padded, mask, None, obstacle, rest | {"return_dict": True})
+            outputs = self._forward_theirs(padded, mask, None, verdict.why, rest | {"return_dict": True})
             outputs["last_hidden_state"] = layout.pack(outputs["last_hidden_state"])
             if "hidden_states" in outputs:
                 states = outputs["hidden_states"]
@@ -305,14 +245,14 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             if output_positions is not None:
                 outputs["last_hidden_state"] = outputs["last_hidden_state"][output_positions]
             return outputs.to_tuple() if return_dict is False else outputs
-        routing.record(self, "packed by the caller")
+        calls.record_path(self, "packed by the caller")
         x = self._embed(ids, inputs["token_type_ids"], positions, embeds)
         x, states = self._encode(x, layout, None, None, rest, lambda rows: (rows, rows))
         pooled = None
         if self.pooler is not None:
             here = layout.to(x.device)
-            plain = routing.pooler_obstacle(self.pooler) is None
-            pooled = self.pooler(first_rows(x, here)[:, None] if plain else here.unpack(x))
+            padded_pooler = fallback.pooler_verdict(self.pooler).path is Path.TRANSFORMERS
+            pooled = self.pooler(here.unpack(x) if padded_pooler else first_rows(x, here)[:, None])
         if output_positions is not None:
             x = _select(x, output_positions, None)
         return self._output(x, pooled, states, rest)
@@ -341,7 +281,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         positions = flat["position_ids"]
         if positions is None:
             positions = self.embeddings.position_ids[0].index_select(0, place)
-        routing.record(self, f"packed by the caller ({found.source})")
+        calls.record_path(self, f"packed by the caller ({found.source})")
 
         def as_rows(x: Tensor) -> Tensor:
             return x.view(batch_size, seqlen, x.shape[-1])
@@ -367,15 +307,15 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             return None
         tokens: Any = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
         name = self.config._attn_implementation
-        if routing.is_flash_attention(name):
+        if fallback.is_flash_attention(name):
             return padding_free.find_boundaries(tokens, attention_mask, positions, kwargs)
         reason = ", ".join(given)
         if not given and positions is not None and positions.shape[0] == tokens.shape[0] == 1 and attention_mask is None:
-            readable = not (values_hidden(positions) or routing.has_warned(self, "position_ids"))
+            readable = not (values_hidden(positions) or calls.has_warned(self, "position_ids"))
             if readable and padding_free.positions_start_again(positions):
                 reason = "position_ids"
         if reason:
-            routing.warn_once(
+            calls.warn_once(
                 self,
                 reason,
                 f"{reason} of a padding-free batch: with {name} attention, transformers' BERT lets all tokens of a row attend "
@@ -389,7 +329,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         pad = self.config.pad_token_id
         if caller is not None or keep is None or ids is None or pad is None or torch.compiler.is_compiling():
             return None
-        if policy_of(self) is not DEFAULT or routing.has_warned(self, _READERS):
+        if policy_of(self) is not DEFAULT or calls.has_warned(self, _READERS):
             return None
         return ids != pad
 
@@ -409,7 +349,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             reason = "the head is called in training without labels, and a loss of your own may read its logits there"
         else:
             return
-        routing.warn_once(
+        calls.warn_once(
             self,
             _READERS,
             f"fastbert leaves zeros at padding positions (attention_mask 0), where transformers computes states: {reason}. "
@@ -422,11 +362,11 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         inputs: dict[str, Tensor | None],
         attention_mask: Tensor | None,
         output_positions: Tensor | None,
-        obstacle: str,
+        why: str,
         rest: dict[str, Any],
     ) -> Any:
-        refuse_where_invariant(obstacle)
-        routing.record(self, f"transformers: {obstacle}")
+        refuse_where_invariant(why)
+        calls.record_path(self, f"transformers: {why}")
         outputs = hf.BertModel.forward(self, attention_mask=attention_mask, **inputs, **rest)
         if output_positions is not None:
             outputs["last_hidden_state"] = outputs["last_hidden_state"][output_positions]
@@ -450,19 +390,21 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         mask: Callable[[Tensor], Any] | None = None
         if torch.jit.is_tracing() and is_batch_invariant():
             raise RuntimeError("batch-invariant mode: expected a call, got torch.jit.trace, whose graph serves other batches")
+        quantized: Quantized | None = None
         alone = sequences_alone(layout, x) if is_batch_invariant() and resolve_backend(x) == "torch" else None
         for layer in self.encoder.layer:
-            plan = routing.plan_layer(layer, self.config.is_decoder)
-            if plan.obstacle is None and alone is None:
-                x = layer(x, packed=layout, plan=plan)
-            elif plan.obstacle is None:
+            plan = fallback.plan_layer(layer, self.config.is_decoder)
+            on_rows = plan.layer.path is not Path.TRANSFORMERS
+            if on_rows and alone is None:
+                x, quantized = layer(x, packed=layout, plan=plan, quantized=quantized)
+            elif on_rows:
                 with one_sequence():
-                    parts = [layer(x[first:last], packed=one, plan=plan) for first, last, one in alone or ()]
+                    parts = [layer(x[first:last], packed=one, plan=plan)[0] for first, last, one in alone or ()]
                 x = torch.cat(parts) if parts else x
             else:
-                refuse_where_invariant(plan.obstacle)
+                refuse_where_invariant(plan.layer.why)
                 mask = mask or _MaskOnce(self, layout, attention_mask)
-                x = self._padded_layer(layer, x, layout, mask, position_ids, rest)
+                x, quantized = self._padded_layer(layer, x, layout, mask, position_ids, rest), None
             if wanted:
                 state, x = show(x)
                 states.append(state)
@@ -489,7 +431,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
     def _embed_padded(self, inputs: dict[str, Tensor | None], layout: Layout, batch_size: int, seqlen: int) -> Tensor:
         """Rows of the embedding of a padded batch: the ids are packed, then looked up."""
         embeds = inputs["inputs_embeds"]
-        if routing.embeddings_reason(self.embeddings, with_ids=embeds is None) is not None:
+        if fallback.embeddings_verdict(self.embeddings, with_ids=embeds is None).path is Path.TRANSFORMERS:
             return layout.pack(self.embeddings(**inputs))
         positions = inputs["position_ids"]
         if positions is None:
@@ -505,7 +447,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
     def _embed(self, ids: Tensor | None, types: Tensor | None, positions: Tensor, embeds: Tensor | None) -> Tensor:
         """The embedding of rows, (R, D)."""
         embeddings = self.embeddings
-        if routing.embeddings_reason(embeddings, with_ids=embeds is None) is not None:
+        if fallback.embeddings_verdict(embeddings, with_ids=embeds is None).path is Path.TRANSFORMERS:
             row = {"input_ids": ids, "token_type_ids": types, "position_ids": positions, "inputs_embeds": embeds}
             return embeddings(**{name: None if value is None else value[None] for name, value in row.items()})[0]
         token_types, places = embeddings.token_type_embeddings, embeddings.position_embeddings
@@ -513,7 +455,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             functional.check_ids("position_ids", positions, "position_embeddings", places.num_embeddings)
             types = embeddings.token_type_ids[0].index_select(0, positions)
         norm = embeddings.LayerNorm
-        dropout_p = _dropout_p(embeddings.dropout)
+        dropout_p = dropout_p_of(embeddings.dropout)
         if embeds is None:
             words = embeddings.word_embeddings
             x = functional.embedding(
@@ -521,7 +463,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
                 padding_idx=words.padding_idx, eps=norm.eps, dropout_p=dropout_p,
             )  # fmt: skip
             frozen = torch.is_grad_enabled() and not x.requires_grad
-            return x.requires_grad_() if frozen and routing.must_require_grad(words) else x
+            return x.requires_grad_() if frozen and must_require_grad(words) else x
         functional.check_ids("token_type_ids", types, "token_type_embeddings", token_types.num_embeddings)
         functional.check_ids("position_ids", positions, "position_embeddings", places.num_embeddings)
         x = functional.layer_norm(embeds + token_types(types), norm.weight, norm.bias, places(positions), eps=norm.eps)
@@ -558,17 +500,17 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
     def _note(self, found: Plan) -> None:
         layout = found.layout
         if found.traced:
-            routing.record(self, f"every position is a row; {TRACING}")
+            calls.record_path(self, f"every position is a row; {TRACING}")
         elif found.loss_reads and policy_of(self).exact:
-            routing.record(self, f"every position is a row; padding is {policy_of(self)}")
+            calls.record_path(self, f"every position is a row; padding is {policy_of(self)}")
         elif found.loss_reads:
-            routing.record(self, f"every position is a row; {LOSS_READS_PADDING}")
+            calls.record_path(self, f"every position is a row; {LOSS_READS_PADDING}")
             message = f"fastbert computes padding positions too: {LOSS_READS_PADDING}. See fastbert.explain."
-            routing.warn_once(self, LOSS_READS_PADDING, message)
+            calls.warn_once(self, LOSS_READS_PADDING, message)
         elif found.padding_read:
-            routing.record(self, "packed, with the first positions that are padding but read by the pooler")
+            calls.record_path(self, "packed, with the first positions that are padding but read by the pooler")
         else:
-            routing.record(self, "packed" if layout.indices is not None else "packed; no padding in the batch")
+            calls.record_path(self, "packed" if layout.indices is not None else "packed; no padding in the batch")
 
     def _check_padded(self, inputs: dict[str, Tensor | None], attention_mask: Tensor | None) -> int:
         """Checks the shapes; returns S, or 0 in a trace."""
@@ -659,75 +601,6 @@ class _MaskOnce:
             self.made = (made,)
         mask = self.made[0]
         return mask.to(padded.device) if isinstance(mask, Tensor) else mask
-
-
-def _dropout_p(dropout: nn.Module) -> float:
-    return dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0
-
-
-def _readable(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether an operation on x may read these weights: autocast brings dtypes together, else they must be that of x."""
-    return routing.tensors_obstacle(*weights, dtype=x.dtype if autocast_dtype(x) is None else None) is None
-
-
-def _project(parts: routing.LayerParts, x: Tensor, reason: str | None) -> Tensor:
-    """Query, key and value side by side, (R, 3 * D)."""
-    projections = (parts.query, parts.key, parts.value)
-    if reason is None:
-        weights, biases = zip(*map(routing.weights_of, projections))
-        if _readable(x, *weights, *biases):
-            return functional.qkv_linear(x, weights, biases)
-    return torch.cat([projection(x) for projection in projections], -1)
-
-
-def _linear(dense: nn.Module, x: Tensor, reason: str | None, leave_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """(product, the bias left for the layer norm that follows, or None where it is in the product already)."""
-    if reason is not None:
-        return dense(x), None
-    weight, bias = routing.weights_of(dense)
-    if not _readable(x, weight, bias):
-        return dense(x), None
-    return functional.linear(x, weight, None if leave_bias else bias), bias if leave_bias else None
-
-
-def _feed_forward(
-    parts: routing.LayerParts, x: Tensor, plan: routing.LayerPlan, leave_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """activation(x @ w_in.T + b_in) @ w_out.T, and the bias left for the layer norm as in `_linear`."""
-    first, second = parts.intermediate_dense, parts.output_dense
-    if plan.intermediate is None:
-        weight, bias = routing.weights_of(first)
-        if _readable(x, weight, bias):
-            if leave_bias and bias is not None and plan.output_dense is None:
-                weight_out, bias_out = routing.weights_of(second)
-                if _readable(x, weight_out, bias_out):
-                    return functional.feed_forward(x, weight, bias, weight_out, activation=plan.activation), bias_out
-            return _linear(
-                second, functional.linear(x, weight, bias, activation=plan.activation), plan.output_dense, leave_bias
-            )
-    return _linear(second, parts.activation(first(x)), plan.output_dense, leave_bias)
-
-
-def _add_norm(
-    norm: nn.Module,
-    y: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    dropout_p: float,
-    seed: Tensor | None,
-    stream: int,
-    reason: str | None,
-) -> Tensor:
-    """norm(dropout(y + bias) + residual)."""
-    if reason is None:
-        weight, shift = routing.weights_of(norm)
-        if routing.tensors_obstacle(weight, shift) is None:
-            return functional.layer_norm(
-                y, weight, shift, residual,
-                x_bias=bias, eps=norm.eps, dropout_p=dropout_p, seed=seed, stream=stream,
-            )  # fmt: skip
-    y = y if bias is None else y + bias
-    return norm(F.dropout(y, dropout_p, training=dropout_p > 0.0) + residual)
 
 
 def _broadcast_inputs(inputs: dict[str, Tensor | None], attention_mask: Any) -> Any:

@@ -10,7 +10,7 @@ B batch, S sequence, R rows.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Layout:
     indices: int64 (R,), flat padded position of each row, or None where the rows are the padded batch in order.
     keep: bool (B, S), the real tokens, or None where every position is one. cu_seqlens: int32 (B + 1,). seqused_k: int32
     (B,), leading rows of each sequence that are keys, or None for all. uniform: every sequence has max_seqlen rows.
-    schedule: see `scheduled`. handed_on: see `hand_on`.
+    schedule: see `scheduled`.
     """
 
     batch_size: int
@@ -44,7 +44,6 @@ class Layout:
     seqused_k: Tensor | None = None
     uniform: bool = False
     schedule: AttentionSchedule | None = None
-    handed_on: list[Any] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, S, ...) -> (R, ...)."""
@@ -73,14 +72,6 @@ class Layout:
                 layout.cu_seqlens, self.max_seqlen, like.shape[0], like, seqused_k=layout.seqused_k, uniform=self.uniform
             )
         return dataclasses.replace(layout, schedule=schedule)
-
-    def hand_on(self, x: Tensor, quantized: tuple[Tensor, Tensor] | None) -> None:
-        """Leaves the quantised form of the states x for the layer that reads them next."""
-        self.handed_on[:] = [x, quantized]
-
-    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The quantised form of x, where the layer before left it and nobody has exchanged x since."""
-        return self.handed_on[1] if self.handed_on and self.handed_on[0] is x else None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Layout":
         """The same layout on another device, for models spread over several."""

@@ -1,4 +1,4 @@
-"""Timing side by side: variants take turns, so that a machine that slows down slows all of them."""
+"""Timing of several variants in turn, so that a machine that slows down slows all of them."""
 
 import statistics
 import time
@@ -32,25 +32,28 @@ class Timing:
 def interleaved(
     variants: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Runs every variant once per round, `rounds` times after `warm_up` rounds that do not count.
+    """Runs every variant once per round and returns their times, of `rounds` rounds after `warm_up` untimed ones.
 
-    The device is idle before and after each run, so a run's time is its own.
+    The device is synchronised before and after each call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warm_up + rounds):
+    for i in range(warm_up + rounds):
         for name, call in variants.items():
             _synchronize(device)
             start = time.perf_counter()
             call()
             _synchronize(device)
-            if turn >= warm_up:
+            if i >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
 class Timer:
-    """Seconds of one call. kernel: time between device events with a cold L2, which is what a kernel costs inside a model;
-    else wall clock between synchronisations, which is what a user waits for."""
+    """Measures the seconds of one call.
+
+    kernel: on a GPU, the time between device events with a cold L2, as a kernel runs inside a model; else the wall clock
+    between synchronisations, as a user waits.
+    """
 
     def __init__(self, device: torch.device, kernel: bool) -> None:
         self.device, self.on_events = device, kernel and device.type == "cuda"
@@ -59,7 +62,7 @@ class Timer:
     def __call__(self, step: Callable[[], object]) -> float:
         if self.flush is not None:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.flush.zero_()  # while it runs, the host gets ahead: no launch gap is measured
+            self.flush.zero_()  # while it runs, the host queues the step: no launch gap is measured
             start.record()
             step()
             end.record()

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.kernels.backend import interpreter_obstacle
+from fastbert.kernels.backend import interpreter_unsupported_reason
 from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, measure
-from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
+from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint
 from fastbert.utils.errors import InputError
+from fastbert.utils.sample_text import read_texts
 
 from .kernels import verify_kernels
 from .models import Run, load_three_models, run_model, tokenize
@@ -55,9 +56,9 @@ def verify(
     texts = read_texts(None) if texts is None else texts
     kernels = kernels and importlib.util.find_spec("triton") is not None
     if kernels and device.type == "cpu":
-        obstacle = interpreter_obstacle()
-        if obstacle is not None:
-            raise InputError(f"the kernels cannot be checked on this CPU: {obstacle}, or leave them out (--no-kernels)")
+        reason = interpreter_unsupported_reason()
+        if reason is not None:
+            raise InputError(f"the kernels cannot be checked on this CPU: {reason}, or leave them out (--no-kernels)")
     yield from verify_model(checkpoint, texts, dtype, device)
     if heads:
         for class_name in CLASS_NAMES:

@@ -14,8 +14,8 @@ from rich.text import Text
 from torch import Tensor
 
 import fastbert
-from fastbert.utils.checkpoints import open_checkpoint, packaged_checkpoint, read_texts
-from fastbert.utils.sample_text import MASKED
+from fastbert.utils.checkpoints import open_checkpoint, packaged_checkpoint
+from fastbert.utils.sample_text import MASKED, read_texts
 from fastbert.utils.timing import Timing, interleaved
 
 EQUAL_TO = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of unit vectors: rounding of the dtype

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastbert
-from fastbert.deploy.fp8 import PRODUCTS
+from fastbert.deploy.fp8_layer import PRODUCTS
 from fastbert.model.bert import berts
 from fastbert.utils.checkpoints import Checkpoint, quiet
 from fastbert.utils.errors import InputError

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import architecture, cdiv, dot_precision
-from ..layer_norm import sum_partials
 from ..primitives.gelu import activate, activation_derivative
-from ..primitives.tiles import halves, offsets, place
+from ..primitives.reduce import sum_partials
+from ..primitives.tiles import halves, offsets, tile_position
 from ..specs.spec import KernelVariant
 from .config import GROUP_ROWS, GemmConfig, candidates, configs, obstacle, wgrad_splits
 from .split_k import fwd_split_variants, gemm_fwd_split
@@ -38,7 +38,7 @@ def _gemm_fwd_kernel(
 ):  # fmt: skip
     tl.assume(K > 0)  # a loop that may run zero times makes Triton 3.6 emit wgmma that ptxas serialises
     num_n = tl.cdiv(N, BLOCK_N)
-    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    pid_m, pid_n = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
     w_ptr, b_ptr, part = w0_ptr, b0_ptr, 0
     if PARTS == 3:
         part = pid_n // num_n
@@ -136,7 +136,7 @@ def _gemm_dgrad_kernel(
     GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     tl.assume(N > 0)
-    pid_m, pid_k = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    pid_m, pid_k = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_n = tl.arange(0, BLOCK_N)
@@ -212,7 +212,7 @@ def _gemm_wgrad_kernel(
     BLOCK_M: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
-    pid_n, pid_k = place(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
+    pid_n, pid_k = tile_position(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_m = tl.arange(0, BLOCK_M)

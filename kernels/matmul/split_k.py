@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..device import architecture, cdiv, dot_precision
 from ..primitives.gelu import activate
-from ..primitives.tiles import offsets, place
+from ..primitives.tiles import offsets, tile_position
 from ..specs.spec import KernelVariant
 from .config import GROUP_ROWS, SPLIT, GemmConfig
 
@@ -28,7 +28,7 @@ def gemm_fwd_split_kernel(
     """partial[split] = x[:, of this split] @ weight[:, of this split].T, unrounded."""
     split = tl.program_id(1)
     num_n = tl.cdiv(N, BLOCK_N)
-    pid_m, pid_n = place(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    pid_m, pid_n = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
     w_ptr, part = w0_ptr, 0
     if PARTS == 3:
         part = pid_n // num_n

@@ -2,7 +2,7 @@
 
 It knows the tensors from descriptors that the host makes at each launch: no address is computed and no mask kept in the
 loop; what lies past an edge is read as zero and never stored. `tma` has a program for each tile. `tma_persistent` has as
-many programs as fit the device at once, each walking the tiles in the order that `place` gives them; `tma_flattened` makes
+many programs as fit the device at once, each walking the tiles in the order of `tile_position`; `tma_flattened` makes
 one loop of the walk and the sum, so that the next tile is being read while this one is stored. Their epilogue takes a tile
 in halves of its columns: half the memory for staging the store, fewer registers.
 """
@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..device import num_programs
 from ..primitives.gelu import activate
-from ..primitives.tiles import halves, place
+from ..primitives.tiles import halves, tile_position
 from ..specs.spec import KernelVariant
 from .config import GROUP_ROWS, TMA, GemmConfig
 
@@ -45,7 +45,7 @@ def _compute_tile(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HALVES: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     num_n = tl.cdiv(N, BLOCK_N)
-    pid_m, pid_n = place(tile, tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
+    pid_m, pid_n = tile_position(tile, tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
     w_desc, b_ptr, part = w0_desc, b0_ptr, 0
     if PARTS == 3:
         part = pid_n // num_n

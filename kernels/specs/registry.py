@@ -1,7 +1,8 @@
 """Every operation's spec. Importing this module imports Triton."""
 
-from .. import cross_entropy, embedding, fp8_kernels, layer_norm, linear
+from .. import cross_entropy, linear
 from ..attention import forward as attention
+from . import embedding, fp8, layer_norm
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (
@@ -10,5 +11,5 @@ ALL_SPECS: tuple[OperationSpec, ...] = (
     *linear.SPECS,
     *embedding.SPECS,
     *cross_entropy.SPECS,
-    *fp8_kernels.SPECS,
+    *fp8.SPECS,
 )

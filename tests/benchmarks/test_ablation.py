@@ -15,7 +15,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 from benchmarks.studies import ablation as tool
 from benchmarks.studies.ablation import Ablation, Task, ablate, parse_task
 from benchmarks.studies.ablation_table import BERT, LEFT, NO_PAIRS, PAPER, ROWS, mean_and_deviation, table_of, verdict
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Setting
 from fastbert.utils.errors import InputError
 
 
@@ -100,7 +100,7 @@ def test_text_becomes_a_table_and_finished_runs_are_not_repeated(files, monkeypa
     trained = []
     pretrain, finetune = tool.pretrain, tool.finetune
     monkeypatch.setattr(tool, "pretrain", lambda options, *a, **k: trained.append(options.out) or pretrain(options, *a, **k))
-    monkeypatch.setattr("fastbert.finetuning.run.run_once", lambda *a, **k: pytest.fail("fine-tuned again"))
+    monkeypatch.setattr("fastbert.finetuning.run.single_run", lambda *a, **k: pytest.fail("fine-tuned again"))
     assert ablate(chosen, tasks, 1, console)["scores"] == record["scores"]
     assert trained == []
     monkeypatch.undo()

@@ -16,8 +16,8 @@ from benchmarks.studies.finetuning_table import agreement, ratio, standard_error
 from benchmarks.studies.subsets import subset
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import load_task
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Setting
+from fastbert.finetuning.task_types import load_task
 from fastbert.tasks.features import predict
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError

@@ -8,9 +8,9 @@ from rich.console import Console
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.method import Method
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import load_task
-from fastbert.finetuning.single_run import Setting, training_arguments
-from fastbert.finetuning.trainer import FineTuner
+from fastbert.finetuning.options import Setting
+from fastbert.finetuning.task_types import load_task
+from fastbert.finetuning.trainer import FineTuner, training_arguments
 from fastbert.utils.checkpoints import open_checkpoint
 from tests.finetuning.small_tasks import padded, write_files
 
@@ -20,15 +20,15 @@ def test_losses_are_those_of_transformers_trainer(kind, tmp_path, checkpoint):
     opened = open_checkpoint(checkpoint)
     task = load_task(kind, DataOptions(*write_files(tmp_path, kind, count=40), max_length=32), opened)
     transformers.set_seed(0)
-    ours, _ = load_model(opened, task.head, task.settings, dropout=0.0)
-    theirs = getattr(transformers, task.head)(ours.config)
-    theirs.load_state_dict(ours.state_dict())
+    tested, _ = load_model(opened, task.head, task.settings, dropout=0.0)
+    reference = getattr(transformers, task.head)(tested.config)
+    reference.load_state_dict(tested.state_dict())
     setting = Setting(batch_size=7, learning_rate=1e-3, epochs=2, seed=4)
     arguments = training_arguments(setting, 12, tmp_path / "unused", "float32", Console(quiet=True))
-    ragged = FineTuner(ours, arguments, Method(task, opened))
+    ragged = FineTuner(tested, arguments, Method(task, opened))
     ragged.train()
     arguments.set_evaluate("no")
-    other = transformers.Trainer(theirs, arguments, train_dataset=task.train, data_collator=padded)
+    other = transformers.Trainer(reference, arguments, train_dataset=task.train, data_collator=padded)
     other.train()
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (ragged, other)]
     assert len(losses[0]) >= 12

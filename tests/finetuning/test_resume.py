@@ -1,4 +1,4 @@
-"""A fine-tuning that is killed, stopped or out of disk, and gone on with, ends as the uninterrupted one, bit for bit."""
+"""A fine-tuning that is killed, stopped or out of disk, and resumed, ends as the uninterrupted one, bit for bit."""
 
 import dataclasses
 import json
@@ -15,17 +15,17 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastbert.finetuning import best
-from fastbert.finetuning import single_run as once
+from fastbert.finetuning import best_epoch, single_run
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import Options, finetune, load_task
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
 from fastbert.finetuning.trainer import FineTuner
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import open_checkpoint
-from fastbert.utils.errors import InputError, Resumable
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
@@ -88,8 +88,8 @@ def end_at(monkeypatch, owner, name: str, count: int, error: type[BaseException]
         (checkpoints, "_sync", 12, None),  # in the first best epoch or checkpoint
         (checkpoints, "keep_last", 2, 10),
         (FineTuner, "_save_checkpoint", 2, 5),  # the best epoch is newer than the checkpoint
-        (once, "write_report", 1, 15),  # all is trained, and the model lies in its place
-        (best.BestEpoch, "place_in", 1, 15),
+        (single_run, "write_report", 1, 15),  # all is trained, and the model is where it belongs
+        (best_epoch.BestEpoch, "copy_to", 1, 15),
     ],
 )
 def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
@@ -112,12 +112,12 @@ def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
     assert not list(options.out.glob(".*"))
 
 
-def test_while_it_trains_the_best_epoch_is_a_model_of_its_own(tmp_path, checkpoint, console, monkeypatch):
+def test_while_it_trains_the_best_epoch_is_a_separate_model(tmp_path, checkpoint, console, monkeypatch):
     """Even where the epochs after it are worse, and it is what is kept in the end."""
     scores = iter([0.5, 0.9, 0.7])
     options = options_of(tmp_path, checkpoint)
     seen = []
-    original, offer = FineTuner._predict, best.BestEpoch.offer
+    original, offer = FineTuner._predict, best_epoch.BestEpoch.offer
 
     def predict(self):
         seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
@@ -125,20 +125,20 @@ def test_while_it_trains_the_best_epoch_is_a_model_of_its_own(tmp_path, checkpoi
 
     def offered(self, model, metrics, outputs, epoch):
         offer(self, model, metrics, outputs, epoch)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(self.place)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(self.path)
         expected = seen[min(len(seen), 2) - 1]
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-        assert transformers.AutoTokenizer.from_pretrained(self.place).mask_token_id == 4
+        assert transformers.AutoTokenizer.from_pretrained(self.path).mask_token_id == 4
 
     monkeypatch.setattr(FineTuner, "_predict", predict)
-    monkeypatch.setattr(best.BestEpoch, "offer", offered)
-    task_of = once.BestEpoch.__init__
+    monkeypatch.setattr(best_epoch.BestEpoch, "offer", offered)
+    task_of = single_run.BestEpoch.__init__
 
     def with_scores(self, folder, method, which="best"):
         monkeypatch.setattr(type(method.task), "score", lambda self, outputs: {"accuracy": next(scores)})
         task_of(self, folder, method, which)
 
-    monkeypatch.setattr(once.BestEpoch, "__init__", with_scores)
+    monkeypatch.setattr(single_run.BestEpoch, "__init__", with_scores)
     report = finetune(options, console)
     assert (report["score"], report["epoch"]) == (0.9, 2.0)
     assert "epoch 2.00 is kept; accuracy of the last is 0.7" in console.file.getvalue()
@@ -169,7 +169,7 @@ def test_part_of_an_epoch_ends_after_its_last_step(tmp_path, checkpoint, console
         options = options_of(tmp_path, checkpoint, out=name, setting=dataclasses.replace(SETTING, epochs=1.5))
         if name == "cut":
             with monkeypatch.context() as patched:
-                end_at(patched, best.BestEpoch, "place_in", 1)
+                end_at(patched, best_epoch.BestEpoch, "copy_to", 1)
                 with pytest.raises(Killed):
                     finetune(options, console)
         finetune(options, console, resume=name == "cut")
@@ -223,7 +223,7 @@ def test_nothing_is_unpickled_on_the_way_back(tmp_path, checkpoint, console, mon
     assert all(seen)
 
 
-def test_overwrite_begins_again_and_removes_what_was_there(tmp_path, checkpoint, console, whole):
+def test_overwrite_starts_over_and_removes_what_was_there(tmp_path, checkpoint, console, whole):
     options = options_of(tmp_path, checkpoint, seeds=2)
     finetune(options, console)
     (options.out / "mine.txt").write_text("kept")
@@ -425,7 +425,3 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path, checkpoint, cons
     expected = f"fastbert: expected no other run that writes to {options.out}, got process {os.getpid()} on "
     assert seen[0].stderr.splitlines()[-1].startswith(expected)
     assert not (options.out / ".lock").exists()
-
-
-def test_the_message_of_a_stop_is_not_an_error_of_the_disk():
-    assert not isinstance(Resumable("", 130), OSError)

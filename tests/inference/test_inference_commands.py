@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import fastbert
-from fastbert.cli import inference_io as command
+from fastbert.cli import inference_run
 from fastbert.inference import engine, outputs
 from fastbert.inference.embedding import Embedding, embed
 from fastbert.inference.masked_words import fill_mask
@@ -131,7 +131,7 @@ def test_labels_tags_and_answers(call, tmp_path):
     ],
 )
 def test_arguments_make_a_table_on_a_terminal(call, monkeypatch, name, class_name, arguments, shown):
-    monkeypatch.setattr(command, "_is_terminal", lambda: True)
+    monkeypatch.setattr(inference_run, "_is_terminal", lambda: True)
     output = call(name, class_name, *arguments).stdout
     for text in ["┃", *shown]:
         assert text in output

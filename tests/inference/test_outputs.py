@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastbert.cli import inference_io as command
+from fastbert.cli import inference_run
 from fastbert.inference import engine
 from fastbert.inference.embedding import Embedding
 
@@ -38,7 +38,7 @@ def call(app, checkpoints, file, tmp_path):
 
 def no_computing(monkeypatch) -> None:
     monkeypatch.setattr(engine, "stream", None)
-    monkeypatch.setattr(command, "_run", None)
+    monkeypatch.setattr(inference_run, "_run", None)
 
 
 @pytest.mark.parametrize("out", ["a.jsonl", "a.npy"])

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fastbert.kernels import embedding as kernel
-from fastbert.kernels.embedding import SPECS, embedding_bwd, embedding_fwd
+from fastbert.kernels.embedding import embedding_bwd, embedding_fwd
 from fastbert.kernels.functional import embedding
-from fastbert.kernels.layer_norm import dropout_mask
 from fastbert.kernels.primitives.segment_sum import CHUNK, segment_sum
+from fastbert.kernels.specs.embedding import SPECS
+from fastbert.kernels.specs.layer_norm import dropout_mask
 from fastbert.kernels.specs.spec import seed_tensor
 from tests.kernels.harness import compare, noise, run
 

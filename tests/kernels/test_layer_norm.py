@@ -5,8 +5,9 @@ import torch
 
 from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import layer_norm
-from fastbert.kernels.layer_norm import dropout_mask, layer_norm_bwd, layer_norm_fwd
+from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from fastbert.kernels.reference import layer_norm_ref
+from fastbert.kernels.specs.layer_norm import dropout_mask
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
 from tests.kernels.harness import DTYPES, run
 

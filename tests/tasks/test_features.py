@@ -7,7 +7,7 @@ import transformers
 
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import load_task
+from fastbert.finetuning.task_types import load_task
 from fastbert.tasks.features import Feature, batches_by_length, collate, predict
 from fastbert.utils.checkpoints import open_checkpoint
 from tests.finetuning.small_tasks import padded, write_checkpoint, write_files

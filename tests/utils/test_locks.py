@@ -19,7 +19,7 @@ HOLD = """
 import time, typer
 from pathlib import Path
 from fastbert.utils import locks
-from fastbert.cli.console import plain_errors
+from fastbert.cli.errors import plain_errors
 def hold(kind: str, out: Path, seconds: float) -> None:
     with plain_errors(), getattr(locks, kind)(out, print):
         print("held", flush=True)
@@ -32,10 +32,13 @@ KINDS = {"locked_folder": "out/.lock", "locked_file": ".out.lock"}
 def start(kind: str, out: Path, seconds: float = 60.0, before: str = "") -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", before + HOLD, kind, str(out), str(seconds)], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", before + HOLD, kind, str(out), str(seconds)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by children of a shell's background job
-    )  # fmt: skip
+    )
 
 
 def wait(process: subprocess.Popen[str]) -> list[str]:
@@ -66,7 +69,7 @@ def test_another_process_is_refused_and_a_killed_one_is_followed(kind, tmp_path)
     third = start(kind, out, 0.0)
     said, errors = third.communicate(timeout=60)
     assert third.returncode == 0, errors
-    assert said == f"{file}: taken over from {holder}, which is gone\nheld\n"
+    assert said == f"{file}: taken over from {holder}, which has ended\nheld\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -117,7 +120,7 @@ def test_what_was_written_stays_and_what_was_there_too(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_what_cannot_be_locked_is_told(tmp_path):
+def test_what_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match=r"expected a folder to write to, got the file .*file"),

@@ -14,8 +14,8 @@ from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError
 from fastbert.verification import fp8 as fp8_check
 
-if fp8.obstacle(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
-    pytest.skip(fp8.obstacle(torch.device("cuda")), allow_module_level=True)
+if fp8.unsupported_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+    pytest.skip(fp8.unsupported_reason(torch.device("cuda")), allow_module_level=True)
 WORDS = "the cat sat on a mat and saw dogs run far away from old red houses in rain".split()
 
 
