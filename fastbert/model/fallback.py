@@ -15,9 +15,17 @@ from transformers.utils import output_capturing
 
 from fastbert.kernels.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
 from fastbert.model.activations import activation_verdict, fused_activation
-from fastbert.model.hooks import find_global_hook, find_intervention, is_dropout, is_plain, is_touched, origin_of
+from fastbert.model.hooks import (
+    difference_from,
+    find_global_hook,
+    find_intervention,
+    is_dropout,
+    is_plain,
+    is_touched,
+    origin_of,
+)
 from fastbert.model.parts import LayerParts, parts_of, unwrap, weights_of
-from fastbert.model.verdict import FUSED, Path, Verdict, linear_verdict, norm_verdict, weights_verdict
+from fastbert.model.verdict import FUSED, NORM_WITHOUT_WEIGHTS, Path, Verdict, linear_verdict, norm_verdict, weights_verdict
 
 # What transformers' attention functions read from the model's keyword arguments; whatever else is there they ignore.
 ATTENTION_KWARGS = frozenset(
@@ -96,7 +104,7 @@ def _find_in_containers(layer: Any) -> str | None:
     )
     for module, cls in containers:
         if type(module) is not cls:
-            return f"a {type(module).__name__} instead of a {cls.__name__}"
+            return f"{type(module).__name__} instead of {cls.__name__}"
         if is_touched(module):
             why = find_intervention(module)
             if why is not None:
@@ -108,7 +116,7 @@ def _find_dropout(parts: LayerParts) -> str | None:
     """A dropout that the fused operations would not compute, or None."""
     for dropout in (parts.attention_dropout, parts.hidden_dropout, parts.output_dropout):
         if not is_dropout(dropout):
-            return f"a {type(dropout).__name__} instead of a Dropout, or one with hooks"
+            return difference_from(dropout, nn.Dropout)
     return None
 
 
@@ -146,9 +154,11 @@ def transform_verdict(transform: Any) -> Verdict:
     """How the transform in front of the vocabulary projection is computed: FUSED or MODULES."""
     dense, norm = transform._modules["dense"], transform._modules["LayerNorm"]
     if not is_plain(dense, nn.Linear):
-        return Verdict(Path.MODULES, f"a {type(dense).__name__} instead of a Linear, or one with hooks")
-    if not is_plain(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
-        return Verdict(Path.MODULES, f"a {type(norm).__name__} instead of a LayerNorm, or one with hooks")
+        return Verdict(Path.MODULES, difference_from(dense, nn.Linear))
+    if not is_plain(norm, nn.LayerNorm):
+        return Verdict(Path.MODULES, difference_from(norm, nn.LayerNorm))
+    if norm.weight is None or norm.bias is None:
+        return NORM_WITHOUT_WEIGHTS
     why = find_global_hook()
     if why is not None:
         return Verdict(Path.MODULES, why)
@@ -174,7 +184,7 @@ def _find_in_embeddings(embeddings: Any, with_ids: bool) -> str | None:
     tables += [embeddings.word_embeddings] if with_ids else []
     for table in tables:
         if not is_plain(table, nn.Embedding):
-            return f"a {type(table).__name__} instead of an Embedding, or one with hooks"
+            return difference_from(table, nn.Embedding)
         if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
             return "an Embedding with max_norm, scale_grad_by_freq or sparse"
         if table.padding_idx is not None and table is not embeddings.word_embeddings:
@@ -182,10 +192,12 @@ def _find_in_embeddings(embeddings: Any, with_ids: bool) -> str | None:
         if table.weight.dtype != tables[0].weight.dtype:
             return "the embedding tables differ in dtype"
     norm = embeddings.LayerNorm
-    if not is_plain(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
-        return f"a {type(norm).__name__} instead of a LayerNorm, or one with hooks"
+    if not is_plain(norm, nn.LayerNorm):
+        return difference_from(norm, nn.LayerNorm)
+    if norm.weight is None or norm.bias is None:
+        return NORM_WITHOUT_WEIGHTS.why
     if not is_dropout(embeddings.dropout):
-        return f"a {type(embeddings.dropout).__name__} instead of a Dropout, or one with hooks"
+        return difference_from(embeddings.dropout, nn.Dropout)
     return weights_verdict(*[table.weight for table in tables], norm.weight, norm.bias).why or None
 
 

@@ -37,10 +37,10 @@ from fastbert.kernels import functional
 from fastbert.model.bert import BertModel, BertPreTrainedModel, berts
 from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.hooks import find_intervention, is_plain
-from fastbert.model.layout import fill_padding_logits
 from fastbert.model.padding_policy import Caller, policy_from_option, policy_of, set_policy
 from fastbert.model.parts import unwrap
 from fastbert.model.registry import replaces
+from fastbert.model.span_logits import fill_padding_logits
 
 IGNORED = -100
 

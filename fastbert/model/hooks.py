@@ -74,6 +74,15 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
     return not is_touched(module) or (find_hook(module) is None and "forward" not in module.__dict__)
 
 
+def difference_from(module: Any, cls: type[nn.Module]) -> str:
+    """What keeps a module from being a plain `cls`: a hook, a replaced forward or its type."""
+    name = type(module).__name__
+    why = find_intervention(module)
+    if why is None and type(module) is cls:
+        why = f"a replaced forward on {name}"
+    return why or f"{name} instead of {cls.__name__}"
+
+
 def is_dropout(module: Any) -> bool:
     """Whether this drops elements as nn.Dropout does, or nothing at all."""
     return is_plain(module, nn.Dropout) or is_plain(module, nn.Identity)

@@ -33,6 +33,7 @@ class Verdict(NamedTuple):
 
 
 FUSED = Verdict(Path.FUSED)
+NORM_WITHOUT_WEIGHTS = Verdict(Path.MODULES, "LayerNorm without weight or bias")
 
 
 def linear_verdict(module: Any) -> Verdict:
@@ -41,7 +42,7 @@ def linear_verdict(module: Any) -> Verdict:
         return FUSED
     name = type(module).__name__
     if not _works_on_rows(module):
-        return Verdict(Path.TRANSFORMERS, f"a {name} instead of a Linear")
+        return Verdict(Path.TRANSFORMERS, f"{name} instead of Linear")
     for part in module.modules():
         why = find_intervention(part, called=True)
         if why is not None:
@@ -63,7 +64,7 @@ def _works_on_rows(module: Any) -> bool:
 def norm_verdict(module: Any) -> Verdict:
     """How a module is computed where BERT has an nn.LayerNorm."""
     if type(module) is not nn.LayerNorm:
-        return Verdict(Path.TRANSFORMERS, f"a {type(module).__name__} instead of a LayerNorm")
+        return Verdict(Path.TRANSFORMERS, f"{type(module).__name__} instead of LayerNorm")
     if is_touched(module):
         why = find_intervention(module, called=True)
         if why is not None:
@@ -71,7 +72,7 @@ def norm_verdict(module: Any) -> Verdict:
         return Verdict(Path.MODULES, "LayerNorm is called as a module for its hooks")
     weight, bias = weights_of(module)
     if weight is None or bias is None or len(module.normalized_shape) != 1:
-        return Verdict(Path.MODULES, "LayerNorm without weight or bias")
+        return NORM_WITHOUT_WEIGHTS
     return FUSED
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastbert.kernels.backend import interpreter_unsupported_reason
 from fastbert.kernels.limits import IGNORE_INDEX
-from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, measure
+from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, compare_with_float64
 from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint
 from fastbert.utils.errors import InputError
 from fastbert.utils.sample_text import read_texts
@@ -78,9 +78,9 @@ def verify_model(
     keep = batch["attention_mask"].bool()
     runs = [run_model(model, batch, {}, keep) for model in models]
     for name in runs[0].hidden:
-        yield Row("hidden states", name, measure(name, *(run.hidden[name] for run in runs), OUT_FACTOR), 1)
+        yield Row("hidden states", name, compare_with_float64(name, *(run.hidden[name] for run in runs), OUT_FACTOR), 1)
     for name in runs[0].outputs:
-        yield Row("outputs", name, measure(name, *(run.outputs[name] for run in runs), OUT_FACTOR), 1)
+        yield Row("outputs", name, compare_with_float64(name, *(run.outputs[name] for run in runs), OUT_FACTOR), 1)
     groups: dict[str, list[Accuracy]] = {}
     for name in runs[0].gradients:
         groups.setdefault(_group(name), []).append(_compare_gradients(name, name, runs, keep))
@@ -101,7 +101,9 @@ def verify_head(checkpoint: Checkpoint, texts: list[str], dtype: torch.dtype, de
     keep = batch["attention_mask"].bool()
     runs = [run_model(model, batch, labels, keep) for model in models]
     accuracies = [
-        measure(name, *(run.outputs[name] for run in runs), OUT_FACTOR, summed_rows=_terms(labels) if name == "loss" else 0)
+        compare_with_float64(
+            name, *(run.outputs[name] for run in runs), OUT_FACTOR, summed_rows=_terms(labels) if name == "loss" else 0
+        )
         for name in runs[0].outputs
     ]
     accuracies += [_compare_gradients(f"gradient of {name}", name, runs, keep) for name in runs[0].gradients]
@@ -110,7 +112,9 @@ def verify_head(checkpoint: Checkpoint, texts: list[str], dtype: torch.dtype, de
 
 def _compare_gradients(label: str, parameter: str, runs: list[Run], keep: Tensor) -> Accuracy:
     gradients = (run.gradients[parameter] for run in runs)
-    return measure(label, *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(parameter, runs[2]))
+    return compare_with_float64(
+        label, *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(parameter, runs[2])
+    )
 
 
 def _scale(parameter: str, exact: Run) -> float:

@@ -59,7 +59,7 @@ def test_layout_packs_what_is_needed_and_unpacks_it_where_it_was(pooled, reader)
     keys = layout.cu_seqlens.diff() if layout.seqused_k is None else layout.seqused_k
     for sequence, (start, count) in enumerate(zip(layout.cu_seqlens.tolist(), keys.tolist())):
         assert rows[start : start + count].tolist() == places[sequence][keep[sequence]].tolist()  # real ones first, in order
-    assert plan.loss_reads == (reader == "padding")
+    assert plan.loss_reads_padding == (reader == "padding")
 
 
 def test_accelerate_explain_restore(models):
