@@ -205,7 +205,7 @@ def test_a_prompt_that_melts_into_the_text_is_an_error(checkpoints, tmp_path):
     head = models.Pooling(32, "mean", include_prompt=False)
     folder = build(checkpoints["BertModel"], tmp_path / "a", pooling=head)
     with pytest.raises(
-        InputError, match="expected tokens behind those of the prompt 'ca', got none in row 2: end the prompt in"
+        InputError, match="expected tokens after those of the prompt 'ca', got none in row 2: end the prompt in"
     ):
         embed(["the cat", "t"], folder, prompt="ca")
 
