@@ -1,4 +1,4 @@
-"""transformers' side of a fine-tuning: rows as its collators take them, and its model's outputs by example."""
+"""What fine-tuning with transformers needs: rows as its collators take them, and its model's outputs by example."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from fastbert.finetuning.features import Feature
+from fastbert.tasks.features import Feature
 
 BATCH = 32
 
@@ -25,7 +25,7 @@ def rows_of(features: Sequence[Feature]) -> list[dict[str, Any]]:
 
 
 class PaddedBatches:
-    """transformers' own collators, padding to the longest row. tokens: whether labels are of tokens."""
+    """Batches by transformers' collators, padded to the longest row. tokens: whether labels are of tokens."""
 
     def __init__(self, tokenizer: Any, *, tokens: bool) -> None:
         collator = transformers.DataCollatorForTokenClassification if tokens else transformers.DataCollatorWithPadding
@@ -37,7 +37,7 @@ class PaddedBatches:
 
 @torch.no_grad()
 def predict_padded(model: Any, features: Sequence[Feature]) -> list[np.ndarray]:
-    """The logits of each feature as `fastbert.finetuning.features.predict` gives them, by batches of like length."""
+    """The logits of each feature as `fastbert.tasks.features.predict` gives them, by batches of like length."""
     model.eval()
     outputs: list[np.ndarray] = [np.empty(0)] * len(features)
     order = sorted(range(len(features)), key=lambda one: len(features[one]))

@@ -1,4 +1,4 @@
-"""The commands that make training data: `fastbert tokenizer`, `fastbert prepare`. Thin: each calls one module."""
+"""`fastbert tokenizer` and `fastbert prepare`: the commands that make training data."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import OverwriteOption, Resumable
+from fastbert.utils.errors import Resumable
+from fastbert.utils.printing import print_line
+
+from .console import console
+from .errors import plain_errors
+from .options import OverwriteOption
 
 FilesArgument = Annotated[
     list[str],
@@ -19,12 +24,12 @@ FilesArgument = Annotated[
     ),
 ]
 
-LINE_SECONDS = 10.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A `documents.Report` on stderr: a bar with documents/s and time left; where that is no terminal, a line now and then."""
+    """A `documents.Report` on stderr: a bar with documents/s and the time left, or a line now and then if not a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -34,23 +39,27 @@ def _progress() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("{task.fields[documents]:,} documents, {task.fields[speed]:,.0f}/s"), TimeRemainingColumn(),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[documents]:,} documents, {task.fields[speed]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bars:
-        begun: dict[str, tuple[Any, float, int]] = {}
+        started: dict[str, tuple[Any, float, int]] = {}
 
         def report(stage: str, done: int, total: int | None, documents: int) -> None:
-            if stage not in begun:
-                for task, _, _ in begun.values():
+            if stage not in started:
+                for task, _, _ in started.values():
                     bars.update(task, total=1, completed=1)
-                begun[stage] = bars.add_task(stage, total=total, documents=documents, speed=0.0), time.monotonic(), documents
-            task, start, before = begun[stage]
+                started[stage] = bars.add_task(stage, total=total, documents=documents, speed=0.0), time.monotonic(), documents
+            task, start, before = started[stage]
             speed = (documents - before) / max(time.monotonic() - start, 1e-3)
             bars.update(task, completed=done, total=total, documents=documents, speed=speed)
 
         yield report
-        for task, _, _ in begun.values():
+        for task, _, _ in started.values():
             bars.update(task, total=1, completed=1)
 
 
@@ -59,14 +68,15 @@ def _say(line: str) -> None:
 
 
 def _lines() -> Any:
-    begun: dict[str, tuple[float, int]] = {}
+    """The report as lines."""
+    started: dict[str, tuple[float, int]] = {}
     printed = time.monotonic()
 
     def report(stage: str, done: int, total: int | None, documents: int) -> None:
         nonlocal printed
         now = time.monotonic()
-        start, before = begun.setdefault(stage, (now, documents))
-        if now - printed < LINE_SECONDS:
+        start, before = started.setdefault(stage, (now, documents))
+        if now - printed < SECONDS_BETWEEN_LINES:
             return
         printed = now
         speed = (documents - before) / max(now - start, 1e-3)
@@ -92,26 +102,32 @@ def tokenizer(
     """Train a WordPiece vocabulary and save it as a BERT tokenizer."""
     from fastbert.data.wordpiece import train_wordpiece
 
-    from .console import console, plain_errors
-
     with plain_errors(), _progress() as report:
         found = train_wordpiece(
-            files, out, vocab_size=vocab_size, cased=cased, strip_accents=strip_accents, min_frequency=min_frequency,
-            character_coverage=character_coverage, overwrite=overwrite, report=report, say=_say,
-        )  # fmt: skip
+            files,
+            out,
+            vocab_size=vocab_size,
+            cased=cased,
+            strip_accents=strip_accents,
+            min_frequency=min_frequency,
+            character_coverage=character_coverage,
+            overwrite=overwrite,
+            report=report,
+            say=_say,
+        )
     screen = console()
-    screen.print(
+    print_line(
+        screen,
         f"{found['vocab_size']:,} entries from {found['documents']:,} documents, {found['sentences']:,} sentences; "
         f"{found['characters']:,} characters kept, {found['characters_left_out']:,} rare ones left out; "
         f"{'cased' if cased else 'uncased'}, accents {'stripped' if found['strip_accents'] else 'kept'}: {out}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     if found["vocab_size"] < vocab_size:
-        screen.print(
+        print_line(
+            screen,
             f"warning: the text gives {found['vocab_size']:,} entries, not {vocab_size:,}: nothing left to merge occurs "
             f"{min_frequency} times",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
 
 
 def prepare(
@@ -128,7 +144,7 @@ def prepare(
         bool,
         typer.Option(
             "--resume",
-            help="Go on where the same command was interrupted, to the same bytes; a finished --out is left as it is.",
+            help="Continue where the same command was interrupted, to the same bytes; a finished --out is left as it is.",
         ),
     ] = False,
     overwrite: OverwriteOption = False,
@@ -137,22 +153,31 @@ def prepare(
     from fastbert.data import audit
     from fastbert.data.prepare import prepare as run
     from fastbert.data.shards import META
-    from fastbert.utils.existing import finished
-
-    from .console import console, plain_errors
+    from fastbert.utils.existing_outputs import finished_message
 
     was_finished = (out / META).is_file() and not overwrite
     with plain_errors(), _progress() as report:
         try:
             meta = run(
-                files, tokenizer, out, seq_len=seq_len, seed=seed, short_seq_prob=short_seq_prob, duplicates=duplicates,
-                workers=workers, shard_samples=shard_samples, resume=resume, overwrite=overwrite, report=report, say=_say,
-            )  # fmt: skip
+                files,
+                tokenizer,
+                out,
+                seq_len=seq_len,
+                seed=seed,
+                short_seq_prob=short_seq_prob,
+                duplicates=duplicates,
+                workers=workers,
+                shard_samples=shard_samples,
+                resume=resume,
+                overwrite=overwrite,
+                report=report,
+                say=_say,
+            )
         except KeyboardInterrupt as error:
-            raise Resumable("interrupted; --resume goes on from here", 130) from error
+            raise Resumable("interrupted; --resume continues from here", 130) from error
     screen = console()
     screen.print(audit.table(meta.audit))
     for warning in audit.warnings(meta.audit):
-        screen.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    line = finished(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
-    screen.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(screen, f"warning: {warning}")
+    line = finished_message(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
+    print_line(screen, line)

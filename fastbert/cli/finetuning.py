@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-from fastbert.cli.console import OverwriteOption, PrecisionOption, Resumable, chosen_precision
+from fastbert.utils.errors import Resumable
+from fastbert.utils.printing import print_line
+
+from .console import console
+from .errors import plain_errors
+from .options import OverwriteOption, PrecisionOption, precision_name
 
 
 class Task(str, Enum):
@@ -102,8 +107,8 @@ def finetune(
         bool,
         typer.Option(
             "--resume",
-            help="Go on where the same command was stopped or killed: from the last checkpoint, with the best epoch so far; "
-            "runs of --grid and --seeds that are finished stay. A finished --out is left as it is.",
+            help="Continue where the same command was stopped or killed: from the last checkpoint, with the best epoch so far; "
+            "finished runs of --grid and --seeds are not repeated. A finished --out is left as it is.",
         ),
     ] = False,
     overwrite: OverwriteOption = False,
@@ -123,14 +128,11 @@ def finetune(
     ] = None,
 ) -> None:
     """Fine-tune BERT for a task from your own files; the folder loads in transformers and in `pipeline`."""
-
-    from fastbert.cli.console import console, plain_errors
     from fastbert.finetuning.data import DataOptions
-    from fastbert.finetuning.run import Options, paper_grid
+    from fastbert.finetuning.options import Options, Setting, paper_grid
     from fastbert.finetuning.run import finetune as run
-    from fastbert.finetuning.single_run import Setting
     from fastbert.model.frozen_heads import Frozen
-    from fastbert.training.processes import ending_together
+    from fastbert.utils.processes import ending_together
 
     columns = dict(one.partition("=")[::2] for one in column or [])
     roles = {"prompt", "second", "choices", "label"} if task is Task.choice else {"text", "pair", "label"}
@@ -145,23 +147,30 @@ def finetune(
         raise typer.BadParameter(f"expected a positive learning rate and epochs, got {rate} and {epochs}")
     setting = Setting(batch_size, rate, epochs, seed, warmup, dropout, weight_decay)
     data = DataOptions(train, evaluation, columns, header, max_length, stride, max_answer_length, regression, format_)
-    chosen = chosen_precision(precision)
-    asked = None
+    features = None
     if frozen is not None:
-        asked = Frozen(frozen.value, head.value if head else "linear", pooling.value if pooling else None, lstm_size)
+        features = Frozen(frozen.value, head.value if head else "linear", pooling.value if pooling else None, lstm_size)
     screen = console()
     if frozen is not None and grid is not None:
         screen.print("note: the paper's learning rates are for the whole model; heads alone usually want higher ones")
     with plain_errors(), ending_together():
         options = Options(
-            task.value, model, data, out, setting, paper_grid(setting) if grid else (), seeds, chosen, asked,
-            keep_epoch.value,
-        )  # fmt: skip
+            task=task.value,
+            model=model,
+            data=data,
+            out=out,
+            setting=setting,
+            grid=paper_grid(setting) if grid else (),
+            seeds=seeds,
+            precision=precision_name(precision),
+            frozen=features,
+            keep_epoch=keep_epoch.value,
+        )
         try:
             report = run(options, screen, resume=resume, overwrite=overwrite)
         except KeyboardInterrupt as error:
-            raise Resumable(f"interrupted; --resume goes on with what {out} holds", 130) from error
+            raise Resumable(f"interrupted; --resume continues with what {out} holds", 130) from error
     values = ", ".join(f"{name} {value:.4g}" for name, value in report["metrics"].items() if value is not None)
-    screen.print(f"{out}: {values}", markup=False, highlight=False, soft_wrap=True)
+    print_line(screen, f"{out}: {values}")
     if report["degenerate"]:
-        screen.print(f"warning: degenerate: {report['degenerate']}", markup=False, highlight=False, soft_wrap=True)
+        print_line(screen, f"warning: degenerate: {report['degenerate']}")

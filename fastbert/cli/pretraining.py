@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fastbert.cli.console import OverwriteOption, PrecisionOption, chosen_precision
+from .console import console
+from .errors import plain_errors
+from .options import OverwriteOption, PrecisionOption, precision_name
 
 
 class Direction(str, Enum):
@@ -61,13 +63,12 @@ def pretrain(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on from the last checkpoint in --out that holds, bit for bit; a finished run is left as it is."
+            "--resume", help="Continue from the last whole checkpoint in --out, bit for bit; a finished run is left as it is."
         ),
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
-    from fastbert.cli.console import console, plain_errors
     from fastbert.pretraining.recipe import PRESETS
     from fastbert.pretraining.run import Options, run
 
@@ -77,25 +78,41 @@ def pretrain(
         )
     if preset not in PRESETS:
         raise typer.BadParameter(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}", param_hint="--preset")
-    chosen = chosen_precision(precision)
     try:
-        recipe = changed(PRESETS[preset], learning_rate=learning_rate, warmup_steps=warmup_steps, optimizer=optimizer)
+        recipe = _changed(PRESETS[preset], learning_rate=learning_rate, warmup_steps=warmup_steps, optimizer=optimizer)
         recipe.num_warmup_steps(sum(steps))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     with plain_errors():
         options = Options(
-            data=tuple(data), steps=tuple(steps), out=out, config=config, recipe=recipe, batch_tokens=batch_tokens,
-            micro_batch_tokens=micro_batch_tokens, precision=chosen, seed=seed, held_out=held_out,
-            held_out_samples=held_out_samples, whole_words=whole_words, max_predictions=max_predictions,
-            save_every=save_every, evaluate_every=evaluate_every, log_every=log_every, keep=keep, workers=workers,
-            fsdp=fsdp, peak_tflops=peak_tflops, direction=direction.value, next_sentence=next_sentence,
-        )  # fmt: skip
+            data=tuple(data),
+            steps=tuple(steps),
+            out=out,
+            config=config,
+            recipe=recipe,
+            batch_tokens=batch_tokens,
+            micro_batch_tokens=micro_batch_tokens,
+            precision=precision_name(precision),
+            seed=seed,
+            held_out=held_out,
+            held_out_samples=held_out_samples,
+            whole_words=whole_words,
+            max_predictions=max_predictions,
+            save_every=save_every,
+            evaluate_every=evaluate_every,
+            log_every=log_every,
+            keep=keep,
+            workers=workers,
+            fsdp=fsdp,
+            peak_tflops=peak_tflops,
+            direction=direction.value,
+            next_sentence=next_sentence,
+        )
         status = run(options, console(), resume=resume, overwrite=overwrite)
     raise typer.Exit(status)
 
 
-def changed(recipe: Any, **values: Any) -> Any:
+def _changed(recipe: Any, **values: Any) -> Any:
     """The recipe with the values that are not None."""
     from dataclasses import replace
 
@@ -116,7 +133,6 @@ def masks(
     from rich.table import Table
     from transformers import AutoTokenizer
 
-    from fastbert.cli.console import console, plain_errors
     from fastbert.data.masking import Masker, MaskRates
     from fastbert.data.shards import TOKENIZER, Shards
 
@@ -149,22 +165,20 @@ def replay(
     """Do the step that stopped a run again and show where the first number that is not finite appears. Status 1 if it does."""
     from rich.table import Table
 
-    from fastbert.cli.console import console, plain_errors
-    from fastbert.pretraining.black_box import first_bad
-    from fastbert.pretraining.black_box import replay as again
+    from fastbert.pretraining.black_box import first_non_finite, repeat_step
 
-    out, status = console(), 0
+    screen, status = console(), 0
     for modules, title in ((False, "the step as it ran"), (True, "the same, module by module")):
         with plain_errors():
-            found = again(file, modules=modules)
-        bad = first_bad(found)
+            found = repeat_step(file, modules=modules)
+        bad = first_non_finite(found)
         table = Table(title=title)
         for name in ("micro-batch", "part", "largest value"):
             table.add_column(name)
-        place = len(found) if bad is None else found.index(bad)
-        for turn, part, value in found[max(place - 10, 0) : place + 2]:
-            table.add_row(str(turn), part, f"{value:.4g}")
-        out.print(table)
-        out.print("everything is finite" if bad is None else f"[red]first not finite: {bad[1]} in micro-batch {bad[0]}[/]")
+        index = len(found) if bad is None else found.index(bad)
+        for micro_batch, part, value in found[max(index - 10, 0) : index + 2]:
+            table.add_row(str(micro_batch), part, f"{value:.4g}")
+        screen.print(table)
+        screen.print("everything is finite" if bad is None else f"[red]first not finite: {bad[1]} in micro-batch {bad[0]}[/]")
         status |= bad is not None
     raise typer.Exit(status)

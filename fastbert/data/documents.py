@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .shards import DataError
+from fastbert.utils.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 26
 SUFFIXES = (".txt", ".jsonl", ".parquet")

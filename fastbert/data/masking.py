@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .shards import DataError, Sample
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.utils.errors import DataError
 
-IGNORED = -100
+from .shards import Sample
+
 TO_MASK, TO_RANDOM = 0.8, 0.1
 
 
@@ -76,7 +78,7 @@ class Masker:
         length = len(ids)
         words = random_words(self.seed, number, 0 if self.static else epoch, size=3 * length + 1)
         maskable = np.flatnonzero(~self._is_special[ids])
-        labels = np.full(length, IGNORED, np.int64)
+        labels = np.full(length, IGNORE_INDEX, np.int64)
         if len(maskable) == 0:
             return ids.copy(), labels
         count = self._count(len(maskable), uniform(words[-1:])[0])
@@ -138,7 +140,7 @@ class MaskRates:
     special: int = 0
 
     def add(self, sample: Sample, masked: np.ndarray, labels: np.ndarray, masker: Masker) -> None:
-        chosen = labels != IGNORED
+        chosen = labels != IGNORE_INDEX
         special = np.isin(sample.input_ids, masker.special_ids)
         after, before = masked[chosen], sample.input_ids[chosen]
         self.samples += 1

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .shards import DataError, Sample
+from fastbert.utils.errors import DataError
+
+from .shards import Sample
 
 SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 

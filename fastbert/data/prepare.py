@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
 from .audit import ShardCounts, audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources, total_size
 from .pairs import PairOptions, document_pairs
-from .shards import META, TOKENIZER, DataError, Meta, Sample, Shards, fingerprint, write_meta, write_shard
+from .shards import META, TOKENIZER, Meta, Sample, Shards, fingerprint, write_meta, write_shard
 from .spool import STATE, Batch, Spool, SpooledDocuments
 
 RECIPE = 1  # raised whenever the same options give other shards
@@ -53,7 +54,7 @@ def prepare(
     options, text that cannot be read, a single document; InputError for a folder that holds something else, or an earlier
     call's work without resume or overwrite, or is written to by another run. What raises leaves no half-written file.
     """
-    from fastbert.utils.existing import (
+    from fastbert.utils.existing_outputs import (
         check_flags,  # brings transformers, which the processes that share the work have no use for
     )
     from fastbert.utils.locks import locked_folder
@@ -172,16 +173,16 @@ def _describe(source: Source) -> dict[str, Any]:
 
 
 def _check_folder(out: Path, options: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    from fastbert.utils.existing import existing, foreign, visible
+    from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
 
     meta, work = out / META, out / WORK
-    names, is_finished = visible(out), meta.is_file()
+    names, is_finished = visible_names(out), meta.is_file()
     if names and not is_finished and not work.is_dir():
-        raise foreign(out, "prepare", names[0])
+        raise foreign_folder_error(out, "prepare", names[0])
     if overwrite or not (names or work.is_dir()):
         return
     if not resume:
-        raise existing(out, "is finished" if is_finished else "is unfinished")
+        raise exists_error(out, "is finished" if is_finished else "is unfinished")
     if is_finished:
         before = Shards(out).meta.options
     elif (work / OPTIONS).is_file():
@@ -194,7 +195,7 @@ def _check_folder(out: Path, options: dict[str, Any], resume: bool, overwrite: b
     if differences:
         raise DataError(
             f"expected the options that {out} was {'made' if is_finished else 'begun'} with, got {'; '.join(differences)} "
-            "(--overwrite begins again)"
+            "(--overwrite starts over)"
         )
 
 

@@ -17,16 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
 FORMAT = 1
 META = "meta.json"
 TOKENIZER = "tokenizer"
 OPEN_ARRAYS = 128
-
-
-class DataError(ValueError):
-    """What was prepared, or is to be, cannot be used; the message says what was expected and what came."""
 
 
 class Sample(NamedTuple):

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
-from .shards import DataError, token_dtype
+from .shards import token_dtype
 
 STATE = "spool.json"
 
@@ -57,7 +58,7 @@ class Spool:
         for name, size in self._sizes().items():
             with (folder / name).open("ab") as handle:
                 if handle.tell() < size:
-                    raise DataError(f"expected {size} bytes in {folder / name}, got {handle.tell()}: begin again (--overwrite)")
+                    raise DataError(f"expected {size} bytes in {folder / name}, got {handle.tell()}: start over (--overwrite)")
                 handle.truncate(size)
 
     def append(self, batch: Batch, source: int, in_source: int, finished: bool = False) -> None:

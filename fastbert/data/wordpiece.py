@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import name_file
 
 from .documents import Report, Source, open_sources, total_size
-from .shards import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
@@ -78,16 +78,16 @@ def train_wordpiece(
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    from fastbert.utils.checkpoints import InputError
-    from fastbert.utils.existing import existing, foreign, visible
+    from fastbert.utils.errors import InputError
+    from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
 
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write to, got the file {out}")
-    names = visible(out)
+    names = visible_names(out)
     if others := [name for name in names if name not in FILES]:
-        raise foreign(out, "tokenizer", others[0])
+        raise foreign_folder_error(out, "tokenizer", others[0])
     if names and not overwrite:
-        raise existing(out, "is finished", resumable=False)
+        raise exists_error(out, "is finished", resumable=False)
 
 
 def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counter[str], int, int]:

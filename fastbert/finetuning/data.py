@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.tasks.features import Feature
 from fastbert.utils.errors import InputError
-
-from .features import Feature
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,28 @@
-"""What of a checkpoint is trained, and what is kept of it: here all its weights, under the head of the task."""
+"""What of a checkpoint is trained and saved: here all its weights, under the head of the task."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastbert.tasks.features import collate, predict
 from fastbert.utils.checkpoints import Checkpoint, quiet
 
 from .data import TaskData
-from .features import collate, predict
 from .model import load_model
 
-EVERY = slice(None)
+ALL = slice(None)
 
 
 class Method:
-    """All weights. A context. report: what a run's report tells of the method."""
+    """Trains all weights. Used as a context manager. report: entries of the method in a run's report."""
 
     def __init__(self, task: TaskData, checkpoint: Checkpoint) -> None:
         self.task, self.checkpoint = task, checkpoint
         self.report: dict[str, Any] = {}
 
     def disk(self, model: Any) -> tuple[int, int, int]:
-        """Bytes of (a saved model, what of it is trained, files that last until the end of all runs)."""
+        """Bytes of (a saved model, its trained weights, files that are kept until the end of all runs)."""
         weights = sum(parameter.nbytes for parameter in model.parameters())
         return weights, weights, 0
 
@@ -34,7 +34,7 @@ class Method:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """What lasts until the end of all runs ends."""
+        """Removes what was kept until the end of all runs."""
 
     @property
     def train(self) -> Any:
@@ -42,15 +42,15 @@ class Method:
         return self.task.train
 
     def collate(self, rows: Any) -> dict[str, Any]:
-        """The rows by length: attention on a CPU takes neighbours of equal length as one batch."""
+        """A packed batch, sorted by length: attention on a CPU computes neighbours of equal length as one batch."""
         return collate(sorted(rows, key=len))
 
-    def predict(self, model: Any, autocast: torch.dtype | None, part: slice = EVERY) -> list[Any]:
+    def predict(self, model: Any, autocast: torch.dtype | None, part: slice = ALL) -> list[Any]:
         """The outputs of the model for a part of the evaluation data, see `features.predict`."""
         return predict(model, self.task.evaluation[part], autocast=autocast)
 
     def save(self, model: Any, decided: dict[str, Any], folder: Path) -> None:
-        """The model, whose configuration tells inference the task's settings and what evaluation decided."""
+        """Saves the model; its configuration tells inference the task's settings and what evaluation decided."""
         model.config.fastbert_task = {**self.task.settings["fastbert_task"], **decided}
         with quiet():
             model.save_pretrained(folder)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from fastbert.model.left_to_right import head_class
-from fastbert.utils.checkpoints import Checkpoint, InputError
+from fastbert.utils.checkpoints import Checkpoint
+from fastbert.utils.errors import InputError
 
 NEW_IS_FINE = ("bert.pooler.", "bert.last_token_pooler.")  # what pre-training without sentence pairs leaves out
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from fastbert.tasks.answers import Answers, best_answers
+from fastbert.tasks.features import Feature
 from fastbert.tasks.metrics import squad_metrics
 from fastbert.tasks.squad import Questions, read_squad
 from fastbert.tasks.windows import QA_MAX_LENGTH, QA_STRIDE, ContextWindow, answer_tokens, question_windows
 
 from .data import DataOptions, TaskData, length_limit
-from .features import Feature
 
 
 @dataclass

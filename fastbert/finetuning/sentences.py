@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from fastbert.tasks.choices import Choices, read_choices
+from fastbert.tasks.features import Feature, encode
 from fastbert.tasks.metrics import classification_metrics, regression_metrics
 from fastbert.tasks.sentences import Sentences, read_sentences
 from fastbert.utils.errors import InputError
 
 from .data import DataOptions, TaskData, as_checkpoint_has_them, cut_note, label_settings, length_limit, sorted_labels
-from .features import Feature, encode
 
 MAX_LENGTH = 512
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.tasks.features import Feature
 from fastbert.tasks.metrics import entity_metrics
 from fastbert.tasks.rows import input_error
 from fastbert.tasks.tagged import Tagged, read_tagged
@@ -14,10 +16,8 @@ from fastbert.tasks.tags import OUTSIDE, SCHEMES, all_tags, scheme_of, tag_type,
 from fastbert.tasks.windows import WordWindow, word_windows
 
 from .data import DataOptions, TaskData, as_checkpoint_has_them, label_settings, length_limit
-from .features import Feature
 
 MAX_LENGTH, STRIDE = 512, 128
-IGNORED = -100
 
 
 @dataclass
@@ -91,7 +91,7 @@ def load_tagged(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
 
 def _feature(window: WordWindow, data: Tagged, numbers: dict[str, int]) -> Feature:
     tags = data.examples[window.example].tags or ()
-    labels = np.array([IGNORED if word < 0 else numbers[tags[word]] for word in window.words.tolist()], np.int64)
+    labels = np.array([IGNORE_INDEX if word < 0 else numbers[tags[word]] for word in window.words.tolist()], np.int64)
     return Feature(((window.input_ids, window.token_type_ids),), {"labels": labels})
 
 

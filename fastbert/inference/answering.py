@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastbert.tasks.answers import MAX_ANSWER_LENGTH, N_BEST, best_answers
 from fastbert.tasks.windows import MAX_QUESTION_LENGTH, QA_MAX_LENGTH, QA_STRIDE, question_windows
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .classification import is_pair
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Loaded, Model, load

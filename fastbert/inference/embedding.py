@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastbert.model.bert import berts
-from fastbert.utils.checkpoints import InputError, packaged_checkpoint
+from fastbert.utils.checkpoints import packaged_checkpoint
+from fastbert.utils.errors import InputError
 
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .loading import Loaded
 from .notes import Notes

@@ -17,7 +17,7 @@ from fastbert.tasks.lines import name_of, sample_of
 from fastbert.tasks.sentences import text_columns
 from fastbert.tasks.squad import ARTICLE, questions_of
 from fastbert.tasks.tagged import WORD_NAMES
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .engine import Row, Words
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastbert.utils.checkpoints import InputError, small_checkpoint
+from fastbert.utils.checkpoints import small_checkpoint
+from fastbert.utils.errors import InputError
 
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
 from .loading import Model, load

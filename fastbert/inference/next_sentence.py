@@ -6,7 +6,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from fastbert.utils.checkpoints import InputError, small_checkpoint
+from fastbert.utils.checkpoints import small_checkpoint
+from fastbert.utils.errors import InputError
 
 from .classification import is_pair
 from .engine import Batch, Encoded, Row, Task, host, rows_of, stream

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.utils.checkpoints import InputError
-from fastbert.utils.existing import check_flags, existing, first_difference, other_options
+from fastbert.utils.errors import InputError
+from fastbert.utils.existing_outputs import check_flags, exists_error, first_difference, other_options_error
 from fastbert.utils.files import name_file, write_whole
 
 SAVE_SECONDS = 5.0
@@ -64,11 +64,11 @@ class Output:
             return
         if self.partial.is_file():
             if not resume:
-                raise existing(file, f"is unfinished ({self.partial.name})")
+                raise exists_error(file, f"is unfinished ({self.partial.name})")
             self.rows, self._size = self._read_state()
         elif file.exists():
             if not resume:
-                raise existing(file, "is finished" if self.record.is_file() else "exists")
+                raise exists_error(file, "is finished" if self.record.is_file() else "exists")
             self.rows, self.finished = self._read_record(), True
             self.state.unlink(missing_ok=True)  # of a run that was killed as it finished
 
@@ -119,7 +119,7 @@ class Output:
 
     def _check(self, identity: Any) -> None:
         if changed := first_difference(identity, self.identity):
-            raise other_options(self.file, *changed)
+            raise other_options_error(self.file, *changed)
 
     def write(self, row: bytes) -> None:
         try:

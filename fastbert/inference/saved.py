@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .loading import Loaded
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastbert.tasks.tagged import split_characters, with_offsets
 from fastbert.tasks.tags import scheme_of, spans, word_logits, word_tags
 from fastbert.tasks.windows import WordWindow, split_words, word_windows
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .engine import Batch, Encoded, Row, Task, Words, host, rows_of, stream
 from .loading import Model, load, require_offsets

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 from .engine import Encoded, Row
 from .loading import Loaded

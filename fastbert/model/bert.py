@@ -18,7 +18,6 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
-from transformers.utils import output_capturing
 
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype, records_portably
@@ -48,12 +47,14 @@ from fastbert.model.padding_policy import (
     set_policy,
     surrounding_policy,
 )
+from fastbert.model.registry import adopt, replaces
 
 # Dropout streams of one layer: which of its operations a random number belongs to.
 ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)
 _READERS = "readers of padding"  # what a model has been warned of
 
 
+@replaces(hf.BertLayer)
 class BertLayer(hf.BertLayer):
     """One layer: norm(x + sublayer(x)), twice. Without `packed` it is transformers' layer."""
 
@@ -97,6 +98,7 @@ class BertLayer(hf.BertLayer):
     forward.takes_packed = True  # type: ignore[attr-defined]  # a subclass with a forward of its own lacks it
 
 
+@replaces(hf.BertPredictionHeadTransform)
 class BertPredictionHeadTransform(hf.BertPredictionHeadTransform):
     """The dense layer, activation and norm before the vocabulary projection."""
 
@@ -126,6 +128,7 @@ class BertPreTrainedModel(hf.BertPreTrainedModel):
         choose_padding(self, None, type(self).__name__)
 
 
+@replaces(hf.BertModel)
 class BertModel(hf.BertModel, BertPreTrainedModel):
     """transformers' BertModel on packed tokens: same arguments, outputs and state, plus a packed way to call it.
 
@@ -767,23 +770,6 @@ def _select(x: Tensor, positions: Tensor, count: int | None) -> Tensor:
     return x.index_select(0, torch.nonzero_static(positions, size=count).squeeze(1))
 
 
-# transformers' class -> ours, and back. `heads` adds the heads.
-OURS: dict[type[nn.Module], type[nn.Module]] = {
-    hf.BertModel: BertModel,
-    hf.BertLayer: BertLayer,
-    hf.BertPredictionHeadTransform: BertPredictionHeadTransform,
-}
-
-
-def adopt(module: nn.Module) -> None:
-    """Makes every BERT class of transformers inside `module`, by exact type, ours. Parameters and keys stay as they are."""
-    for part in module.modules():
-        ours = OURS.get(type(part))
-        if ours is not None:
-            part.__class__ = ours
-            register_outputs(ours)
-
-
 def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str) -> None:
     """Sets what padding holds in every BertModel inside `model`: what the user has chosen, else what the modules around it
     need, with a warning that begins with `where` if that is exact."""
@@ -802,13 +788,6 @@ def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str) -
             UserWarning,
             stacklevel=3,
         )
-
-
-def register_outputs(cls: type[nn.Module]) -> None:
-    """transformers notes what a class can record when one is built; a swapped module was built as another class."""
-    outputs = getattr(cls, "_can_record_outputs", None)
-    if outputs is not None:
-        output_capturing._CAN_RECORD_REGISTRY.setdefault(str(cls), outputs)
 
 
 def berts(module: nn.Module) -> Iterator[BertModel]:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 import fastbert
-from fastbert.finetuning.features import Feature, batches_by_length, collate, collate_labels
-from fastbert.utils.checkpoints import InputError, quiet
+from fastbert.tasks.features import Feature, batches_by_length, collate, collate_labels
+from fastbert.utils.checkpoints import quiet
+from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole
 from fastbert.utils.folders import reading
 

@@ -35,10 +35,11 @@ from transformers.utils.generic import can_return_tuple
 
 from fastbert.kernels import functional
 from fastbert.model import fallback as routing
-from fastbert.model.bert import OURS, BertModel, BertPreTrainedModel, berts
+from fastbert.model.bert import BertModel, BertPreTrainedModel, berts
 from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.layout import fill_padding_logits
 from fastbert.model.padding_policy import Caller, policy_from_option, policy_of, set_policy
+from fastbert.model.registry import replaces
 
 IGNORED = -100
 
@@ -51,6 +52,7 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
     next_sentence_loss: Tensor | None = None
 
 
+@replaces(hf.BertForPreTraining)
 class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
     """Masked language model and next-sentence prediction."""
 
@@ -115,6 +117,7 @@ class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
         )
 
 
+@replaces(hf.BertForMaskedLM)
 class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
     """Masked language model."""
 
@@ -156,6 +159,7 @@ class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
         )
 
 
+@replaces(hf.BertLMHeadModel)
 class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
     """Left-to-right language model."""
 
@@ -222,6 +226,7 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
         return shifted != ignore_index
 
 
+@replaces(hf.BertForNextSentencePrediction)
 class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTrainedModel):
     """Whether the second sentence follows the first."""
 
@@ -247,6 +252,7 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTra
         return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
 
 
+@replaces(hf.BertForSequenceClassification)
 class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTrainedModel):
     """One label, several or a number per sequence."""
 
@@ -272,6 +278,7 @@ class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTra
         return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
 
 
+@replaces(hf.BertForMultipleChoice)
 class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
     """Which of several sequences fits."""
 
@@ -315,6 +322,7 @@ class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
         )
 
 
+@replaces(hf.BertForTokenClassification)
 class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedModel):
     """A label per token."""
 
@@ -342,6 +350,7 @@ class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedMo
         return super().forward(**inputs, labels=labels, **kwargs)
 
 
+@replaces(hf.BertForQuestionAnswering)
 class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel):
     """Where an answer starts and ends.
 
@@ -512,17 +521,3 @@ def _rows_of(logits: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) 
     inside = place < lengths[:, None]
     rows = torch.where(inside, starts[:, None] + place, 0)
     return logits[rows].masked_fill(~inside, torch.finfo(logits.dtype).min)
-
-
-OURS.update(
-    {
-        hf.BertForPreTraining: BertForPreTraining,
-        hf.BertForMaskedLM: BertForMaskedLM,
-        hf.BertLMHeadModel: BertLMHeadModel,
-        hf.BertForNextSentencePrediction: BertForNextSentencePrediction,
-        hf.BertForSequenceClassification: BertForSequenceClassification,
-        hf.BertForMultipleChoice: BertForMultipleChoice,
-        hf.BertForTokenClassification: BertForTokenClassification,
-        hf.BertForQuestionAnswering: BertForQuestionAnswering,
-    }
-)

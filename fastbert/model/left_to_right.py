@@ -12,9 +12,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.bert.configuration_bert import BertConfig
 
 import fastbert
-from fastbert.model.bert import BertModel, register_outputs
+from fastbert.model.bert import BertModel
 from fastbert.model.cache_name import CACHE
 from fastbert.model.heads import BertForMultipleChoice, BertForSequenceClassification
+from fastbert.model.registry import register_outputs
 from fastbert.model.shallow import HEADS as SHALLOW
 from fastbert.model.shallow import is_shallow
 from fastbert.utils.errors import InputError

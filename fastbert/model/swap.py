@@ -9,14 +9,14 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert.deploy.fp8 import dequantize
 from fastbert.model import fallback as routing
-from fastbert.model import heads as _heads  # noqa: F401  (its classes join OURS)
-from fastbert.model.bert import OURS, adopt, choose_padding, register_outputs
+from fastbert.model import heads as _heads  # noqa: F401  (registers its classes)
+from fastbert.model.bert import choose_padding
 from fastbert.model.padding_policy import policy_from_option, set_policy
+from fastbert.model.registry import ORIGINALS, REPLACEMENTS, adopt, register_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
-THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 PARTS = (hf.BertModel, hf.BertLayer, hf.BertPredictionHeadTransform)
-HEADS = tuple(theirs for theirs in OURS if theirs not in PARTS)
+HEADS = tuple(original for original in REPLACEMENTS if original not in PARTS)
 
 
 def accelerate(model: Model, *, padding: str | None = None) -> Model:
@@ -37,7 +37,7 @@ def accelerate(model: Model, *, padding: str | None = None) -> Model:
     adopt(model)
     choose_padding(model, chosen, "fastbert.accelerate")
     for part in model.modules():
-        if isinstance(part, HEADS) and not isinstance(part, tuple(THEIRS)):
+        if isinstance(part, HEADS) and not isinstance(part, tuple(ORIGINALS)):
             part.__class__ = _with_our_head(type(part))  # type: ignore[arg-type]
             register_outputs(type(part))
     _rebind(model)
@@ -52,9 +52,9 @@ def restore(model: Model) -> Model:
     _check("restore", model)
     dequantize(model)
     for part in model.modules():
-        theirs = THEIRS.get(type(part)) or type(part).__dict__.get("_class_before")
-        if theirs is not None:
-            part.__class__ = theirs
+        original = ORIGINALS.get(type(part)) or type(part).__dict__.get("_class_before")
+        if original is not None:
+            part.__class__ = original
             routing.forget(part)
             set_policy(part, None)
     _rebind(model)
@@ -64,9 +64,9 @@ def restore(model: Model) -> Model:
 @functools.cache
 def _with_our_head(cls: Any) -> Any:
     """A user's subclass of a head, with our head between it and transformers'."""
-    ours = next(OURS[base] for base in cls.__mro__ if base in OURS)
+    replacement = next(REPLACEMENTS[base] for base in cls.__mro__ if base in REPLACEMENTS)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls, ours), names | {"_class_before": cls, "__reduce_ex__": _reduce})
+    return type(cls.__name__, (cls, replacement), names | {"_class_before": cls, "__reduce_ex__": _reduce})
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple:
@@ -83,7 +83,7 @@ def _check(name: str, model: nn.Module) -> None:
     expected = f"{name}: expected a torch.nn.Module with a transformers BertModel inside, got {type(model).__name__}"
     if not isinstance(model, nn.Module):
         raise TypeError(expected)
-    if not any(type(part) in (hf.BertModel, OURS[hf.BertModel]) for part in model.modules()):
+    if not any(type(part) in (hf.BertModel, REPLACEMENTS[hf.BertModel]) for part in model.modules()):
         raise TypeError(f"{expected} without one")
 
 
@@ -91,8 +91,8 @@ def _rebind(model: nn.Module) -> None:
     """Accelerate's device placement holds on to the forward of the class that a module had before."""
     for part in model.modules():
         original = part.__dict__.get("_old_forward")
-        if original is None or not hasattr(part, "_hf_hook") or not (type(part) in THEIRS or type(part) in OURS):
+        if original is None or not hasattr(part, "_hf_hook") or not (type(part) in ORIGINALS or type(part) in REPLACEMENTS):
             continue
-        for cls in (*OURS, *THEIRS):
+        for cls in (*REPLACEMENTS, *ORIGINALS):
             if getattr(original, "__func__", None) is cls.forward:
                 part._old_forward = types.MethodType(type(part).forward, part)  # type: ignore[assignment]

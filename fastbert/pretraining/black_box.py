@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.data.batches import collate
-from fastbert.data.shards import TOKENIZER, DataError, Shards, fingerprint
+from fastbert.data.shards import TOKENIZER, Shards, fingerprint
+from fastbert.utils.errors import DataError
 from fastbert.utils.files import write_whole
 
 from .objectives import Objective
@@ -57,7 +58,7 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
     return folder / FILE
 
 
-def replay(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
+def repeat_step(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
     """Does the forward and backward of the step again: (micro-batch, part, largest absolute value) in the order they came.
 
     Parts are 'loss' and 'gradient of NAME'; with modules, the outputs of every module as well, which a fused operation does
@@ -107,7 +108,7 @@ def replay(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
     return found
 
 
-def first_bad(found: list[tuple[int, str, float]]) -> tuple[int, str, float] | None:
+def first_non_finite(found: list[tuple[int, str, float]]) -> tuple[int, str, float] | None:
     """The first part that is not finite, or None."""
     return next((one for one in found if not math.isfinite(one[2])), None)
 

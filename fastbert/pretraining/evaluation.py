@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbert.data.batches import collate
-from fastbert.data.masking import IGNORED, Masker
+from fastbert.data.masking import Masker
 from fastbert.data.shards import Shards
+from fastbert.kernels.limits import IGNORE_INDEX
 
 from .shallow import ShallowForPreTraining
 
@@ -28,7 +29,7 @@ def sums_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         return left + right
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "cu_seqlens", "max_seqlen")}
     labels, is_random = batch["labels"], batch["next_sentence_label"]
-    chosen = labels != IGNORED
+    chosen = labels != IGNORE_INDEX
     outputs = model.bert(**inputs, output_positions=chosen)  # type: ignore[operator]
     wanted = labels[chosen]
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=labels.device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 
-from fastbert.data.masking import IGNORED
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model import heads
 from fastbert.model.heads import BertForPreTrainingOutput
 from fastbert.model.left_to_right import pool_last_token
@@ -39,7 +39,7 @@ class _TokenLoss:
         if return_logits:
             raise ValueError("expected return_logits=False in pre-training, got True")
         packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        found = self.bert(input_ids, token_type_ids=token_type_ids, output_positions=labels != IGNORED, **packed)
+        found = self.bert(input_ids, token_type_ids=token_type_ids, output_positions=labels != IGNORE_INDEX, **packed)
         loss = token_loss = heads.labelled_loss(self.cls.predictions, found.last_hidden_state, labels, num_items_in_batch)
         head, next_sentence_loss = getattr(self.cls, "seq_relationship", None), None
         if head is not None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from fastbert.data.masking import IGNORED, Masker
+from fastbert.data.masking import Masker
 from fastbert.data.shards import Sample
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.heads import BertForPreTraining
 from fastbert.model.shallow import DIRECTION as SHALLOW
 from fastbert.utils.errors import InputError
@@ -28,7 +29,7 @@ class NextTokens(Masker):
 
     def __call__(self, sample: Sample, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids, labels), int64 (length,)."""
-        return sample.input_ids.copy(), np.append(sample.input_ids[1:], IGNORED)
+        return sample.input_ids.copy(), np.append(sample.input_ids[1:], IGNORE_INDEX)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,21 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from fastbert.data.batches import MicroBatches, Phase, Plan
-from fastbert.data.shards import META, TOKENIZER, DataError, Shards, fingerprint
+from fastbert.data.shards import META, TOKENIZER, Shards, fingerprint
 from fastbert.training import checkpoints
-from fastbert.training.processes import agreed, ending_together
-from fastbert.utils.errors import InputError
-from fastbert.utils.existing import check_flags, existing, finished, foreign, other_options, visible
+from fastbert.utils.errors import DataError, InputError
+from fastbert.utils.existing_outputs import (
+    check_flags,
+    exists_error,
+    finished_message,
+    foreign_folder_error,
+    other_options_error,
+    visible_names,
+)
 from fastbert.utils.files import check_room, size_of, write_whole
 from fastbert.utils.flops import matmul_rate
 from fastbert.utils.locks import locked_together
+from fastbert.utils.processes import decide_on_rank0, ending_together
 from fastbert.utils.sizes import SIZES
 
 from . import black_box
@@ -133,9 +140,9 @@ def _run(options: Options, console: Console, resume: bool, overwrite: bool, stac
     if named not in (None, config.vocab_size):
         say(f"vocab_size {config.vocab_size}, that of the tokenizer, not {named} of {options.config}")
     stack.enter_context(locked_together(options.out, say))
-    checkpoint = agreed(lambda: _where_to_begin(options, identity, resume, overwrite, console))
+    checkpoint = decide_on_rank0(lambda: _where_to_begin(options, identity, resume, overwrite, console))
     if checkpoint is not None and checkpoint.name == f"checkpoint-{sum(options.steps)}":
-        say(finished(options.out))
+        say(finished_message(options.out))
         return 0
     if checkpoint is not None and not checkpoint.is_dir():
         raise InputError(f"expected {options.out} on storage that every machine sees, got no {checkpoint.name} on this one")
@@ -150,7 +157,7 @@ def _run(options: Options, console: Console, resume: bool, overwrite: bool, stac
 
     transformers.set_seed(options.seed)
     model = objective.model(config)
-    agreed(lambda: _check_room(options, model))
+    decide_on_rank0(lambda: _check_room(options, model))
 
     def create(model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = create_optimizer(options.recipe, model)
@@ -183,7 +190,7 @@ def _run(options: Options, console: Console, resume: bool, overwrite: bool, stac
         return 3
     except OSError as error:
         good = [path.name for path in checkpoints.all_of(options.out)][:1]
-        kept = f"{good[0]} is there, and --resume goes on from it" if good else "there is no checkpoint yet"
+        kept = f"{good[0]} is there, and --resume continues from it" if good else "there is no checkpoint yet"
         raise OSError(f"{error}; in {options.out} {kept}") from error
     if trainer.stop_signal is not None and trainer.state.global_step < batches.steps:
         console.print(f"stopped at step {trainer.state.global_step} of {batches.steps}; go on with --resume")
@@ -268,15 +275,15 @@ def _where_to_begin(
     options: Options, now: dict[str, Any], resume: bool, overwrite: bool, console: Console
 ) -> Path | None:  # fmt: skip
     """The checkpoint to go on from, or None for the beginning."""
-    found, names = checkpoints.all_of(options.out), visible(options.out)
+    found, names = checkpoints.all_of(options.out), visible_names(options.out)
     is_ours = bool(found) or OPTIONS in names
     if names and not is_ours:
-        raise foreign(options.out, "pretrain", names[0])
+        raise foreign_folder_error(options.out, "pretrain", names[0])
     if overwrite or not names:
         return None
     if not resume:
         is_finished = any(path.name == f"checkpoint-{sum(options.steps)}" for path in found)
-        raise existing(options.out, "is finished" if is_finished else "is unfinished")
+        raise exists_error(options.out, "is finished" if is_finished else "is unfinished")
     if (options.out / OPTIONS).is_file():
         before = _read_options(options.out / OPTIONS)
         world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -287,11 +294,11 @@ def _where_to_begin(
             )
         for name, value in now.items():
             if name not in MAY_CHANGE and before.get(name) != value:
-                raise other_options(options.out, name, before.get(name), value)
+                raise other_options_error(options.out, name, before.get(name), value)
     checkpoint, refused = checkpoints.last_good(options.out)
     for folder, reason in refused.items():
         console.print(f"[yellow]refused {reason}; kept as {checkpoints.set_aside(folder).name}[/]")
-    console.print("no checkpoint to go on from: from the beginning" if checkpoint is None else f"going on from {checkpoint}")
+    console.print("no checkpoint to continue from: starting over" if checkpoint is None else f"continuing from {checkpoint}")
     return checkpoint
 
 
@@ -336,7 +343,7 @@ def _introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, 
     console.print(objective.title)
     console.print(
         f"{options.out}: a checkpoint every {options.save_every:,} steps; stopped or killed, the same command with --resume "
-        "goes on from the last one",
+        "continues from the last one",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     for line in describe(options.recipe):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.models.bert.configuration_bert import BertConfig
 
-from fastbert.data.masking import IGNORED
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.heads import BertForPreTrainingOutput
 from fastbert.model.shallow import HALVES, WEIGHTS, half_config, reverse
 
@@ -36,7 +36,7 @@ class ShallowForPreTraining(nn.Module):
         yield self.left, batch
         back = reverse(batch["cu_seqlens"], len(batch["input_ids"]))
         ids = batch["input_ids"][back]
-        labels = ids.roll(-1).index_fill(0, batch["cu_seqlens"][1:].long() - 1, IGNORED)
+        labels = ids.roll(-1).index_fill(0, batch["cu_seqlens"][1:].long() - 1, IGNORE_INDEX)
         yield self.right, {**batch, "input_ids": ids, "token_type_ids": batch["token_type_ids"][back], "labels": labels}
 
     def save_pretrained(self, folder: Path) -> None:

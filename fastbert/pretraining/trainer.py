@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fastbert.data.batches import MicroBatches
-from fastbert.data.masking import IGNORED, Masker
+from fastbert.data.masking import Masker
 from fastbert.data.shards import Shards
-from fastbert.training.processes import OwnDropout
-from fastbert.training.trainer import SavingTrainer, StopOnSignal
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.training.trainer import OwnDropout, SavingTrainer, StopOnSignal
 
 from . import sharding
 from .evaluation import SUMS, held_out_batches, metrics_of, sums_of
@@ -92,7 +92,7 @@ class PreTrainer(SavingTrainer):
         if torch.cuda.is_available():
             self.random_states["cuda"] = torch.cuda.get_rng_state()
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
-        labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in samples)
+        labels = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in samples)
         pairs = sum(batch["next_sentence_label"].numel() for batch in samples)
         self.meter.waited(time.perf_counter() - begin)
         self.meter.works(samples, labels)

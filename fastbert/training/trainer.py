@@ -99,6 +99,16 @@ def raise_of_disk(error: Exception, what: str) -> None:
         raise OSError(f"expected to write {what}, got: {str(error).splitlines()[0]}") from error
 
 
+class OwnDropout(TrainerCallback):
+    """Seeds each rank differently, so that every rank draws different dropout masks.
+
+    A resumed run loads the random states of its checkpoint after this.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        torch.manual_seed(args.seed + args.process_index)
+
+
 class ReadAtSaves(TrainerCallback):
     """A reading of the loss with each checkpoint, so that a run that goes on from it logs what an uninterrupted one does."""
 

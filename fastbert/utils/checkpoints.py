@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from .errors import InputError as InputError
+from .errors import InputError
 from .folders import find_model, read_config, reading, require_weights
 from .vocabulary import advice, read_tokenizer
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .errors import InputError
+
 
 def write_whole(file: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
     """Writes beside the file, brings it to the disk and renames it: whole or not at all, whatever interrupts.
@@ -60,8 +62,6 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
     what: the bytes are for, to be named.
     """
-    from .checkpoints import InputError
-
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

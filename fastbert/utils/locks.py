@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .checkpoints import InputError
+from .errors import InputError
 from .files import name_file
 
 NAME = ".lock"  # of a folder's lock file, inside it
@@ -71,10 +71,10 @@ def _made(folder: Path) -> Iterator[None]:
 @contextmanager
 def locked_together(folder: Path, say: Say) -> Iterator[None]:
     """`locked_folder` for a training on several processes, of which the first takes the lock. Every process calls it."""
-    from fastbert.training.processes import agreed
+    from .processes import decide_on_rank0
 
     with ExitStack() as stack:
-        agreed(lambda: stack.enter_context(locked_folder(folder, say)))
+        decide_on_rank0(lambda: stack.enter_context(locked_folder(folder, say)))
         yield
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import fastbert
 from fastbert.kernels.backend import interpreter_unsupported_reason
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, compare_with_float64
 from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
 from fastbert.utils.errors import InputError
@@ -253,7 +254,7 @@ def _at_real_tokens(value: Tensor, keep: Tensor) -> Tensor:
 
 def _terms(labels: dict[str, Tensor]) -> int:
     """How many terms a loss is the mean of. It is one number, which PyTorch may meet exactly by the order it adds them in."""
-    return max((int((label != -100).sum()) for label in labels.values()), default=0)
+    return max((int((label != IGNORE_INDEX).sum()) for label in labels.values()), default=0)
 
 
 def _scale(parameter: str, exact: _Run) -> float:
@@ -276,17 +277,17 @@ def _labels(class_name: str, batch: dict[str, Tensor], config: Any) -> dict[str,
     ids, keep = batch["input_ids"], batch["attention_mask"].bool()
     rows = torch.arange(ids.shape[0], device=ids.device)
     every_seventh = torch.arange(ids.shape[1], device=ids.device) % 7 == 1
-    masked_lm = torch.where(keep & every_seventh, ids, -100)
+    masked_lm = torch.where(keep & every_seventh, ids, IGNORE_INDEX)
     last = keep.sum(1) - 1
     makers: dict[str, Callable[[], dict[str, Tensor]]] = {
         "BertModel": dict,
         "BertForPreTraining": lambda: {"labels": masked_lm, "next_sentence_label": rows % 2},
         "BertForMaskedLM": lambda: {"labels": masked_lm},
-        "BertLMHeadModel": lambda: {"labels": torch.where(keep, ids, -100)},
+        "BertLMHeadModel": lambda: {"labels": torch.where(keep, ids, IGNORE_INDEX)},
         "BertForNextSentencePrediction": lambda: {"labels": rows % 2},
         "BertForSequenceClassification": lambda: {"labels": rows % config.num_labels},
         "BertForMultipleChoice": lambda: {"labels": rows % NUM_CHOICES},
-        "BertForTokenClassification": lambda: {"labels": torch.where(keep, ids % config.num_labels, -100)},
+        "BertForTokenClassification": lambda: {"labels": torch.where(keep, ids % config.num_labels, IGNORE_INDEX)},
         "BertForQuestionAnswering": lambda: {"start_positions": last // 2, "end_positions": last},
     }
     return makers[class_name]()

@@ -17,7 +17,8 @@ from torch import Tensor
 import fastbert
 from fastbert.deploy.fp8 import PRODUCTS
 from fastbert.model.bert import berts
-from fastbert.utils.checkpoints import Checkpoint, InputError, quiet
+from fastbert.utils.checkpoints import Checkpoint, quiet
+from fastbert.utils.errors import InputError
 from fastbert.verification.compare import tokenize
 
 BATCH = 32  # texts

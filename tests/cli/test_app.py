@@ -26,9 +26,13 @@ def checkpoint(tmp_path_factory) -> str:
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     transformers.BertForMaskedLM(config).save_pretrained(folder)
     return str(folder)

@@ -30,8 +30,12 @@ COMMANDS = {one.name or one.callback.__name__.replace("_", "-"): one.callback fo
 WORDS = "the a cat dog sat ran on in mat park who where big small".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TINY = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
-)  # fmt: skip
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=32,
+)
 NOBODY = 65534
 
 
@@ -70,33 +74,44 @@ SLOTS: dict[str, dict[str, Slot]] = {
     "demo": {"checkpoint": Slot("checkpoint", "checkpoint"), "text": Slot("file", "text")},
     "explain": {"checkpoint": Slot("checkpoint", "checkpoint")},
     "verify": {
-        "checkpoint": Slot("checkpoint", "checkpoint"), "text": Slot("file", "text"), "json_file": Slot("out-file", "out"),
+        "checkpoint": Slot("checkpoint", "checkpoint"),
+        "text": Slot("file", "text"),
+        "json_file": Slot("out-file", "out"),
         "calibrate": Slot("elsewhere", "read as --text is, with --dtype fp8 alone"),
     },
     "tune": {
-        "checkpoint": Slot("checkpoint", "checkpoint"), "out": Slot("elsewhere", "written on a GPU alone: test_tune"),
+        "checkpoint": Slot("checkpoint", "checkpoint"),
+        "out": Slot("elsewhere", "written on a GPU alone: test_tune"),
     },
     "tokenizer": {"files": Slot("file", "text"), "out": Slot("out-folder", "out")},
     "prepare": {"files": Slot("file", "text"), "tokenizer": Slot("tokenizer", "tokenizer"), "out": Slot("out-folder", "out")},
     "pretrain": {
-        "data": Slot("folder", "data"), "held_out": Slot("elsewhere", "the same folder here"), "config": Slot("file", "config"),
+        "data": Slot("folder", "data"),
+        "held_out": Slot("elsewhere", "the same folder here"),
+        "config": Slot("file", "config"),
         "out": Slot("out-folder", "out"),
     },
     "masks": {"data": Slot("folder", "data")},
     "replay": {"file": Slot("file", "box")},
     "finetune": {
-        "model": Slot("checkpoint", "checkpoint"), "train": Slot("file", "table"),
-        "evaluation": Slot("elsewhere", "the same file here"), "out": Slot("out-folder", "out"),
+        "model": Slot("checkpoint", "checkpoint"),
+        "train": Slot("file", "table"),
+        "evaluation": Slot("elsewhere", "the same file here"),
+        "out": Slot("out-folder", "out"),
     },
     **{
         command: {"model": Slot("checkpoint", model), "file": Slot("file", file), "out": Slot("out-file", "out")}
         for command, model, file in (
-            ("embed", "checkpoint", "text"), ("fill-mask", "masked", "masks"), ("next", "masked", "pairs"),
-            ("classify", "classifier", "text"), ("tag", "tagger", "text"), ("answer", "answerer", "questions"),
+            ("embed", "checkpoint", "text"),
+            ("fill-mask", "masked", "masks"),
+            ("next", "masked", "pairs"),
+            ("classify", "classifier", "text"),
+            ("tag", "tagger", "text"),
+            ("answer", "answerer", "questions"),
         )
     },
     "export": {"checkpoint": Slot("checkpoint", "checkpoint"), "out": Slot("out-file", "out")},
-}  # fmt: skip
+}
 INPUT_FAULTS = ("missing", "no permission")
 FAULTS = {
     "checkpoint": (*INPUT_FAULTS, "empty folder", "empty file", "binary file", "GPT-2"),
@@ -111,11 +126,16 @@ FAULTS = {
 OPEN: dict[tuple[str, str, str], str] = {}
 CASES = [
     pytest.param(
-        command, parameter, fault, id=f"{command}-{parameter}-{fault}".replace(" ", "_"),
+        command,
+        parameter,
+        fault,
+        id=f"{command}-{parameter}-{fault}".replace(" ", "_"),
         marks=[pytest.mark.xfail(strict=False, reason=OPEN[key]) for key in [(command, parameter, fault)] if key in OPEN],
     )
-    for command, slots in SLOTS.items() for parameter, slot in slots.items() for fault in FAULTS[slot.kind]
-]  # fmt: skip
+    for command, slots in SLOTS.items()
+    for parameter, slot in slots.items()
+    for fault in FAULTS[slot.kind]
+]
 
 
 def path_parameters(command: str) -> set[str]:
@@ -165,9 +185,12 @@ def good(room) -> dict[str, Path]:
         "config": write("config.json", json.dumps(TINY)),
     }
     for name, class_name in (
-        ("checkpoint", "BertModel"), ("masked", "BertForPreTraining"), ("classifier", "BertForSequenceClassification"),
-        ("tagger", "BertForTokenClassification"), ("answerer", "BertForQuestionAnswering"),
-    ):  # fmt: skip
+        ("checkpoint", "BertModel"),
+        ("masked", "BertForPreTraining"),
+        ("classifier", "BertForSequenceClassification"),
+        ("tagger", "BertForTokenClassification"),
+        ("answerer", "BertForQuestionAnswering"),
+    ):
         found[name] = save(folder / name, class_name)
     found["tokenizer"] = found["checkpoint"]
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=16))
@@ -251,9 +274,7 @@ def make(fault: str, slot: Slot, good: dict[str, Path], folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))
-    }  # fmt: skip
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 @pytest.mark.parametrize(("command", "parameter", "fault"), CASES)
@@ -329,10 +350,19 @@ def test_a_configuration_that_is_no_object(content, good, tmp_path):
 
 def test_a_saved_configuration_is_taken_and_googles_own(good, tmp_path):
     google = {
-        "attention_probs_dropout_prob": 0.1, "directionality": "bidi", "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
-        "initializer_range": 0.02, "pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3,
-        "pooler_size_per_head": 128, "pooler_type": "first_token_transform", "type_vocab_size": 2, "vocab_size": 119547,
-    }  # fmt: skip
+        "attention_probs_dropout_prob": 0.1,
+        "directionality": "bidi",
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "pooler_fc_size": 768,
+        "pooler_num_attention_heads": 12,
+        "pooler_num_fc_layers": 3,
+        "pooler_size_per_head": 128,
+        "pooler_type": "first_token_transform",
+        "type_vocab_size": 2,
+        "vocab_size": 119547,
+    }
     (tmp_path / "google.json").write_text(json.dumps({**google, **TINY}))
     for name, config in (("google", tmp_path / "google.json"), ("saved", good["masked"] / "config.json")):
         done = call(good, "pretrain", config=config, out=tmp_path / name)
@@ -367,25 +397,25 @@ def test_an_option_is_named_in_one_line(words, named, good, tmp_path):
     assert named.lower() in line.lower()
 
 
-def test_an_error_of_our_own_keeps_its_traceback(good, monkeypatch):
-    from fastbert.cli import inference_io as command
+def test_a_bug_keeps_its_traceback(good, monkeypatch):
+    from fastbert.cli import inference_run
 
     def broken(*args, **kwargs):
         raise TypeError("unsupported operand type(s) for +: 'int' and 'str'")
 
-    monkeypatch.setattr(command, "_run", broken)
+    monkeypatch.setattr(inference_run, "_run", broken)
     done = CliRunner().invoke(app, ["embed", "--model", str(good["checkpoint"]), "the cat"])
     assert isinstance(done.exception, TypeError)
 
     def refusing(*args, **kwargs):
-        raise ValueError("expected one of our words, got a library's")
+        raise ValueError("expected one thing, got another")
 
-    monkeypatch.setattr(command, "_run", refusing)
+    monkeypatch.setattr(inference_run, "_run", refusing)
     assert isinstance(CliRunner().invoke(app, ["embed", "--model", str(good["checkpoint"]), "cat"]).exception, ValueError)
 
 
 def test_a_file_that_is_not_there_is_named_in_words(tmp_path, capsys):
-    from fastbert.cli.console import plain_errors
+    from fastbert.cli.errors import plain_errors
 
     with pytest.raises(typer.Exit) as left, plain_errors():
         (tmp_path / "nowhere.txt").read_bytes()
@@ -394,20 +424,20 @@ def test_a_file_that_is_not_there_is_named_in_words(tmp_path, capsys):
 
 
 def test_other_content_is_told_without_digests(tmp_path):
-    from fastbert.utils.existing import first_difference, other_options
+    from fastbert.utils.existing_outputs import first_difference, other_options_error
 
     for key in ("train", "sha256 of its ends"):
         changed = first_difference({"input": {key: "0" * 64}}, {"input": {key: "f" * 64}})
-        told = str(other_options(tmp_path / "out", *changed))
+        told = str(other_options_error(tmp_path / "out", *changed))
         assert told.startswith(
-            f"expected the input{' train' if key == 'train' else ''} with which {tmp_path / 'out'} was begun, got"
+            f"expected the input{' train' if key == 'train' else ''} with which {tmp_path / 'out'} was started, got"
         )
         assert "0000" not in told
         assert "sha256" not in told
 
 
-def test_a_refusal_of_our_own_functions_is_a_line_too(capsys):
-    from fastbert.cli.console import plain_errors
+def test_a_refused_argument_is_one_line_too(capsys):
+    from fastbert.cli.errors import plain_errors
     from fastbert.pretraining.recipe import PRESETS
 
     with pytest.raises(typer.Exit) as left, plain_errors():

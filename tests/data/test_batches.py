@@ -6,8 +6,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastbert.data.batches import MicroBatches, Phase, Plan, collate, deal
-from fastbert.data.masking import IGNORED, Masker
-from fastbert.data.shards import DataError, Meta, Sample, Shards, write_meta, write_shard
+from fastbert.data.masking import Masker
+from fastbert.data.shards import Meta, Sample, Shards, write_meta, write_shard
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.utils.errors import DataError
 
 VOCAB_SIZE, MASK, SPECIAL = 1000, 4, (0, 1, 2, 3, 4)
 MASKER = Masker(VOCAB_SIZE, MASK, SPECIAL, seed=2)
@@ -140,7 +142,7 @@ def test_a_packed_batch_holds_its_samples_one_after_the_other(shards):
         types = batch["token_type_ids"][start:end]
         assert types.tolist() == [0] * sample.first_length + [1] * (end - start - sample.first_length)
         assert bool(label) == sample.is_random_next
-    assert (batch["labels"] != IGNORED).any()
+    assert (batch["labels"] != IGNORE_INDEX).any()
 
 
 def test_steps_that_cannot_be_are_refused(shards):

@@ -9,7 +9,7 @@ import pytest
 
 from fastbert.data import documents as module
 from fastbert.data.documents import Document, open_source, open_sources
-from fastbert.data.shards import DataError
+from fastbert.utils.errors import DataError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain"
 

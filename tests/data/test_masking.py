@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fastbert.data.masking import IGNORED, Masker, MaskRates, random_words
+from fastbert.data.masking import Masker, MaskRates, random_words
 from fastbert.data.shards import Sample
+from fastbert.kernels.limits import IGNORE_INDEX
 
 VOCAB_SIZE, MASK, SPECIAL = 30522, 103, (0, 100, 101, 102, 103)
 
@@ -60,7 +61,7 @@ def test_labels_are_the_tokens_before_and_nothing_else_changes():
         before = sample.input_ids.copy()
         ids, labels = Masker(VOCAB_SIZE, MASK, SPECIAL)(sample, number, 0)
         np.testing.assert_array_equal(sample.input_ids, before)
-        chosen = labels != IGNORED
+        chosen = labels != IGNORE_INDEX
         np.testing.assert_array_equal(labels[chosen], before[chosen])
         np.testing.assert_array_equal(ids[~chosen], before[~chosen])
         assert not np.isin(ids[chosen & (ids != MASK)], SPECIAL).any()
@@ -76,21 +77,21 @@ def test_whole_words_are_predicted_together():
         ids = sample.input_ids
         for place in range(1, len(ids)):
             if continues[ids[place]] and ids[place - 1] not in SPECIAL:
-                assert (labels[place] == IGNORED) == (labels[place - 1] == IGNORED)
-        predicted += (labels != IGNORED).sum()
+                assert (labels[place] == IGNORE_INDEX) == (labels[place - 1] == IGNORE_INDEX)
+        predicted += (labels != IGNORE_INDEX).sum()
         maskable += (~np.isin(ids, SPECIAL)).sum()
     assert predicted / maskable == pytest.approx(0.15, abs=0.01)
 
 
 def test_the_most_predictions_of_a_sample_are_kept():
     masker = Masker(VOCAB_SIZE, MASK, SPECIAL, max_predictions=5)
-    assert {int((masker(sample, n, 0)[1] != IGNORED).sum()) for n, sample in enumerate(samples(20))} == {5}
+    assert {int((masker(sample, n, 0)[1] != IGNORE_INDEX).sum()) for n, sample in enumerate(samples(20))} == {5}
 
 
 def test_a_sample_of_special_tokens_alone_predicts_nothing():
     ids, labels = Masker(VOCAB_SIZE, MASK, SPECIAL)(Sample(np.array([101, 102, 102]), 2, False), 0, 0)
     assert ids.tolist() == [101, 102, 102]
-    assert (labels == IGNORED).all()
+    assert (labels == IGNORE_INDEX).all()
 
 
 def test_random_words_are_these_on_every_machine():

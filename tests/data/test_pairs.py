@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastbert.data.pairs import PairOptions, document_pairs
-from fastbert.data.shards import DataError
+from fastbert.utils.errors import DataError
 
 CLS, SEP = 2, 3
 FIRST_ID = 10

@@ -18,9 +18,9 @@ from fastbert.cli.app import app
 from fastbert.data import audit, shards
 from fastbert.data import prepare as module
 from fastbert.data.prepare import prepare
-from fastbert.data.shards import DataError, Shards, fingerprint
+from fastbert.data.shards import Shards, fingerprint
 from fastbert.data.wordpiece import train_wordpiece
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain"
 WORDS = [
@@ -396,10 +396,10 @@ def test_the_command(text, tokenizer, tmp_path, expected):
     assert contents(tmp_path / "out") == expected
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2
-    assert "expected a new output, --resume, which goes on, or --overwrite, which begins again, got" in done.output
+    assert "expected a new output, --resume, which continues it, or --overwrite, which starts over, got" in done.output
     done = CliRunner().invoke(app, [*command, "--resume"])
     assert done.exit_code == 0
-    assert "is finished, with these options; nothing is computed again" in done.output
+    assert "is finished, with these options; nothing is left to compute" in done.output
     done = CliRunner().invoke(app, [*command, "--seed", "1", "--resume"])
     assert done.exit_code == 2
     assert "got seed 0 then, 1 now" in done.output
@@ -411,7 +411,7 @@ def test_the_command_says_how_to_go_on(text, tokenizer, tmp_path, monkeypatch):
         app, ["prepare", text, "--tokenizer", tokenizer, "--out", str(tmp_path / "out"), "--workers", "1"]
     )
     assert done.exit_code == 130
-    assert "interrupted; --resume goes on from here" in done.output
+    assert "interrupted; --resume continues from here" in done.output
 
 
 MEASURE = """

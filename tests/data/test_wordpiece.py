@@ -11,9 +11,8 @@ import transformers
 from typer.testing import CliRunner
 
 from fastbert.cli.app import app
-from fastbert.data.shards import DataError
 from fastbert.data.wordpiece import SPECIAL_TOKENS, train_wordpiece
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pretrain"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared text is not beside the repository")
@@ -174,7 +173,7 @@ def test_a_tokenizer_is_replaced_on_request_only(english, tmp_path):
     train_wordpiece([english], out, vocab_size=120)
     before = (out / "tokenizer.json").read_bytes()
     with pytest.raises(
-        InputError, match=r"expected a new output, --overwrite, which begins again, got .*out, which is finished"
+        InputError, match=r"expected a new output, --overwrite, which starts over, got .*out, which is finished"
     ):
         train_wordpiece([english], out, vocab_size=120, cased=True)
     assert (out / "tokenizer.json").read_bytes() == before

@@ -12,22 +12,29 @@ import transformers
 import typer
 from typer.testing import CliRunner
 
+from fastbert.cli.deploy import export as export_command
 from fastbert.deploy import export
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 LIMIT = 40
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: the extra `export`")
 app = typer.Typer()
-app.command()(export.export)
+app.command()(export_command)
 
 
 def save(folder: Path, class_name: str, **values) -> str:
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
-        max_position_embeddings=LIMIT, initializer_range=0.2, **values,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=LIMIT,
+        initializer_range=0.2,
+        **values,
+    )
     getattr(transformers, class_name)(config).save_pretrained(folder)
     return str(folder)
 
@@ -58,12 +65,12 @@ def test_torch_export_is_written_and_runs_any_batch(class_name, names, values, t
     assert f"fastbert.{class_name}: input_ids, attention_mask, token_type_ids -> {', '.join(names)}, float32" in done.output
     assert "on 4 ragged batches: largest difference" in done.output
     program = torch.export.load(out).module()
-    theirs = getattr(transformers, class_name).from_pretrained(folder).eval()
+    reference = getattr(transformers, class_name).from_pretrained(folder).eval()
     choices = 3 if class_name == "BertForMultipleChoice" else 0
     for lengths in ((6,), (3, LIMIT), (7, 2, 11, 5, 1)):
         batch = ragged(*lengths, choices=choices)
         with torch.no_grad():
-            wanted, found = theirs(**batch), program(**batch)
+            wanted, found = reference(**batch), program(**batch)
         assert list(found) == names
         for name in names:
             of_tokens = wanted[name].shape[:2] == batch["attention_mask"].shape
@@ -74,7 +81,7 @@ def test_torch_export_is_written_and_runs_any_batch(class_name, names, values, t
 
 def test_a_program_needs_pytorch_alone(tmp_path):
     out = tmp_path / "model.pt2"
-    assert export.run(save(tmp_path / "model", "BertModel"), "torch-export", out, True, lambda line: None)
+    assert export.export_checkpoint(save(tmp_path / "model", "BertModel"), "torch-export", out, say=lambda line: None)
     code = """if True:
         import sys, torch
         ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
@@ -100,11 +107,11 @@ def test_onnx_is_written_and_runs_any_batch(class_name, tmp_path):
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
     choices = 3 if class_name == "BertForMultipleChoice" else 0
-    theirs = getattr(transformers, class_name).from_pretrained(folder).eval()
+    reference = getattr(transformers, class_name).from_pretrained(folder).eval()
     for lengths in ((6,), (3, LIMIT), (7, 2, 11, 5, 1), (4, 0, 7)):
         batch = ragged(*lengths, choices=choices)
         with torch.no_grad():
-            wanted = theirs(**batch)
+            wanted = reference(**batch)
         found = session.run(None, {name: value.numpy() for name, value in batch.items()})
         assert [one.name for one in session.get_outputs()] == list(wanted)
         for value, right in zip(map(torch.from_numpy, found), wanted.values()):
@@ -137,7 +144,7 @@ def test_without_an_exporter_nothing_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", [1e-2, float("nan")])
 def test_a_file_that_differs_is_not_written(damage, tmp_path, monkeypatch):
     folder, out = save(tmp_path / "model", "BertForSequenceClassification"), tmp_path / "model.pt2"
-    real = export._program
+    real = export._to_program
 
     def wrong(model, *arguments):
         bias = model.model.classifier.bias
@@ -147,7 +154,7 @@ def test_a_file_that_differs_is_not_written(damage, tmp_path, monkeypatch):
         finally:
             bias.copy_(torch.zeros_like(bias))  # what it was: the model is compared with the file afterwards
 
-    monkeypatch.setattr(export, "_program", wrong)
+    monkeypatch.setattr(export, "_to_program", wrong)
     done = invoke(folder, "--to", "torch-export", "--out", out)
     assert done.exit_code == 1
     assert "not written: expected at most 0.0001 of the largest output" in done.output
@@ -164,7 +171,7 @@ def test_a_random_pooler_is_left_out(tmp_path):
     config = transformers.BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     lines: list[str] = []
-    assert export.run(str(folder), "torch-export", tmp_path / "model.pt2", False, lines.append)
+    assert export.export_checkpoint(str(folder), "torch-export", tmp_path / "model.pt2", check=False, say=lines.append)
     assert "-> last_hidden_state, float32" in lines[0]
 
 
@@ -173,13 +180,13 @@ def test_bad_input_is_told_before_anything_is_written(tmp_path):
 
     def refused(message: str, file: Path = out, path: str = folder) -> None:
         with pytest.raises(InputError, match=message):
-            export.run(path, "torch-export", file, True, lambda line: None)
+            export.export_checkpoint(path, "torch-export", file, say=lambda line: None)
         assert not out.exists()
 
     refused(r"expected a name that ends in \.pt2", tmp_path / "model.bin")
     refused(r"expected a folder that exists for .*model\.pt2, got .*none", tmp_path / "none" / "model.pt2")
     (tmp_path / "old.pt2").write_bytes(b"mine")
-    refused(r"expected a new output, --overwrite, which begins again, got .*old\.pt2, which exists", tmp_path / "old.pt2")
+    refused(r"expected a new output, --overwrite, which starts over, got .*old\.pt2, which exists", tmp_path / "old.pt2")
     assert (tmp_path / "old.pt2").read_bytes() == b"mine"
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from fastbert.cli.app import app
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.run import Options, finetune
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
 from tests.finetuning.small_tasks import write_files
 
 STILL = Setting(batch_size=8, learning_rate=2e-3, epochs=2, dropout=0.0)

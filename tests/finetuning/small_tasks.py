@@ -9,13 +9,17 @@ import numpy as np
 import torch
 import transformers
 
-from fastbert.finetuning.features import Feature
+from fastbert.tasks.features import Feature
 
 WORDS = "red green blue dog cat bird runs sleeps sings in paris rome anna bob who where ? .".split()
 TINY = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=64,
     initializer_range=0.2,
-)  # fmt: skip
+)
 COLORS, ANIMALS, PEOPLE, CITIES = ["red", "green", "blue"], ["dog", "cat", "bird"], ["anna", "bob"], ["paris", "rome"]
 
 

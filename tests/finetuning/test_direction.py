@@ -8,13 +8,15 @@ import transformers
 
 import fastbert
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.features import collate, predict
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import Options, finetune, load_task
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
 from fastbert.model import left_to_right as direction
 from fastbert.pretraining.objectives import Objective
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.tasks.features import collate, predict
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)

@@ -12,13 +12,14 @@ import transformers
 from rich.console import Console
 
 import fastbert
-from fastbert.finetuning import run
-from fastbert.finetuning import single_run as once
+from fastbert.finetuning import run, several_runs, single_run
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import Options, finetune, load_task, paper_grid
-from fastbert.finetuning.single_run import Setting
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.finetuning.options import Options, Setting, paper_grid
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
@@ -66,7 +67,7 @@ def test_every_task_learns_and_its_folder_loads_in_transformers(kind, auto, leas
     assert type(theirs).__name__ == task.head
     state = theirs.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    from fastbert.finetuning.features import predict
+    from fastbert.tasks.features import predict
 
     outputs = predict(model, task.evaluation)
     assert task.score(outputs) == pytest.approx(report["metrics"])
@@ -102,16 +103,16 @@ def test_saving_is_silent(tmp_path, checkpoint, console, capfd):
 def test_a_finished_run_is_not_run_again_and_other_options_are_refused(tmp_path, checkpoint, console, monkeypatch):
     options = options_of("classify", tmp_path, checkpoint, dataclasses.replace(FAST, epochs=1))
     report = finetune(options, console)
-    monkeypatch.setattr(run, "run_once", None)
+    monkeypatch.setattr(run, "single_run", None)
     with pytest.raises(InputError, match=r"got .*out, which is finished"):
         finetune(options, console)
     assert finetune(options, console, resume=True) == report
-    assert "is finished, with these options; nothing is computed again" in printed(console)
+    assert "is finished, with these options; nothing is left to compute" in printed(console)
     other = dataclasses.replace(options, setting=dataclasses.replace(options.setting, seed=1))
-    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was begun, got 1"):
+    with pytest.raises(InputError, match=r"expected setting seed 0, with which .*out was started, got 1"):
         finetune(other, console, resume=True)
     options.data.train.write_text(options.data.train.read_text() + "red dog,red\n")
-    with pytest.raises(InputError, match=r"expected the data train with which .*out was begun, got other content"):
+    with pytest.raises(InputError, match=r"expected the data train with which .*out was started, got other content"):
         finetune(options, console, resume=True)
 
 
@@ -162,12 +163,12 @@ def uninterrupted(tmp_path_factory, checkpoint) -> tuple[Options, dict]:
 
 
 @pytest.mark.parametrize("interrupted_at", [1, 3])
-def test_an_interrupted_grid_goes_on_and_ends_the_same(
+def test_an_interrupted_grid_is_resumed_and_ends_the_same(
     tmp_path, checkpoint, console, monkeypatch, uninterrupted, interrupted_at
 ):
     whole, wanted = uninterrupted
     options = options_of("classify", tmp_path / "cut", checkpoint, grid=small_grid(), seeds=2, count=24)
-    real, begun = once.run_once, []
+    real, begun = single_run.single_run, []
 
     def counted(method, setting, *args, **kwargs):
         begun.append(setting)
@@ -175,7 +176,7 @@ def test_an_interrupted_grid_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return real(method, setting, *args, **kwargs)
 
-    monkeypatch.setattr(run, "run_once", counted)
+    monkeypatch.setattr(several_runs, "single_run", counted)
     with pytest.raises(KeyboardInterrupt):
         finetune(options, console)
     assert not (options.out / "report.json").exists()
@@ -187,14 +188,14 @@ def test_an_interrupted_grid_goes_on_and_ends_the_same(
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-def test_a_grid_interrupted_while_it_moves_the_best_model_goes_on(tmp_path, checkpoint, console, monkeypatch):
+def test_a_grid_interrupted_while_it_moves_the_best_model_is_resumed(tmp_path, checkpoint, console, monkeypatch):
     options = options_of("classify", tmp_path, checkpoint, grid=small_grid(), count=24)
-    real = run.write_report
-    monkeypatch.setattr(run, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = several_runs.write_report
+    monkeypatch.setattr(several_runs, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         finetune(options, console)
-    monkeypatch.setattr(run, "write_report", real)
-    monkeypatch.setattr(run, "run_once", None)
+    monkeypatch.setattr(several_runs, "write_report", real)
+    monkeypatch.setattr(several_runs, "single_run", None)
     report = finetune(options, console, resume=True)
     assert report["best_run"] == "batch8-lr0.005-epochs3-seed0"
     transformers.AutoModelForSequenceClassification.from_pretrained(options.out)
@@ -205,11 +206,11 @@ def test_a_run_that_learned_nothing_is_told_by_its_score_or_its_loss(tmp_path, c
     shares = np.bincount(task.wanted) / len(task.wanted)
     assert task.baseline() == shares.max()
     constant = task.score([np.eye(len(shares))[shares.argmax()]] * len(task.wanted))
-    assert "accuracy" in once.degenerate(task, constant, [{"loss": 1.0}])
+    assert "accuracy" in single_run.why_degenerate(task, constant, [{"loss": 1.0}])
     better = {**constant, "accuracy": constant["accuracy"] + 0.01}
-    assert once.degenerate(task, better, [{"loss": 1.0}]) is None
-    assert once.degenerate(task, better, [{"loss": 1.0}, {"loss": float("nan")}]) == "the training loss is not finite"
-    assert once.degenerate(task, {"accuracy": float("nan")}, []) is not None
+    assert single_run.why_degenerate(task, better, [{"loss": 1.0}]) is None
+    assert single_run.why_degenerate(task, better, [{"loss": 1.0}, {"loss": float("nan")}]) == "the training loss is not finite"
+    assert single_run.why_degenerate(task, {"accuracy": float("nan")}, []) is not None
 
 
 def test_the_papers_grid_is_the_papers():
@@ -288,11 +289,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, console):
         ("tag", "eval.conll", "\nanna O\nrome B-CITY\n", r"expected a type of the training data \(LOC, .*, got 'B-CITY' in "),
         ("regression", "eval.csv", "red dog,dog,high\n", r"expected a number as label, got 'high' in line 34 of .*eval\.csv"),
         (
-            "choice", "eval.jsonl", '\n{"context": "a", "choices": ["x", "y"], "label": 0}',
+            "choice",
+            "eval.jsonl",
+            '\n{"context": "a", "choices": ["x", "y"], "label": 0}',
             r"expected 3 endings as before, got 2 in line 33 of .*eval\.jsonl",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_files_are_errors_with_their_place_and_nothing_is_written(kind, name, line, message, tmp_path, checkpoint, console):
     options = options_of(kind, tmp_path, checkpoint)
     file = tmp_path / "files" / name
@@ -340,7 +343,7 @@ def test_long_sentences_and_contexts_are_scored_whole(tmp_path, checkpoint, cons
     assert any("1 sentences in windows of 32 tokens that share 8" in note for note in report["notes"])
     counts = load_task("tag", options.data, open_checkpoint(str(options.out)))
     model, _ = load_model(open_checkpoint(str(options.out)), counts.head, counts.settings)
-    from fastbert.finetuning.features import predict
+    from fastbert.tasks.features import predict
 
     outputs = predict(model, counts.evaluation)
     assert [len(one) for one in counts.guessed(outputs)] == [200]

@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbert.finetuning.features import collate, loss_terms
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import finetune, load_task
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
 from fastbert.model.frozen_heads import Frozen
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.tasks.features import collate, loss_terms
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.several_runs import GRID, KINDS, options_of, run_all
 from tests.finetuning.small_tasks import write_files
 

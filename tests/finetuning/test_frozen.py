@@ -11,14 +11,16 @@ from typer.testing import CliRunner
 import fastbert
 from fastbert.cli.finetuning import finetune as command
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.features import Feature, predict
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import Options, finetune, load_task
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
 from fastbert.model import frozen as frozen_module
 from fastbert.model.frozen import FeatureCache, FrozenModel, load_frozen
 from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.tasks.features import Feature, predict
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import TINY, WORDS, write_checkpoint, write_files
 
 FAST = Setting(batch_size=8, learning_rate=2e-2, epochs=8, dropout=0.0)
@@ -67,9 +69,13 @@ def test_features_are_the_hidden_states_of_transformers_without_padding(layers, 
     features = features_of(7, 3, 12, 1, 30)
     theirs = transformers.BertModel.from_pretrained(deep).eval()
     wanted_states = {
-        "embeddings": [0], "second-to-last": [4], "last": [5], "weighted-sum-last-four": [2, 3, 4, 5],
-        "concat-last-four": [2, 3, 4, 5], "weighted-sum-all": [1, 2, 3, 4, 5],
-    }[layers]  # fmt: skip
+        "embeddings": [0],
+        "second-to-last": [4],
+        "last": [5],
+        "weighted-sum-last-four": [2, 3, 4, 5],
+        "concat-last-four": [2, 3, 4, 5],
+        "weighted-sum-all": [1, 2, 3, 4, 5],
+    }[layers]
     with FeatureCache(encoder, shape, features, tmp_path / "cache") as cache:
         for number, feature in enumerate(features):
             found = cache.collate([number])["features"]

@@ -8,9 +8,9 @@ from rich.console import Console
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.method import Method
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import load_task
-from fastbert.finetuning.single_run import Setting, training_arguments
-from fastbert.finetuning.trainer import FineTuner
+from fastbert.finetuning.options import Setting
+from fastbert.finetuning.task_types import load_task
+from fastbert.finetuning.trainer import FineTuner, training_arguments
 from fastbert.utils.checkpoints import open_checkpoint
 from tests.finetuning.small_tasks import padded, write_files
 

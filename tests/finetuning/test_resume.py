@@ -15,17 +15,17 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastbert.cli.console import Resumable
-from fastbert.finetuning import best
-from fastbert.finetuning import single_run as once
+from fastbert.finetuning import best_epoch, single_run
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import Options, finetune, load_task
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
+from fastbert.finetuning.task_types import load_task
 from fastbert.finetuning.trainer import FineTuner
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError, Resumable
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
@@ -88,8 +88,8 @@ def end_at(monkeypatch, owner, name: str, count: int, error: type[BaseException]
         (checkpoints, "_sync", 12, None),  # in the first best epoch or checkpoint
         (checkpoints, "keep_last", 2, 10),
         (FineTuner, "_save_checkpoint", 2, 5),  # the best epoch is newer than the checkpoint
-        (once, "write_report", 1, 15),  # all is trained, and the model lies in its place
-        (best.BestEpoch, "place_in", 1, 15),
+        (single_run, "write_report", 1, 15),  # all is trained, and the model is where it belongs
+        (best_epoch.BestEpoch, "copy_to", 1, 15),
     ],
 )
 def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
@@ -103,7 +103,7 @@ def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
     found = checkpoints.all_of(options.out)
     assert (found[0].name if found else None) == (f"checkpoint-{left}" if left else None)
     assert not (options.out / "report.json").exists()
-    with pytest.raises(InputError, match=r"--resume, which goes on, or --overwrite, which begins again, got .*is unfinished"):
+    with pytest.raises(InputError, match=r"--resume, which continues it, or --overwrite, .*, got .*is unfinished"):
         finetune(options, console)
     finetune(options, console, resume=True)
     assert_same(outcome(options.out), whole)
@@ -117,7 +117,7 @@ def test_while_it_trains_the_best_epoch_is_a_model_of_its_own(tmp_path, checkpoi
     scores = iter([0.5, 0.9, 0.7])
     options = options_of(tmp_path, checkpoint)
     seen = []
-    original, offer = FineTuner._predict, best.BestEpoch.offer
+    original, offer = FineTuner._predict, best_epoch.BestEpoch.offer
 
     def predict(self):
         seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
@@ -125,20 +125,20 @@ def test_while_it_trains_the_best_epoch_is_a_model_of_its_own(tmp_path, checkpoi
 
     def offered(self, model, metrics, outputs, epoch):
         offer(self, model, metrics, outputs, epoch)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(self.place)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(self.path)
         expected = seen[min(len(seen), 2) - 1]
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-        assert transformers.AutoTokenizer.from_pretrained(self.place).mask_token_id == 4
+        assert transformers.AutoTokenizer.from_pretrained(self.path).mask_token_id == 4
 
     monkeypatch.setattr(FineTuner, "_predict", predict)
-    monkeypatch.setattr(best.BestEpoch, "offer", offered)
-    task_of = once.BestEpoch.__init__
+    monkeypatch.setattr(best_epoch.BestEpoch, "offer", offered)
+    task_of = single_run.BestEpoch.__init__
 
     def with_scores(self, folder, method, which="best"):
         monkeypatch.setattr(type(method.task), "score", lambda self, outputs: {"accuracy": next(scores)})
         task_of(self, folder, method, which)
 
-    monkeypatch.setattr(once.BestEpoch, "__init__", with_scores)
+    monkeypatch.setattr(single_run.BestEpoch, "__init__", with_scores)
     report = finetune(options, console)
     assert (report["score"], report["epoch"]) == (0.9, 2.0)
     assert "epoch 2.00 is kept; accuracy of the last is 0.7" in console.file.getvalue()
@@ -169,7 +169,7 @@ def test_part_of_an_epoch_ends_after_its_last_step(tmp_path, checkpoint, console
         options = options_of(tmp_path, checkpoint, out=name, setting=dataclasses.replace(SETTING, epochs=1.5))
         if name == "cut":
             with monkeypatch.context() as patched:
-                end_at(patched, best.BestEpoch, "place_in", 1)
+                end_at(patched, best_epoch.BestEpoch, "copy_to", 1)
                 with pytest.raises(Killed):
                     finetune(options, console)
         finetune(options, console, resume=name == "cut")
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_epoch_and_says_where(
         with pytest.raises(OSError, match=r"expected to write .*got: .*") as error:
             finetune(options, console)
     last = f"checkpoint-{5 * full_after}"
-    assert f"the best epoch so far is {options.out / 'best'}; --resume goes on from {last}" in str(error.value)
+    assert f"the best epoch so far is {options.out / 'best'}; --resume continues from {last}" in str(error.value)
     assert [path.name for path in checkpoints.all_of(options.out)] == [last]
     checkpoints.verify(options.out / last)
     checkpoints.verify(options.out / "best")
@@ -353,7 +353,7 @@ def test_a_signal_in_the_middle_of_an_epoch(number, status, left, tmp_path, chec
     done = signalled(number, 7, options)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
-    assert "stopped or killed, the same command with --resume goes on from that checkpoint" in done.stdout
+    assert "stopped or killed, the same command with --resume continues from that checkpoint" in done.stdout
     assert [path.name for path in checkpoints.all_of(options.out)] == [left]
     assert (options.out / "best" / "model.safetensors").is_file()
     assert (options.out / ".lock").exists() == (number == signal.SIGKILL)
@@ -361,7 +361,7 @@ def test_a_signal_in_the_middle_of_an_epoch(number, status, left, tmp_path, chec
         assert done.stderr.splitlines()[-1].startswith("fastbert: stopped at step 8 of 15; the best epoch so far is ")
     again = python("-m", "fastbert", *command(options, "--resume"))
     assert again.returncode == 0, again.stderr
-    assert f"going on from {options.out / left}" in again.stdout
+    assert f"continuing from {options.out / left}" in again.stdout
     assert (f"{options.out / '.lock'}: taken over from process" in again.stdout) == (number == signal.SIGKILL)
     found, wanted = outcome(options.out), whole
     if number != signal.SIGKILL:  # a reading more, of the steps until the signal
@@ -369,7 +369,7 @@ def test_a_signal_in_the_middle_of_an_epoch(number, status, left, tmp_path, chec
     assert_same((found[0] | {"history": 0}, found[1]), (wanted[0] | {"history": 0}, wanted[1]))
     finished = python("-m", "fastbert", *command(options, "--resume"))
     assert finished.returncode == 0
-    assert "is finished, with these options; nothing is computed again" in finished.stdout
+    assert "is finished, with these options; nothing is left to compute" in finished.stdout
 
 
 def test_a_killed_grid_trains_no_finished_run_again(tmp_path, checkpoint):

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from fastbert.cli.finetuning import finetune
 from fastbert.cli.inference import classify, tag
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.run import load_task
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.finetuning.task_types import load_task
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import CITIES, PEOPLE
 
 SCHEMES = {  # the tags of: person, in, city city, city

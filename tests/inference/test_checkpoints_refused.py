@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import fastbert
 from fastbert.cli.app import app as whole
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import PIECES, SPECIAL, WORDS, save
 
 runner = CliRunner()

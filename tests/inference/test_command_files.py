@@ -385,7 +385,7 @@ def test_a_run_over_any_kind_goes_on_where_it_was(call, tmp_path, sentences, mon
     call("embed", *options, "--out", out, status=130)
     assert 0 < json.loads((tmp_path / "out.jsonl.partial.json").read_text())["rows"] < len(texts)
     done = call("embed", *options, "--out", out, "--resume")
-    assert "goes on behind row" in done.stderr
+    assert "continues after row" in done.stderr
     whole, found = (lines(one.read_text()) for one in (tmp_path / "whole.jsonl", out))
     assert [(row["id"], row["text"]) for row in found] == [(str(number), text) for number, text in enumerate(texts)]
     np.testing.assert_allclose([row["embedding"] for row in found], [row["embedding"] for row in whole], atol=1e-5)

@@ -17,7 +17,7 @@ from fastbert.inference.engine import Batch, rows_of, stream
 from fastbert.inference.masked_words import MaskFilling
 from fastbert.inference.next_sentence import NextSentence
 from fastbert.inference.tagging import Tagging
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 ALONE = 1e-5
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastbert.cli import inference_io as command
+from fastbert.cli import inference_run
 from fastbert.inference import engine
 from fastbert.inference.embedding import Embedding
 
 runner = CliRunner()
-REFUSED = "expected a new output, --resume, which goes on, or --overwrite, which begins again, got"
+REFUSED = "expected a new output, --resume, which continues it, or --overwrite, which starts over, got"
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def call(app, checkpoints, file, tmp_path):
 
 def no_computing(monkeypatch) -> None:
     monkeypatch.setattr(engine, "stream", None)
-    monkeypatch.setattr(command, "_run", None)
+    monkeypatch.setattr(inference_run, "_run", None)
 
 
 @pytest.mark.parametrize("out", ["a.jsonl", "a.npy"])
@@ -49,7 +49,7 @@ def test_a_finished_output_is_not_computed_again(call, tmp_path, monkeypatch, ou
     done = call("embed", "BertModel", status=2, out=out)
     assert f"{REFUSED} {tmp_path / out}, which is finished" in done.stderr
     done = call("embed", "BertModel", "--resume", out=out)
-    assert f"{tmp_path / out}: is finished, with these options; nothing is computed again: 31 rows" in done.stderr
+    assert f"{tmp_path / out}: is finished, with these options; nothing is left to compute: 31 rows" in done.stderr
     assert (tmp_path / out).read_bytes() == before
 
 
@@ -60,16 +60,16 @@ def test_a_finished_output_is_not_computed_again(call, tmp_path, monkeypatch, ou
             "classify",
             "BertForSequenceClassification",
             [],
-            "expected command 'embed', with which {out} was begun, got 'classify'",
+            "expected command 'embed', with which {out} was started, got 'classify'",
         ),
         ("embed", "BertForTokenClassification", [], "expected model name "),
         (
             "embed",
             "BertModel",
             ["--pooling", "cls"],
-            "expected options modules 'mean pooling, normalised', with which {out} was begun",
+            "expected options modules 'mean pooling, normalised', with which {out} was started",
         ),
-        ("embed", "BertModel", ["--dtype", "float16"], "expected options dtype 'float32', with which {out} was begun"),
+        ("embed", "BertModel", ["--dtype", "float16"], "expected options dtype 'float32', with which {out} was started"),
     ],
 )
 def test_resume_of_something_else_is_refused(call, tmp_path, name, class_name, words, message):
@@ -78,7 +78,7 @@ def test_resume_of_something_else_is_refused(call, tmp_path, name, class_name, w
     before = out.read_bytes()
     done = call(name, class_name, *words, "--resume", status=2)
     assert message.format(out=out) in done.stderr
-    assert "--overwrite, which begins again, takes it" in done.stderr
+    assert "--overwrite, which starts over, accepts it" in done.stderr
     assert out.read_bytes() == before
 
 
@@ -105,7 +105,7 @@ def test_overwrite_replaces_when_the_new_is_whole(call, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Embedding, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         done = call("embed", "BertModel", "--pooling", "cls", "--overwrite", out="a.npy", status=130)
-    assert done.stderr.splitlines()[-1] == "fastbert: interrupted; --resume goes on behind row 0"
+    assert done.stderr.splitlines()[-1] == "fastbert: interrupted; --resume continues after row 0"
     assert np.array_equal(np.load(tmp_path / "a.npy"), old)
     call("embed", "BertModel", "--pooling", "cls", "--resume", out="a.npy")
     assert not np.array_equal(np.load(tmp_path / "a.npy"), old)
@@ -134,7 +134,7 @@ def test_a_device_is_never_replaced(call, tmp_path):
 
 def test_a_second_run_into_one_file_is_refused(checkpoints, file, call, tmp_path):
     """While the first one waits for its input."""
-    code = "import typer; from fastbert.inference import cli; typer.run(cli.embed)"
+    code = "import typer; from fastbert.cli import inference as cli; typer.run(cli.embed)"
     words = ["--model", checkpoints["BertModel"], "--out", str(tmp_path / "a.jsonl"), "--precision", "float32", "-"]
     lock = tmp_path / ".a.jsonl.lock"
     with subprocess.Popen(

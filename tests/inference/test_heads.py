@@ -13,7 +13,8 @@ from fastbert.inference.embedding import embed
 from fastbert.inference.masked_words import fill_mask
 from fastbert.inference.next_sentence import next_sentence
 from fastbert.inference.tagging import tag
-from fastbert.utils.checkpoints import InputError, small_checkpoint
+from fastbert.utils.checkpoints import small_checkpoint
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import save
 
 FP32 = {"dtype": torch.float32}

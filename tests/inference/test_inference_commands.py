@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import fastbert
-from fastbert.cli import inference_io as command
+from fastbert.cli import inference_run
 from fastbert.inference import engine, outputs
 from fastbert.inference.embedding import Embedding, embed
 from fastbert.inference.masked_words import fill_mask
@@ -131,7 +131,7 @@ def test_labels_tags_and_answers(call, tmp_path):
     ],
 )
 def test_arguments_make_a_table_on_a_terminal(call, monkeypatch, name, class_name, arguments, shown):
-    monkeypatch.setattr(command, "_is_terminal", lambda: True)
+    monkeypatch.setattr(inference_run, "_is_terminal", lambda: True)
     output = call(name, class_name, *arguments).stdout
     for text in ["┃", *shown]:
         assert text in output
@@ -166,17 +166,17 @@ def test_an_interrupted_run_goes_on_where_it_was(call, file, tmp_path, monkeypat
         done = call("embed", "BertModel", *options, "--out", out, status=130)
     state = json.loads((tmp_path / f"{name}.partial.json").read_text())
     assert 0 < state["rows"] < 62
-    assert f"--resume goes on behind row {state['rows']}" in done.stderr
+    assert f"--resume continues after row {state['rows']}" in done.stderr
     assert not out.exists()
     with (tmp_path / f"{name}.partial").open("ab") as partial:
         partial.write(b"rows that nothing vouches for" * 4096)
 
     refused = call("embed", "BertModel", *options, "--out", out, status=2)
-    assert f"--resume, which goes on, or --overwrite, which begins again, got {out}, which is unfinished" in refused.stderr
+    assert f"--resume, which continues it, or --overwrite, which starts over, got {out}, which is unfinished" in refused.stderr
     with monkeypatch.context() as patched:
         calls = interrupted(patched, 10**6)
         done = call("embed", "BertModel", *options, "--out", out, "--resume")
-    assert f"goes on behind row {state['rows']}" in done.stderr
+    assert f"continues after row {state['rows']}" in done.stderr
     assert len(calls) < all_calls - 5
     if name == "a.npy":
         np.testing.assert_allclose(np.load(out), np.load(tmp_path / f"whole-{name}"), atol=1e-6)
@@ -209,7 +209,7 @@ def test_another_run_does_not_go_on_with_it(call, checkpoints, file, tmp_path, m
     arguments = [word for option in options.items() for word in option]
     done = call("embed", class_name, *arguments, "--resume", status=2)
     assert f"fastbert: expected {named}" in done.stderr
-    assert f" with which {out} was begun, got " in done.stderr
+    assert f" with which {out} was started, got " in done.stderr
     assert (tmp_path / "a.npy.partial").read_bytes() == before
     assert not out.exists()
 
@@ -224,7 +224,7 @@ def test_a_killed_run_is_resumed(checkpoints, tmp_path, sentences):
     file, out = tmp_path / "texts.txt", tmp_path / "a.npy"
     file.write_text("\n".join(sentences * 60))
     code = (
-        "import typer; from fastbert.inference import cli, engine, outputs\n"
+        "import typer\nfrom fastbert.cli import inference as cli\nfrom fastbert.inference import engine, outputs\n"
         "outputs.SAVE_SECONDS = 0.0; engine.WINDOW_BATCHES = 4; engine.CHUNK_ROWS = 8\n"
         "typer.run(cli.embed)"
     )
@@ -238,7 +238,7 @@ def test_a_killed_run_is_resumed(checkpoints, tmp_path, sentences):
     assert process.returncode == -signal.SIGKILL
     assert json.loads(state.read_text())["rows"] < 3600
     done = subprocess.run([*command_line, "--resume"], capture_output=True, text=True, check=True)
-    assert "goes on behind row" in done.stderr
+    assert "continues after row" in done.stderr
     expected = embed(sentences * 60, checkpoints["BertModel"], **FP32)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
 
@@ -314,7 +314,7 @@ def test_odd_arguments_for_pairs(call):
 
 def test_a_reader_that_has_seen_enough_ends_it(checkpoints, file):
     """As `| head -1`: no error, no traceback."""
-    code = "import typer; from fastbert.inference import cli; typer.run(cli.embed)"
+    code = "import typer; from fastbert.cli import inference as cli; typer.run(cli.embed)"
     arguments = ["--model", checkpoints["BertModel"], "--file", str(file)]
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -329,7 +329,7 @@ def test_a_reader_that_has_seen_enough_ends_it(checkpoints, file):
 def test_memory_does_not_grow_with_the_input(checkpoints, tmp_path):
     """A run over eight times the rows takes hardly more at its height."""
     code = (
-        "import resource, typer; from fastbert.inference import cli, engine\n"
+        "import resource, typer\nfrom fastbert.cli import inference as cli\nfrom fastbert.inference import engine\n"
         "engine.WINDOW_BATCHES = 8\n"
         "app = typer.Typer(); app.command()(cli.embed)\n"
         "app(standalone_mode=False)\n"

@@ -10,7 +10,7 @@ from fastbert.inference.inputs import EMBED as TEXT
 from fastbert.inference.inputs import NEXT as PAIR
 from fastbert.inference.inputs import Source
 from fastbert.tasks import lines
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 
 def source(file, kind=TEXT, fields=None, format_=None, said=None) -> Source:

@@ -7,7 +7,7 @@ import transformers
 
 from fastbert.inference.answering import answer
 from fastbert.inference.tagging import tag
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import WORDS
 
 FP32 = {"dtype": torch.float32}

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import fastbert
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.run import Options, finetune
-from fastbert.finetuning.single_run import Setting
+from fastbert.finetuning.options import Options, Setting
+from fastbert.finetuning.run import finetune
 from fastbert.inference.answering import Answering
 from fastbert.inference.classification import Classification
 from fastbert.inference.tagging import Tagging
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import save
 
 runner = CliRunner()

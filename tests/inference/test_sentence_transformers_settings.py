@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fastbert.inference.classification import classify
 from fastbert.inference.embedding import Embedding, embed, embed_stream
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.inference.tiny_checkpoints import SPECIAL, WORDS, save
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")
@@ -471,7 +471,7 @@ def test_another_prompt_or_head_is_another_run(app, checkpoints, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Embedding, "forward", lambda self, batch: (_ for _ in ()).throw(KeyboardInterrupt))
         assert runner.invoke(app, arguments).exit_code == 130
-    another = f"with which {out} was begun, got "
+    another = f"with which {out} was started, got "
     assert another in runner.invoke(app, [*arguments, "--resume", "--prompt-name", "query"]).stderr
     config, weights = (tmp_path / "a" / "2_Dense" / name for name in ("config.json", "model.safetensors"))
     before = config.read_text(), load_file(weights)

@@ -13,7 +13,8 @@ import transformers
 
 import fastbert
 from fastbert.inference.embedding import embed, embed_stream
-from fastbert.utils.checkpoints import InputError, packaged_checkpoint
+from fastbert.utils.checkpoints import packaged_checkpoint
+from fastbert.utils.errors import InputError
 from fastbert.utils.sample_text import SENTENCES
 
 needs_minilm = pytest.mark.skipif(

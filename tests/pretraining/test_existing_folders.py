@@ -14,7 +14,7 @@ from fastbert.pretraining.plot import plot_losses
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.pretraining.small_runs import RECIPE, command, environment, options, outcome
 from tests.pretraining.small_runs import assert_same as assert_same_outcome
 
@@ -56,10 +56,10 @@ def test_one_rule_for_what_is_there(prepared, console, tmp_path, monkeypatch):
         patched.setattr(PreTrainer, "train", None)
         patched.setattr(PreTrainer, "__init__", None)
         assert run(chosen, console, resume=True) == 0
-    assert "is finished, with these options; nothing is computed again" in console.file.getvalue()
+    assert "is finished, with these options; nothing is left to compute" in console.file.getvalue()
     (chosen.out / "mine.txt").write_text("kept")
     other = options(prepared, tmp_path / "out", **SHORT, seed=1)
-    with pytest.raises(InputError, match=r"expected seed 0, with which .*out was begun, got 1"):
+    with pytest.raises(InputError, match=r"expected seed 0, with which .*out was started, got 1"):
         run(other, console, resume=True)
     assert run(other, console, resume=False, overwrite=True) == 0
     assert outcome(chosen.out, 2)[0] != first[0]
@@ -99,7 +99,7 @@ def test_a_full_disk_says_what_is_kept(prepared, console, tmp_path, monkeypatch)
         return commit(folder, out, step, facts)
 
     monkeypatch.setattr(checkpoints, "commit", full)
-    with pytest.raises(OSError, match=r"No space left on device; in .* checkpoint-4 is there, and --resume goes on from it"):
+    with pytest.raises(OSError, match=r"No space left on device; in .* checkpoint-4 is there, and --resume continues from it"):
         run(options(prepared, tmp_path), console, resume=False)
     assert not list(tmp_path.glob(".saving*"))
 
@@ -126,7 +126,7 @@ def test_a_second_run_and_a_kill(prepared, tmp_path):
     )
     seen = ""
     try:
-        while "going on from" not in seen:
+        while "continuing from" not in seen:
             line = third.stdout.readline()
             assert line, third.communicate()[1]
             seen += line

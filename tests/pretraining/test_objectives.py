@@ -11,14 +11,14 @@ import transformers
 
 import fastbert
 from fastbert.data.batches import collate
-from fastbert.data.masking import IGNORED
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.pretraining import black_box
 from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import NextTokens, Objective
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.pretraining.small_data import TINY
 from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options, outcome
 
@@ -39,7 +39,7 @@ def batch_of(prepared, objective: Objective, count: int = 6):
 
 def padded(batch, *names: str) -> dict[str, torch.Tensor]:
     lengths = batch["cu_seqlens"].diff().tolist()
-    pads = {"labels": IGNORED}
+    pads = {"labels": IGNORE_INDEX}
     found = {
         name: torch.nn.utils.rnn.pad_sequence(batch[name].split(lengths), batch_first=True, padding_value=pads.get(name, 0))
         for name in names
@@ -57,9 +57,9 @@ def test_the_loss_of_left_is_that_of_transformers_on_the_padded_batch(prepared, 
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     inputs = padded(batch, "input_ids", "token_type_ids")
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
     expected = theirs.eval()(**inputs, labels=labels).loss.item()
-    count = int((batch["labels"] != IGNORED).sum())
+    count = int((batch["labels"] != IGNORE_INDEX).sum())
     assert count == len(batch["input_ids"]) - 6
     assert ours(**batch, num_items_in_batch=count, num_pairs_in_batch=6).loss.item() == pytest.approx(expected, rel=1e-5)
     metrics = LEFT.named(metrics_of(sums_of(ours, batch), ""))
@@ -99,7 +99,7 @@ def test_labels_are_the_next_tokens_and_nothing_crosses_samples(prepared):
     batch = batch_of(prepared, LEFT)
     for a, b in zip(batch["cu_seqlens"][:-1].tolist(), batch["cu_seqlens"][1:].tolist()):
         assert batch["labels"][a : b - 1].tolist() == batch["input_ids"][a + 1 : b].tolist()
-        assert batch["labels"][b - 1] == IGNORED
+        assert batch["labels"][b - 1] == IGNORE_INDEX
     assert np.array_equal(batch["input_ids"][: len(prepared.shards[0].input_ids)], prepared.shards[0].input_ids)
 
 
@@ -144,7 +144,7 @@ def test_a_killed_and_resumed_left_run_is_the_uninterrupted_one(prepared, consol
     assert "predicts the next token from those before it, and the next sentence" in console.file.getvalue()
     losses = [entry["eval_lm_loss"] for entry in outcome(whole.out)[0] if "eval_lm_loss" in entry]
     assert losses[-1] < losses[0] < math.log(64) + 0.3
-    with pytest.raises(InputError, match=r"expected direction 'left', with which .* was begun, got 'both'"):
+    with pytest.raises(InputError, match=r"expected direction 'left', with which .* was started, got 'both'"):
         run(replace(killed, direction="both"), console, resume=True)
 
     loaded, found = transformers.BertLMHeadModel.from_pretrained(whole.out / "checkpoint-12", output_loading_info=True)
@@ -183,8 +183,8 @@ def test_a_left_step_can_be_replayed(prepared, console, monkeypatch, tmp_path):
 
     monkeypatch.setattr(PreTrainer, "compute_loss", planted)
     assert run(options(prepared, tmp_path, direction="left", held_out=None), console, resume=False) == 3
-    found = black_box.replay(tmp_path / "stopped-at-step-3-process-0" / black_box.FILE, modules=True)
-    assert black_box.first_bad(found)[1] == "bert.encoder.layer.1.output.dense"
+    found = black_box.repeat_step(tmp_path / "stopped-at-step-3-process-0" / black_box.FILE, modules=True)
+    assert black_box.first_non_finite(found)[1] == "bert.encoder.layer.1.output.dense"
     assert not checkpoints.all_of(tmp_path)
 
 

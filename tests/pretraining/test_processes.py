@@ -37,7 +37,7 @@ def test_sigterm_saves_and_leaves_and_the_command_resumes(prepared, tmp_path):
     assert checkpoints.verify(checkpoints.all_of(tmp_path)[0])["step"] == step
     again = subprocess.run([sys.executable, *longer], env=environment(), capture_output=True, text=True)
     assert again.returncode == 2
-    assert "expected a new output, --resume, which goes on, or --overwrite, which begins again" in again.stderr
+    assert "expected a new output, --resume, which continues it, or --overwrite, which starts over" in again.stderr
 
 
 def run_command(prepared, out: Path, *more: str, processes: int = 1, killed: tuple[str, int, int] | None = None) -> int:

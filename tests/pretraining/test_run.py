@@ -16,12 +16,11 @@ from rich.console import Console
 import fastbert
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
-from fastbert.data.shards import DataError
 from fastbert.pretraining import black_box
 from fastbert.pretraining.run import Options, model_config, run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import DataError, InputError
 from tests.pretraining.small_data import write_data
 from tests.pretraining.small_runs import RECIPE, Killed, assert_same, end_at, kill, options, outcome, without_dropout
 
@@ -196,11 +195,11 @@ def test_a_non_finite_step_stops_the_run_and_can_be_replayed(prepared, console, 
     plan = Plan(prepared.shards.lengths, 512, 0)
     samples = [number for one in content["micro-batches"] for number in one["samples"]]
     assert sorted(samples) == sorted(plan.samples(5)[1])
-    assert black_box.first_bad(black_box.replay(file, modules=False))[1] == "loss"
-    assert black_box.first_bad(black_box.replay(file, modules=True))[:2] == (0, part)
+    assert black_box.first_non_finite(black_box.repeat_step(file, modules=False))[1] == "loss"
+    assert black_box.first_non_finite(black_box.repeat_step(file, modules=True))[:2] == (0, part)
     (file.parent / "weights.safetensors").unlink()
     with pytest.raises(DataError, match=r"weights\.safetensors beside"):
-        black_box.replay(file, modules=False)
+        black_box.repeat_step(file, modules=False)
 
 
 def test_a_replayed_step_gives_the_loss_of_the_run(prepared, console, monkeypatch, tmp_path):
@@ -225,7 +224,7 @@ def test_a_replayed_step_gives_the_loss_of_the_run(prepared, console, monkeypatc
     monkeypatch.setattr(PreTrainer, "compute_loss", noted)
     whole = options(prepared, tmp_path / "out", micro_batch_tokens=512, held_out=None)
     assert run(whole, console, resume=False) == 0
-    found = black_box.replay(written[0], modules=False)
+    found = black_box.repeat_step(written[0], modules=False)
     assert found[0] == (0, "loss", pytest.approx(losses[0], rel=1e-6))
 
 
@@ -261,7 +260,7 @@ def test_bad_options_are_refused_before_anything_is_written(prepared, console, t
 
 def test_another_recipe_cannot_go_on_with_a_run(prepared, console, tmp_path):
     assert run(options(prepared, tmp_path, held_out=None), console, resume=False) == 0
-    with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was begun, got 600"):
+    with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was started, got 600"):
         run(options(prepared, tmp_path, held_out=None, batch_tokens=600), console, resume=True)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from fastbert.data.masking import IGNORED
 from fastbert.finetuning.model import load_model
+from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.left_to_right import head_class
 from fastbert.model.shallow import HALVES, ShallowBertModel, half_config, load_encoder, reverse
 from fastbert.pretraining import black_box
@@ -16,7 +16,8 @@ from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import Objective
 from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from tests.pretraining.small_data import TINY
 from tests.pretraining.small_runs import Killed, assert_same, end_at, kill, options
 from tests.pretraining.test_objectives import batch_of, padded, unmask
@@ -58,9 +59,9 @@ def test_the_losses_are_those_of_transformers_on_the_padded_batch_and_its_mirror
             inputs = padded({**flipped, "cu_seqlens": batch["cu_seqlens"]}, "input_ids", "token_type_ids")
         else:
             inputs = padded(batch, "input_ids", "token_type_ids")
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
         expected.append(theirs.eval()(**inputs, labels=labels).loss.item())
-    count = int((batch["labels"] != IGNORED).sum())
+    count = int((batch["labels"] != IGNORE_INDEX).sum())
     output = ours(**batch, num_items_in_batch=count, num_pairs_in_batch=6)
     assert output.loss.item() == pytest.approx(sum(expected), rel=1e-5)
     metrics = SHALLOW.named(metrics_of(sums_of(ours, batch), ""))
@@ -180,8 +181,8 @@ def test_a_step_that_stopped_can_be_replayed(prepared, console, monkeypatch, tmp
     monkeypatch.setattr(PreTrainer, "compute_loss", planted)
     chosen = options(prepared, tmp_path, direction="shallow", next_sentence=False, held_out=None)
     assert run(chosen, console, resume=False) == 3
-    found = black_box.replay(tmp_path / "stopped-at-step-2-process-0" / black_box.FILE, modules=True)
-    assert black_box.first_bad(found)[1] == "right.bert.encoder.layer.1.output.dense"
+    found = black_box.repeat_step(tmp_path / "stopped-at-step-2-process-0" / black_box.FILE, modules=True)
+    assert black_box.first_non_finite(found)[1] == "right.bert.encoder.layer.1.output.dense"
 
 
 def test_what_does_not_fit_is_refused(prepared, console, tmp_path):

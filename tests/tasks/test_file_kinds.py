@@ -13,7 +13,7 @@ from fastbert.tasks.choices import read_choices
 from fastbert.tasks.sentences import read_sentences
 from fastbert.tasks.squad import read_squad
 from fastbert.tasks.tagged import read_tagged
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from tests.file_kinds import KINDS, texts_for, write_kind
 
 TEXTS = ['She said, "sit; down"', "two\n\nlines\twith \u2028 more", "안녕; {[", "'"]

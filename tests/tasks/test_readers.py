@@ -11,7 +11,7 @@ from fastbert.tasks.squad import read_squad
 from fastbert.tasks.tagged import read_tagged, split_characters
 from fastbert.tasks.tags import spans
 from fastbert.tasks.windows import answer_tokens, best_windows, question_windows, word_windows
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}")

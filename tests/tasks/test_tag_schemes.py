@@ -13,7 +13,7 @@ from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 from fastbert.tasks.metrics import entity_metrics, entity_report
 from fastbert.tasks.tagged import read_tagged, with_offsets
 from fastbert.tasks.tags import all_tags, is_tag, scheme_of, spans, word_tags
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 MARKS = {"BIO": "BI", "BIOES": "BIES", "BILOU": "BILU"}
 TYPES = ["", "-PER", "-LOC", "-A-B"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastbert.tasks.windows import answer_tokens, best_windows, question_windows, split_words, word_windows
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 
 WORDS = "the king of france was born in paris , anna unbelievableness played rome 1234 . ann's city".split()
 

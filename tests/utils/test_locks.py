@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.locks import locked_file, locked_folder, locked_replacement
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import time, typer
 from pathlib import Path
-from fastbert import locks
-from fastbert.cli.console import plain_errors
+from fastbert.utils import locks
+from fastbert.cli.errors import plain_errors
 def hold(kind: str, out: Path, seconds: float) -> None:
     with plain_errors(), getattr(locks, kind)(out, print):
         print("held", flush=True)
@@ -32,10 +32,13 @@ KINDS = {"locked_folder": "out/.lock", "locked_file": ".out.lock"}
 def start(kind: str, out: Path, seconds: float = 60.0, before: str = "") -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", before + HOLD, kind, str(out), str(seconds)], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", before + HOLD, kind, str(out), str(seconds)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by children of a shell's background job
-    )  # fmt: skip
+    )
 
 
 def wait(process: subprocess.Popen[str]) -> list[str]:
@@ -136,7 +139,7 @@ def test_many_at_once_never_share_it(tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from fastbert.utils.checkpoints import InputError
+from fastbert.utils.errors import InputError
 from fastbert.utils.locks import locked_file
 number, left = Path(sys.argv[1]), 20
 while left:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from fastbert.cli.app import app
 from fastbert.kernels import fp8
-from fastbert.utils.checkpoints import InputError, open_checkpoint
+from fastbert.utils.checkpoints import open_checkpoint
+from fastbert.utils.errors import InputError
 from fastbert.verification import fp8 as fp8_check
 
 if fp8.unsupported_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")):

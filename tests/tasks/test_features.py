@@ -6,13 +6,18 @@ import torch
 import transformers
 
 from fastbert.finetuning.data import DataOptions
-from fastbert.finetuning.features import Feature, batches_by_length, collate, predict
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.run import load_task
+from fastbert.finetuning.task_types import load_task
+from fastbert.tasks.features import Feature, batches_by_length, collate, predict
 from fastbert.utils.checkpoints import open_checkpoint
-from tests.finetuning.small_tasks import padded, write_files
+from tests.finetuning.small_tasks import padded, write_checkpoint, write_files
 
 KINDS = ("classify", "pair", "regression", "choice", "tag", "qa", "qa2")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 def task_of(kind, tmp_path, checkpoint):

@@ -1,6 +1,10 @@
-"""Results as JSON objects, one a row, and as tables for a terminal."""
+"""Results of inference as JSON objects, one for each row, and as tables for a terminal.
 
-from typing import Any
+Each command has a `Form` below.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -12,8 +16,15 @@ Results = list[tuple[Row, Any]]
 SHOWN_NUMBERS = 4
 
 
+class Form(NamedTuple):
+    """to_object: one row and its result as a JSON object. to_table: several of them as a table."""
+
+    to_object: Callable[[Row, Any], dict[str, Any]]
+    to_table: Callable[[Results], Any]
+
+
 def _table(*columns: str) -> Table:
-    """Columns whose name ends in ':' are numbers."""
+    """A table without rows. Columns whose name ends in ':' are numbers, and right-aligned."""
     table = Table()
     for name in columns:
         table.add_column(name.rstrip(":"), justify="right" if name.endswith(":") else "left", overflow="fold")
@@ -28,13 +39,12 @@ def _name(row: Row) -> Text:
     return Text(row.value if isinstance(row.value, str) else " / ".join(row.value))
 
 
-def embedding(row: Row, vector: np.ndarray) -> dict[str, Any]:
-    # The shortest digits that give the vector's own dtype back.
-    numbers = [float(str(number)) for number in vector]
+def _embedding_object(row: Row, vector: np.ndarray) -> dict[str, Any]:
+    numbers = [float(str(number)) for number in vector]  # the shortest digits that round to the same number of its dtype
     return {"text": row.value, "embedding": numbers}
 
 
-def embeddings(results: Results) -> Table:
+def _embeddings_table(results: Results) -> Table:
     names = [str(number) for number in range(1, len(results) + 1)]
     table = _table("", "text", f"vector of {len(results[0][1])}", *(f"cosine {name}:" for name in names))
     vectors = np.stack([vector for _, vector in results]).astype(np.float64)
@@ -45,16 +55,16 @@ def embeddings(results: Results) -> Table:
     return table
 
 
-def filling(row: Row, masks: Any) -> dict[str, Any]:
+def _mask_object(row: Row, masks: Any) -> dict[str, Any]:
     return {"text": row.value, "masks": masks}
 
 
-def fillings(results: Results) -> Table:
+def _masks_table(results: Results) -> Table:
     table = _table("text", "mask:", "token", "probability:")
     for _, masks in results:
         for number, fills in enumerate(masks, 1):
-            for place, fill in enumerate(fills):
-                first = place == 0
+            for i, fill in enumerate(fills):
+                first = i == 0
                 table.add_row(
                     Text(fill["sequence"]), str(number) if first else "", Text(fill["token_str"]), f"{fill['score']:.4f}"
                 )
@@ -62,34 +72,34 @@ def fillings(results: Results) -> Table:
     return table
 
 
-def classification(row: Row, labels: Any) -> dict[str, Any]:
+def _labels_object(row: Row, labels: Any) -> dict[str, Any]:
     return _texts(row) | {"labels": labels}
 
 
-def classifications(results: Results) -> Table:
+def _labels_table(results: Results) -> Table:
     table = _table("text", "label", "score:")
     for row, labels in results:
-        for place, label in enumerate(labels):
-            table.add_row(_name(row) if place == 0 else "", Text(str(label["label"])), f"{label['score']:.4f}")
+        for i, label in enumerate(labels):
+            table.add_row(_name(row) if i == 0 else "", Text(str(label["label"])), f"{label['score']:.4f}")
     return table
 
 
-def score(row: Row, value: float) -> dict[str, Any]:
+def _score_object(row: Row, value: float) -> dict[str, Any]:
     return _texts(row) | {"score": value}
 
 
-def scores(results: Results) -> Table:
+def _scores_table(results: Results) -> Table:
     table = _table("A", "B", "B follows A:")
     for row, value in results:
         table.add_row(Text(row.value[0]), Text(row.value[1]), f"{value:.4f}")
     return table
 
 
-def tagging(row: Row, result: Any) -> dict[str, Any]:
+def _tags_object(row: Row, result: Any) -> dict[str, Any]:
     return ({"text": row.value} if isinstance(row.value, str) else {}) | result
 
 
-def taggings(results: Results) -> Table:
+def _tags_table(results: Results) -> Table:
     table = _table("text", "words:", "entity", "label", "characters:", "score:")
     for row, result in results:
         lines = [
@@ -99,21 +109,29 @@ def taggings(results: Results) -> Table:
             (Text(word), Text(label), "", f"{value:.4f}")
             for word, label, value in zip(result["words"], result["tags"], result["scores"])
         ]
-        for place, line in enumerate(lines):
-            table.add_row(*((_name(row), str(len(result["words"]))) if place == 0 else ("", "")), *line)
+        for i, line in enumerate(lines):
+            table.add_row(*((_name(row), str(len(result["words"]))) if i == 0 else ("", "")), *line)
         table.add_section()
     return table
 
 
-def answering(row: Row, answers: Any) -> dict[str, Any]:
+def _answers_object(row: Row, answers: Any) -> dict[str, Any]:
     return {"question": row.value[0], "context": row.value[1], "answers": answers}
 
 
-def answerings(results: Results) -> Table:
+def _answers_table(results: Results) -> Table:
     table = _table("question", "answer", "characters:", "score:")
     for row, answers in results:
         found = answers or [{"answer": "(none)", "start": 0, "end": 0, "score": 0.0}]
-        for place, one in enumerate(found):
+        for i, one in enumerate(found):
             line = Text(one["answer"] or "(none)"), f"{one['start']}-{one['end']}", f"{one['score']:.4f}"
-            table.add_row(Text(row.value[0]) if place == 0 else "", *line)
+            table.add_row(Text(row.value[0]) if i == 0 else "", *line)
     return table
+
+
+EMBEDDINGS = Form(_embedding_object, _embeddings_table)
+MASKS = Form(_mask_object, _masks_table)
+LABELS = Form(_labels_object, _labels_table)
+SCORES = Form(_score_object, _scores_table)
+TAGS = Form(_tags_object, _tags_table)
+ANSWERS = Form(_answers_object, _answers_table)

@@ -1,89 +1,57 @@
-"""What the commands of inference share: where rows come from, where results go, how progress and notes are shown."""
+"""Runs rows through a task and shows or writes the results, with progress, notes and what --resume needs."""
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import typer
+from typing import Any, NamedTuple
 
 from fastbert.inference.engine import Report, Row, Task, stream
-from fastbert.inference.inputs import Kind, Source
+from fastbert.inference.inputs import Source
 from fastbert.inference.outputs import Output, check_name, fingerprint
-from fastbert.utils.checkpoints import InputError
-from fastbert.utils.existing import finished
+from fastbert.utils.errors import InputError, Resumable
+from fastbert.utils.existing_outputs import finished_message
 from fastbert.utils.locks import locked_file
 from fastbert.version import __version__
 
-from .console import Resumable, console
+from .console import console
+from .inference_results import Form
+from .inference_rows import say
 
-# A result as a JSON object; results of a few arguments as a table.
-Record = Callable[[Row, Any], dict[str, Any]]
-Table = Callable[[list[tuple[Row, Any]]], Any]
-
-
-def say(line: str) -> None:
-    typer.echo(line, err=True)
+ToBytes = Callable[[Row, Any], bytes]
 
 
-def pick(
-    arguments: Sequence[str],
-    kind: Kind,
-    file: Path | None,
-    fields: Sequence[str] | None,
-    format_: str | None,
-    header: bool = True,
-) -> list[Row] | Source:
-    """Rows of the arguments, or the file, or the standard input where there are no arguments and it is no terminal, or '-'.
+class Destination(NamedTuple):
+    """out: the file to write, or None to print. resume, overwrite: the options of those names."""
 
-    kind: of the command; as many arguments as it has roles make a row. The others as of `Source.of`. Raises InputError for a
-    mixture or nothing at all.
-    """
-    values, roles = list(arguments), kind.roles
-    if file is not None and values:
-        raise InputError(f"expected arguments or --file, got both: {values[0]!r} and {file}")
-    if file is not None or values == ["-"] or (not values and not sys.stdin.isatty()):
-        return Source.of(file, kind, fields, format_, header=header, say=say)
-    if not values or len(values) % len(roles):
-        raise InputError(
-            f"expected {' and '.join(roles)} as arguments, --file, or text in the standard input, got {len(values)} argument(s)"
-        )
-    if fields is not None or format_ is not None or not header:
-        raise InputError("expected --file or the standard input beside --field, --format or --no-header, got arguments")
-    groups = [tuple(values[at : at + len(roles)]) for at in range(0, len(values), len(roles))]
-    return [Row(one if len(roles) > 1 else one[0], f"argument {number}") for number, one in enumerate(groups, 1)]
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()
+    out: Path | None
+    resume: bool
+    overwrite: bool
 
 
 def run(
     task: Task[Any],
     rows: list[Row] | Source,
-    *,
-    record: Record,
-    table: Table,
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
+    form: Form,
+    destination: Destination,
     options: dict[str, Any],
+    *,
     batch_tokens: int | None = None,
     check: Callable[[Row], None] | None = None,
-    raw: tuple[Callable[[int], bytes], Callable[[Row, Any], bytes]] | None = None,
+    raw: tuple[Callable[[int], bytes], ToBytes] | None = None,
 ) -> None:
     """Runs the rows and shows or writes the results: a table on a terminal for arguments, else JSONL to `out` or to stdout.
 
     options: what the results depend on, beside input and model; a run that is resumed must have the same. check: raises
     InputError for a bad row; a file is checked whole before anything is written. raw: (header, bytes of a result), what is
-    written instead of JSONL. In JSONL, what a row carries is written before its result. Raises InputError for what cannot be
-    run or resumed.
+    written instead of JSONL. In JSONL, the further columns of a row are written before its result. Raises InputError for what
+    cannot be run or resumed.
     """
-    record = _beside(record)
+    out, resume, overwrite = destination
+    form = Form(_with_columns(form.to_object), form.to_table)
     if out is not None:
         check_name(out, raw is not None)
     if resume and (out is None or not isinstance(rows, Source) or rows.file is None):
@@ -94,26 +62,25 @@ def run(
         output = None
         if out is not None:
             stack.enter_context(locked_file(out, say))
-            # The command first: of two that differ, that is what a user wants to hear.
-            identity = {"command": options["command"], "input": _input(rows), "model": _model(task)}
+            # The command comes first: where several things differ, it is what the error names.
+            identity = {"command": options["command"], "input": _describe_input(rows), "model": _describe_model(task)}
             identity |= {"options": options, "fastbert": __version__}
             header = {} if raw is None else {"header": raw[0]}
             output = Output(out, identity, resume=resume, overwrite=overwrite, **header)
             if output.finished:
-                say(f"{finished(out)}: {output.rows:,} rows")
+                say(f"{finished_message(out)}: {output.rows:,} rows")
                 return
-        _run(task, rows, record, table, output, batch_tokens, check, None if raw is None else raw[1])
+        _run(task, rows, form, output, batch_tokens, check, None if raw is None else raw[1])
 
 
 def _run(
     task: Task[Any],
     rows: list[Row] | Source,
-    record: Record,
-    table: Table,
+    form: Form,
     output: Output | None,
     batch_tokens: int | None,
     check: Callable[[Row], None] | None,
-    to_bytes: Callable[[Row, Any], bytes] | None,
+    to_bytes: ToBytes | None,
 ) -> None:
     saved = getattr(task, "saved", None)
     if saved is not None and saved.line:
@@ -126,40 +93,48 @@ def _run(
             if check is not None:
                 check(row)
     if output is not None:
-        _write(task, rows, total, output, to_bytes or (lambda row, result: _json(record(row, result))), batch_tokens)
+        _write(
+            task, rows, total, output, to_bytes or (lambda row, result: _json_line(form.to_object(row, result))), batch_tokens
+        )
     elif isinstance(rows, list) and _is_terminal():
-        console().print(table(list(stream(task, rows, batch_tokens=batch_tokens))))
+        console().print(form.to_table(list(stream(task, rows, batch_tokens=batch_tokens))))
     else:
         with _progress(total, 0, hidden=_is_terminal()) as report:
             results = stream(task, rows, batch_tokens=batch_tokens, report=report)
-            _print(record(row, result) for row, result in results)
+            _print(form.to_object(row, result) for row, result in results)
     for line in task.notes.lines():
         say(f"warning: {line}")
 
 
-def _beside(record: Record) -> Record:
-    """The result of a row, behind what the row carries."""
-    return lambda row, result: {**row.carried, **record(row, result)}
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
-def alone(to_bytes: Callable[[Row, Any], bytes], file: Path | None) -> Callable[[Row, Any], bytes]:
-    """Says once what rows carry and the file, which has vectors alone, does not hold."""
-    told: list[str] = []
+def _with_columns(to_object: Callable[[Row, Any], dict[str, Any]]) -> Callable[[Row, Any], dict[str, Any]]:
+    """The further columns of a row before its result."""
+    return lambda row, result: {**row.carried, **to_object(row, result)}
+
+
+def without_columns(to_bytes: ToBytes, file: Path | None) -> ToBytes:
+    """Warns once that the further columns of the rows are not written to this file, which holds vectors only."""
+    warned = False
 
     def written(row: Row, result: Any) -> bytes:
-        if row.carried and not told:
-            told.extend(row.carried)
-            say(f"{file}: vectors alone, in the order of the rows; --out FILE.jsonl keeps {', '.join(told)} beside them")
+        nonlocal warned
+        if row.carried and not warned:
+            warned = True
+            names = ", ".join(row.carried)
+            say(f"{file}: vectors alone, in the order of the rows; --out FILE.jsonl keeps {names} beside them")
         return to_bytes(row, result)
 
     return written
 
 
 def _print(objects: Iterable[dict[str, Any]]) -> None:
-    """A reader that has seen enough and closes the pipe, as `head` does, ends it without an error."""
+    """Prints JSONL. A reader that closes the pipe early, as `head` does, ends it without an error."""
     try:
         for value in objects:
-            sys.stdout.buffer.write(_json(value))
+            sys.stdout.buffer.write(_json_line(value))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails
@@ -170,15 +145,15 @@ def _write(
     rows: list[Row] | Source,
     total: int | None,
     output: Output,
-    to_bytes: Callable[[Row, Any], bytes],
+    to_bytes: ToBytes,
     batch_tokens: int | None,
 ) -> None:
     first = output.rows
     if first:
-        say(f"{output.partial}: goes on behind row {first:,}")
+        say(f"{output.partial}: continues after row {first:,}")
     output.begin()
 
-    def tell(done: float) -> None:
+    def save_and_report(done: float) -> None:
         output.keep()
         if report is not None:
             report(done)
@@ -186,7 +161,7 @@ def _write(
     try:
         with (
             _progress(total, first) as report,
-            closing(stream(task, islice(rows, first, None), batch_tokens=batch_tokens, report=tell)) as results,
+            closing(stream(task, islice(rows, first, None), batch_tokens=batch_tokens, report=save_and_report)) as results,
         ):
             for row, result in results:
                 output.write(to_bytes(row, result))
@@ -197,7 +172,7 @@ def _write(
     except BaseException as error:
         done = output.rows if output.interrupt() else output.saved_rows
         resumable = isinstance(rows, Source) and rows.file is not None
-        advice = f"--resume goes on behind row {done:,}" if resumable else "--overwrite begins again"
+        advice = f"--resume continues after row {done:,}" if resumable else "--overwrite starts over"
         if isinstance(error, KeyboardInterrupt):
             raise Resumable(f"interrupted; {advice}", 130) from error
         if isinstance(error, OSError):
@@ -207,14 +182,14 @@ def _write(
     say(f"{output.file}: {output.rows:,} rows")
 
 
-def _input(rows: list[Row] | Source) -> dict[str, Any]:
+def _describe_input(rows: list[Row] | Source) -> dict[str, Any]:
     if isinstance(rows, list):
         return {"arguments": [row.value for row in rows]}
     described: dict[str, Any] = {"name": rows.name, "format": rows.format, "fields": rows.fields, "header": rows.header}
     return described if rows.file is None else described | {"name": str(rows.file.resolve())} | fingerprint(rows.file)
 
 
-def _model(task: Task[Any]) -> dict[str, Any]:
+def _describe_model(task: Task[Any]) -> dict[str, Any]:
     loaded = task.loaded
     described: dict[str, Any] = {"name": loaded.name, "dtype": str(loaded.model.dtype), "device": loaded.device.type}
     folder = Path(loaded.path or "")
@@ -224,8 +199,8 @@ def _model(task: Task[Any]) -> dict[str, Any]:
     return described | {"name": str(folder.resolve()), "files": {file.name: fingerprint(file) for file in files}}
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    # What a row carries is written as it came: NaN, which Python's JSON has, and half of a surrogate pair too.
+def _json_line(value: dict[str, Any]) -> bytes:
+    # Columns of the input are written unchanged: NaN, which Python's JSON has, and half of a surrogate pair too.
     try:
         return (json.dumps(value, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:
@@ -244,8 +219,11 @@ def _progress(total: int | None, first: int, hidden: bool = False) -> Iterator[R
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.fields[done]:,} rows"), BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.fields[done]:,} rows"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=screen, transient=True) as bars:
         bar = bars.add_task("", total=total, completed=first, done=first)
         yield lambda done: bars.update(bar, completed=first + done, done=int(first + done))

@@ -1,10 +1,10 @@
-"""The one rule for outputs that exist: --resume goes on with them, --overwrite begins again, and without either they stay."""
+"""One rule for outputs that exist: --resume continues them, --overwrite starts over, and without either they are left alone."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import InputError
+from .errors import InputError
 
 
 def check_flags(resume: bool, overwrite: bool) -> None:
@@ -13,26 +13,29 @@ def check_flags(resume: bool, overwrite: bool) -> None:
         raise InputError("expected --resume or --overwrite, got both")
 
 
-def existing(out: Path, state: str, *, resumable: bool = True) -> InputError:
-    """The refusal of an output that is there. state: 'is finished', 'is unfinished', or 'exists' where nobody can tell."""
-    flags = "--resume, which goes on, or --overwrite, which begins again" if resumable else "--overwrite, which begins again"
+def exists_error(out: Path, state: str, *, resumable: bool = True) -> InputError:
+    """The error for an output that exists. state: 'is finished', 'is unfinished', or 'exists' where that cannot be known."""
+    flags = "--resume, which continues it, or --overwrite, which starts over" if resumable else "--overwrite, which starts over"
     return InputError(f"expected a new output, {flags}, got {out}, which {state}")
 
 
-def foreign(out: Path, command: str, found: str) -> InputError:
-    """The refusal of what another command or the user made; found: what tells."""
+def foreign_folder_error(out: Path, command: str, found: str) -> InputError:
+    """The error for a folder of another command or of the user. found: a file in it that shows this."""
     return InputError(f"expected a new or empty folder, or one of `fastbert {command}`, got {out} with other files: {found}")
 
 
-def other_options(out: Path, name: str, before: Any, now: Any) -> InputError:
-    """The refusal to go on with other options, data or another model than those an output was begun with."""
+def other_options_error(out: Path, name: str, before: Any, now: Any) -> InputError:
+    """The error for a resumed run whose option, data or model is not that of the run it would continue.
+
+    name: of the first difference. before, now: its values, see `first_difference`.
+    """
     if _is_digest(before) and _is_digest(now):
         what = name.removesuffix(" sha256 of its ends")
         return InputError(
-            f"expected the {what} with which {out} was begun, got other content; --overwrite, which begins again, takes it"
+            f"expected the {what} with which {out} was started, got other content; --overwrite, which starts over, accepts it"
         )
     return InputError(
-        f"expected {name} {before!r}, with which {out} was begun, got {now!r}; --overwrite, which begins again, takes it"
+        f"expected {name} {before!r}, with which {out} was started, got {now!r}; --overwrite, which starts over, accepts it"
     )
 
 
@@ -48,11 +51,11 @@ def first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, A
     return None if before == now else (name, before, now)
 
 
-def finished(out: Path) -> str:
-    """What --resume says where nothing is left to do."""
-    return f"{out}: is finished, with these options; nothing is computed again"
+def finished_message(out: Path) -> str:
+    """What --resume prints where nothing is left to do."""
+    return f"{out}: is finished, with these options; nothing is left to compute"
 
 
-def visible(folder: Path) -> list[str]:
+def visible_names(folder: Path) -> list[str]:
     """The names in a folder that do not begin with a dot, sorted; none where it does not exist."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []

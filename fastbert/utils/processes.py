@@ -1,4 +1,4 @@
-"""What training on several processes (torchrun) has in common: the first decides for all, and they end together."""
+"""Training on several processes (torchrun): rank 0 decides for all, and all end together."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -6,18 +6,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from transformers import TrainerCallback
 
-from fastbert.data.shards import DataError
-from fastbert.utils.errors import InputError
+from .errors import DataError, InputError
 
 T = TypeVar("T")
 
 
-def agreed(decide: Callable[[], T]) -> T:
-    """What the first process decides, in every process, which wait for it; alone, the decision. Every process calls it.
+def decide_on_rank0(decide: Callable[[], T]) -> T:
+    """Calls `decide` on rank 0 alone and returns its result on every rank. Every rank must call this.
 
-    An InputError, DataError or OSError of the first is raised in all.
+    Without a process group, it is a plain call. Raises the InputError, DataError or OSError of rank 0 on every rank.
     """
     if not torch.distributed.is_initialized():
         return decide()
@@ -35,7 +33,7 @@ def agreed(decide: Callable[[], T]) -> T:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Around a whole training: the processes wait for each other at its end, and their group ends with it or its error."""
+    """Around a whole training: ranks wait for each other, then the process group is destroyed, after an error too."""
     try:
         yield
         if torch.distributed.is_initialized():
@@ -44,10 +42,3 @@ def ending_together() -> Iterator[None]:
         if torch.distributed.is_initialized():
             gc.collect()  # a process group whose last owner dies with the interpreter aborts it: its threads still run
             torch.distributed.destroy_process_group()
-
-
-class OwnDropout(TrainerCallback):
-    """Every process draws its own dropout masks. A resumed run loads the states of its checkpoint after this."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        torch.manual_seed(args.seed + args.process_index)

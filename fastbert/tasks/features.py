@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastbert.data.masking import IGNORED
+from fastbert.kernels.limits import IGNORE_INDEX
 
 ROWS = 512  # texts that are tokenised together
 EVALUATION_TOKENS = 4096
@@ -84,7 +84,7 @@ def collate_labels(features: Sequence[Feature]) -> dict[str, Tensor]:
 def loss_terms(feature: Feature) -> int:
     """How many terms this row adds to those whose mean is the loss of a batch: its labelled tokens, or one."""
     of_tokens = [value for value in feature.labels.values() if isinstance(value, np.ndarray)]
-    return int((of_tokens[0] != IGNORED).sum()) if of_tokens else 1
+    return int((of_tokens[0] != IGNORE_INDEX).sum()) if of_tokens else 1
 
 
 def batches_by_length(features: Sequence[Feature], tokens: int = EVALUATION_TOKENS) -> Iterator[list[int]]:

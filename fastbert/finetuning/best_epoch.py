@@ -1,4 +1,4 @@
-"""The best epoch of a run, kept on the disk as training goes: a folder that transformers loads, replaced when one is better."""
+"""The best epoch of a run, kept on the disk during training: a folder that transformers loads, replaced by a better one."""
 
 import importlib.util
 import shutil
@@ -15,39 +15,41 @@ from fastbert.utils.checkpoints import quiet
 from fastbert.utils.files import copy_whole
 
 from .method import Method
+from .output import BEST, CONFUSION
 
-FOLDER, CONFUSION = "best", "confusion.png"
 WHICH = ("best", "last")
 
 
 class BestEpoch:
-    """Of a run whose report goes to `folder`. which: of WHICH; 'last' keeps the latest epoch, whatever its score.
+    """The best epoch of the run whose report goes to `folder`.
 
-    metrics, epoch: of what is kept, None before there is any.
+    which: of WHICH; 'last' keeps the latest epoch, whatever its score. metrics, epoch: of what is kept, None before there is
+    any.
     """
 
     def __init__(self, folder: Path, method: Method, which: str = "best") -> None:
-        self.place, self.method, self.which = folder / FOLDER, method, which
+        self.path, self.method, self.which = folder / BEST, method, which
         self.metrics: dict[str, float] | None = None
         self.epoch: float | None = None
 
     def read(self) -> None:
-        """Takes up what an interrupted run kept. Raises checkpoints.Damaged where it is not whole."""
-        if self.place.exists():
-            facts = checkpoints.verify(self.place)
+        """Reads what an interrupted run kept. Raises checkpoints.Damaged where it is damaged."""
+        if self.path.exists():
+            facts = checkpoints.verify(self.path)
             self.metrics, self.epoch = dict(facts["metrics"]), float(facts["epoch"])
 
     def remove(self) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def offer(self, model: Any, metrics: dict[str, float], outputs: Sequence[np.ndarray], epoch: float) -> None:
-        """Keeps the model where its epoch is better than the one that is kept. outputs: of it on the evaluation data.
+        """Keeps the model where its epoch is better than the one that is kept.
 
-        Raises OSError where the disk takes not all; what was kept before is then still there.
+        outputs: of the model on the evaluation data. Raises OSError where the disk is full; what was kept before is still
+        there then.
         """
         if not self._is_better(metrics):
             return
-        staging = self.place.with_name(f".{FOLDER}")
+        staging = self.path.with_name(f".{BEST}")
         shutil.rmtree(staging, ignore_errors=True)  # of a save that was killed
         try:
             staging.mkdir(parents=True)
@@ -56,17 +58,17 @@ class BestEpoch:
                 self.method.save(model, self.method.task.decided(metrics), staging)
                 tokenizer.save_pretrained(staging)
             self._plot(outputs, staging / CONFUSION)
-            checkpoints.install(staging, self.place, {"metrics": metrics, "epoch": epoch})
+            checkpoints.install(staging, self.path, {"metrics": metrics, "epoch": epoch})
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise_of_disk(error, f"the model of epoch {epoch:g} to {self.place}")
+            raise_of_disk(error, f"the model of epoch {epoch:g} to {self.path}")
             raise
         self.metrics, self.epoch = dict(metrics), epoch
 
-    def place_in(self, model_folder: Path, report_folder: Path) -> None:
-        """Puts the files where they belong when the run is finished, each whole; `remove` is for later."""
+    def copy_to(self, model_folder: Path, report_folder: Path) -> None:
+        """Copies the files of the finished run, each whole, to where a user finds them. `remove` comes after the report."""
         model_folder.mkdir(parents=True, exist_ok=True)
-        for file in self.place.iterdir():
+        for file in self.path.iterdir():
             if file.name != checkpoints.MANIFEST:
                 copy_whole(file, (report_folder if file.name == CONFUSION else model_folder) / file.name)
 
