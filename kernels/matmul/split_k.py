@@ -14,7 +14,7 @@ from torch import Tensor
 from ..device import architecture, cdiv, dot_precision
 from ..primitives.tiles import offsets, tile_position
 from .config import GROUP_ROWS, GemmConfig
-from .epilogue import store_forward
+from .epilogue import store_activated
 
 ADD_TILE = dict(BLOCK_M=4, BLOCK_N=256)
 ADD_WARPS = 4
@@ -74,17 +74,21 @@ def add_splits_kernel(
     part = tl.program_id(2)
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
     out = offsets(offs_m, part * N + offs_n, PARTS * N)
     per_slot = tl.zeros([], tl.int64) + M
     per_slot *= PARTS * N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for split in range(0, splits):
         acc += tl.load(partial_ptr + split * per_slot + out, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
-    b_ptr = b0_ptr
-    if HAS_BIAS and PARTS == 3:
-        b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
-    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, N, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
+    if HAS_BIAS:
+        b_ptr = b0_ptr
+        if PARTS == 3:
+            b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
+        bias = tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)  # [BLOCK_N]
+        acc += bias.to(tl.float32)[None, :]
+    store_activated(acc, y_ptr, u_ptr, out, mask, ACTIVATION, SAVE_U, FULL)
 
 
 def gemm_fwd_split(
