@@ -184,6 +184,7 @@ def parse_rows(text: str) -> tuple[int, ...]:
 
 
 def _size(checkpoint: str | None, config: str | None) -> tuple[int, int, str]:
+    """Hidden size, intermediate size and activation."""
     if checkpoint is not None and config is not None:
         raise InputError(f"expected a checkpoint or --config, got both: {checkpoint} and {config}")
     if checkpoint is None:
