@@ -63,21 +63,33 @@ def layer_norm(
 
 
 def linear(
-    q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype
+    q: Tensor,
+    scale: Tensor,
+    weight_q: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    *,
+    activation: str | None = None,
+    out_dtype: torch.dtype,
 ) -> Tensor:
-    """x @ weight.T + bias for quantised x and weight.
+    """activation(x @ weight.T + bias) for quantised x and weight; the result is not quantised.
 
     q: float8_e4m3fn (M, K). scale: float32 (M, 1), or (M, ceil(K / GROUP)): one per GROUP columns. weight_q: float8_e4m3fn
-    (N, K). weight_scale: float32 (N,), one per output. bias: (N,) or None. out_dtype: dtype of the result.
+    (N, K). weight_scale: float32 (N,), one per output. bias: (N,) or None. activation: 'gelu_erf', 'gelu_tanh', 'relu' or
+    None. out_dtype: dtype of the result.
     Returns (M, N).
-    Raises ValueError for shapes that do not fit, TypeError for other dtypes.
+    Raises ValueError for shapes that do not fit or another activation, TypeError for other dtypes.
     """
     _check_product("linear", q, scale, weight_q, weight_scale, bias)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"linear: expected 'gelu_erf', 'gelu_tanh', 'relu' or None, got {activation!r}")
     if _on_torch(q):
-        return linear_ref(q, scale, weight_q, weight_scale, bias).to(out_dtype)
-    from . import fp8_kernels
+        y = linear_ref(q, scale, weight_q, weight_scale, bias).to(out_dtype)
+    else:
+        from . import fp8_kernels
 
-    return fp8_kernels.linear(q, scale, weight_q, weight_scale, bias, out_dtype)
+        y = fp8_kernels.linear(q, scale, weight_q, weight_scale, bias, out_dtype)
+    return reference.activate(y, activation)
 
 
 def linear_activation(

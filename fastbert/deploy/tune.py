@@ -194,11 +194,11 @@ def _size(checkpoint: str | None, config: str | None) -> tuple[int, int, str]:
         return SIZES[name]["hidden_size"], SIZES[name]["intermediate_size"], "gelu_erf"
     from transformers.activations import ACT2FN
 
-    from fastbert.model.fallback import activation_name
+    from fastbert.model.activations import fused_activation
     from fastbert.utils.checkpoints import open_checkpoint
 
     found = open_checkpoint(checkpoint).config
-    activation = activation_name(ACT2FN[found.hidden_act] if isinstance(found.hidden_act, str) else found.hidden_act)
+    activation = fused_activation(ACT2FN[found.hidden_act] if isinstance(found.hidden_act, str) else found.hidden_act)
     if activation is None:
         raise InputError(f"the kernels have no activation {found.hidden_act!r}, which {checkpoint} uses")
     return found.hidden_size, found.intermediate_size, activation

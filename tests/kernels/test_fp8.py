@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastbert.kernels import fp8, functional, use_backend
+from fastbert.kernels import fp8, functional, reference, use_backend
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.device import architecture, pretend
 from fastbert.kernels.fp8_format import E4M3, GROUP, num_groups
@@ -96,6 +96,14 @@ def test_activation_rounds_to_the_nearest(activation, M, K, N, device):
     assert (error <= half_a_step * (1 + 1e-3) + 1e-6).all(), (error - half_a_step).max()
 
 
+@pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh", "relu"])
+def test_linear_applies_an_activation_to_its_result(activation, device):
+    inputs = product(6, 64, 40, device)
+    plain = fp8.linear(*inputs, out_dtype=torch.bfloat16)
+    activated = fp8.linear(*inputs, activation=activation, out_dtype=torch.bfloat16)
+    assert torch.equal(activated, reference.activate(plain, activation))
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_linear_bits_do_not_depend_on_the_batch_in_invariant_mode(grouped, device):
     q, scale, *rest = product(200, 256, 130, device, grouped=grouped)
@@ -143,6 +151,8 @@ def test_rejects_bad_input(device):
         fp8.linear(q, scale, weight_q, weight_scale, bias[:3], out_dtype=torch.float32)
     with pytest.raises(ValueError, match="'swish'"):
         fp8.linear_activation(q, scale, weight_q, weight_scale, bias, activation="swish")
+    with pytest.raises(ValueError, match="'swish'"):
+        fp8.linear(q, scale, weight_q, weight_scale, bias, activation="swish", out_dtype=torch.float32)
     with pytest.raises(TypeError, match=r"got torch\.float64"):
         fp8.quantize(torch.ones(2, 3, dtype=torch.float64, device=device))
     with pytest.raises(ValueError, match="residual like x"):
