@@ -2,8 +2,12 @@
 
 Every name that transformers exports for BERT is here: the models are fastbert's, `BertConfig` and the tokenizers are
 transformers' own. The names of `transformers.models.bert.modeling_bert` are in `fastbert.modeling_bert`.
-`accelerate` swaps a model that is already built, `explain` says what runs each part of it, `verify` compares a checkpoint in
+`accelerate` swaps a model that is already built, `explain` tells what runs each part of it, `verify` compares a checkpoint in
 both libraries.
+
+The packages, from the bottom up: `kernels` (in the folder `kernels/` of a checkout), `utils`, `data`, `tasks`, `training`,
+`model`, then `pretraining`, `finetuning`, `inference` and `deploy` beside each other, `verification`, `cli`. Each package's
+docstring lists its files in reading order.
 """
 
 import importlib
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbert.version import __version__ as __version__
 
-if TYPE_CHECKING:  # the table below, for type checkers and editors; a test holds the two together
+if TYPE_CHECKING:  # the table below, for type checkers and editors; a test compares the two
     from transformers import BasicTokenizer as BasicTokenizer
     from transformers import BertConfig as BertConfig
     from transformers import BertTokenizer as BertTokenizer
@@ -47,8 +51,8 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.model.swap import restore as restore
     from fastbert.verification.compare import verify as verify
 
-# Where each name lives: `import fastbert` loads nothing, the first use of a name loads what it needs.
-_HOMES = {
+# The module of each name. `import fastbert` loads none of them; the first use of a name loads its module.
+_MODULES = {
     "BasicTokenizer": "transformers",
     "BertConfig": "transformers",
     "BertForMaskedLM": "fastbert.model.heads",
@@ -84,23 +88,23 @@ _HOMES = {
     "verify": "fastbert.verification.compare",
 }
 
-if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name for a right one
-    __all__ = ["__version__", *_HOMES]
+if not TYPE_CHECKING:  # with __getattr__ in sight, a type checker would accept any name
+    __all__ = ["__version__", *_MODULES]
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'fastbert' has no attribute {name!r}{_where_else(name)}")
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        if name not in _MODULES:
+            raise AttributeError(f"module 'fastbert' has no attribute {name!r}{_hint(name)}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])
 
 
-def _where_else(name: str) -> str:
-    """What to import instead of a part of BERT that transformers does not export at its top level either."""
+def _hint(name: str) -> str:
+    """Where a part of BERT is that transformers does not export at its top level either."""
     if name.startswith("Bert") and hasattr(importlib.import_module("fastbert.modeling_bert"), name):
         return "; it is in fastbert.modeling_bert, as in transformers.models.bert.modeling_bert"
     return ""

@@ -194,9 +194,21 @@ def test_special_tokens_spelled_in_the_text_are_words(tokenizer, tmp_path):
 
 def test_the_command(text, tokenizer, tmp_path, expected):
     command = [
-        "prepare", text, "--tokenizer", tokenizer, "--out", str(tmp_path / "out"), "--seq-len", "32",
-        "--duplicates", "2", "--workers", "1", "--shard-samples", "100",
-    ]  # fmt: skip
+        "prepare",
+        text,
+        "--tokenizer",
+        tokenizer,
+        "--out",
+        str(tmp_path / "out"),
+        "--seq-len",
+        "32",
+        "--duplicates",
+        "2",
+        "--workers",
+        "1",
+        "--shard-samples",
+        "100",
+    ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "B is random" in done.output

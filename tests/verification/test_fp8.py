@@ -20,9 +20,13 @@ WORDS = "the cat sat on a mat and saw dogs run far away from old red houses in r
 
 
 CLASSES = [
-    "BertModel", "BertForMaskedLM", "BertForSequenceClassification", "BertForQuestionAnswering", "BertForMultipleChoice",
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BertForQuestionAnswering",
+    "BertForMultipleChoice",
     "BertLMHeadModel",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -35,10 +39,16 @@ def checkpoint(request, tmp_path_factory):
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
+        vocab_size=len(tokens),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
         num_labels=2 if request.param == "BertForQuestionAnswering" else 3,
-        max_position_embeddings=32, initializer_range=0.1, is_decoder=request.param == "BertLMHeadModel",
-    )  # fmt: skip
+        max_position_embeddings=32,
+        initializer_range=0.1,
+        is_decoder=request.param == "BertLMHeadModel",
+    )
     getattr(transformers, request.param)(config).save_pretrained(folder)
     return folder
 
