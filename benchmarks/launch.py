@@ -28,7 +28,7 @@ from torch import Tensor
 import fastbert
 from fastbert.kernels import functional, use_backend
 from fastbert.kernels.device import pretend
-from fastbert.kernels.matmul.choose import decide
+from fastbert.kernels.matmul.choose import select_gemm
 
 from .harness.conditions import cpu_name
 
@@ -199,7 +199,7 @@ def main(
 
 def _choice(rounds: int, calls: int) -> float:
     device = torch.device("cuda", 0)
-    return microseconds(lambda: decide("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
+    return microseconds(lambda: select_gemm("linear", 512, 768, 768, torch.bfloat16, device), rounds, calls)
 
 
 def _profile(dtype: torch.dtype, calls: int) -> None:

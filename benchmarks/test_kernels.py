@@ -8,10 +8,9 @@ from benchmarks.harness.arena import Absent, Candidate, Prepared
 from benchmarks.harness.plan import VOCAB_SIZE, KernelCase
 from benchmarks.harness.records import Case
 from benchmarks.harness.work import SIZES
-from benchmarks.peers.kernels import peers
-from fastbert.kernels import functional
-from fastbert.kernels.specs.accuracy import check_operation, noise, tensors_of
-from fastbert.kernels.specs.spec import Workload
+from benchmarks.peers.kernels import Build, peers
+from fastbert.kernels.specs.accuracy import as_list, check_operation, random_gradient
+from fastbert.kernels.specs.spec import PeerCall, Workload
 
 pytest.importorskip("triton", reason="Triton is not installed: the specs live beside the kernels")
 from fastbert.kernels.specs.registry import ALL_SPECS
@@ -45,44 +44,35 @@ class Operation:
         self.expected: torch.Tensor | None = None
 
     def leaves(self) -> list[torch.Tensor]:
-        return [tensor for name in self.names for tensor in tensors_of(self.inputs[name]) if tensor is not None]
+        return [tensor for name in self.names for tensor in as_list(self.inputs[name]) if tensor is not None]
 
-    def ours(self) -> Prepared:
+    def fastbert(self) -> Prepared:
         """Checked against float64 on a small workload by the tests' own rule before anything is timed."""
         width, heads = self.work.hidden_size, self.work.num_heads
         small = Workload(width, heads, self.work.intermediate_size, 1000, (self.case.seqlen, 17))
-        wrong = [
-            str(a)
-            for a in check_operation(self.spec, self.spec.workload(small, self.dtype, self.device), self.dtype)
-            if not a.passed
-        ]
+        found = check_operation(self.spec, self.spec.workload(small, self.dtype, self.device), self.dtype)
+        wrong = [str(accuracy) for accuracy in found if not accuracy.passed]
         if wrong:
             return Prepared(lambda: None, "; ".join(wrong))
-        inputs = dict(self.inputs)
-        if self.spec.name == "attention":  # a model makes the schedule once for all its layers
-            qkv = inputs["qkv"]
-            inputs["schedule"] = functional.attention_schedule(inputs["cu_seqlens"], inputs["max_seqlen"], qkv.shape[0], qkv)
-        return self._prepared(self.spec.function, inputs)
+        return self._prepared(PeerCall(self.spec.function, self.spec.prepare(dict(self.inputs))))
 
-    def peer(self, get) -> Prepared:
-        return self._prepared(get(), self.spec.reference_inputs(self.inputs))
+    def peer(self, build: Build) -> Prepared:
+        return self._prepared(build())
 
-    def _prepared(self, function, inputs) -> Prepared:
-        own = getattr(function, "leaves", None)
-        leaves = self.leaves() if own is None else [leaf.requires_grad_(self.case.direction != "forward") for leaf in own]
+    def _prepared(self, call: PeerCall) -> Prepared:
+        needs_gradients = self.case.direction != "forward"
+        leaves = self.leaves() if call.leaves is None else [leaf.requires_grad_(needs_gradients) for leaf in call.leaves]
+        function, inputs = call.function, call.inputs
         out = function(**inputs)
-        compilation = getattr(function, "compilation", None)
-        details = {} if compilation is None else compilation.proof()
-        got = out.detach()[getattr(function, "keep", ...)].float()
+        details = call.proof()
+        got = (out.detach() if call.kept is None else out.detach()[call.kept]).float()
         if self.expected is None:
             self.expected = got
         error = ((got - self.expected).norm() / self.expected.norm()).item()
-        wrong = (
-            None
-            if error <= ALLOWED[self.dtype]
-            else f"differs from the baseline by {error:.1e}, allowed {ALLOWED[self.dtype]:.0e}"
-        )
-        dy = noise(out) if self.case.direction != "forward" else None
+        wrong = None
+        if not error <= ALLOWED[self.dtype]:
+            wrong = f"differs from the baseline by {error:.1e}, allowed {ALLOWED[self.dtype]:.0e}"
+        dy = random_gradient(out) if needs_gradients else None
 
         @torch.no_grad()
         def forward() -> None:
@@ -100,25 +90,32 @@ class Operation:
 
 @pytest.mark.parametrize("spec", ALL_SPECS, ids=lambda spec: spec.name)
 def test_operation(spec, kernel_case, race, device):
-    if spec.name == "cross_entropy" and kernel_case.direction == "backward":
-        pytest.skip("its gradients are made in the forward of a training step: only both together can be timed")
-    if not spec.differentiable and kernel_case.direction != "forward":
-        pytest.skip("the operation has no gradient")
-    if reason := spec.obstacle(device):
+    if kernel_case.direction not in spec.directions:
+        pytest.skip(f"{spec.name} can be timed {' and '.join(spec.directions)} only")
+    if reason := spec.unsupported_reason(device):
         pytest.skip(reason)
     operation = Operation(spec, kernel_case, device)
-    named = peers(spec, operation.inputs, device, kernel_case.modes)
-    candidates = [Candidate(name, lambda get=get: operation.peer(get)) for name, get in named]
-    candidates.append(Candidate("fastbert", operation.ours))
-    directions = {"forward": (False,), "backward": (True,), "both": (False, True)}[kernel_case.direction]
+    candidates = [
+        Candidate(name, lambda build=build: operation.peer(build))
+        for name, build in peers(spec, operation.inputs, device, kernel_case.modes)
+    ]
+    candidates.append(Candidate("fastbert", operation.fastbert))
+    passes = {"forward": (False,), "backward": (True,), "both": (False, True)}[kernel_case.direction]
     seqlens = operation.work.seqlens
     case = Case(
-        suite="kernels", model=kernel_case.model, dtype=kernel_case.dtype, batch_size=len(seqlens), seqlen=max(seqlens),
-        lengths=kernel_case.lengths, real_tokens=sum(seqlens), padded_tokens=len(seqlens) * max(seqlens),
-        flops=sum(spec.flops(operation.inputs, direction) for direction in directions),
-        bytes_moved=sum(spec.bytes_moved(operation.inputs, direction) for direction in directions),
-        operation=spec.name, direction=kernel_case.direction,
-    )  # fmt: skip
+        suite="kernels",
+        model=kernel_case.model,
+        dtype=kernel_case.dtype,
+        batch_size=len(seqlens),
+        seqlen=max(seqlens),
+        lengths=kernel_case.lengths,
+        real_tokens=sum(seqlens),
+        padded_tokens=len(seqlens) * max(seqlens),
+        flops=sum(spec.flops(operation.inputs, is_backward) for is_backward in passes),
+        bytes_moved=sum(spec.bytes_moved(operation.inputs, is_backward) for is_backward in passes),
+        operation=spec.name,
+        direction=kernel_case.direction,
+    )
     race(case, candidates, kernel=True)
 
 

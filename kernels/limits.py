@@ -3,4 +3,4 @@
 ACTIVATIONS = ("gelu_erf", "gelu_tanh", "relu")
 MIN_HEAD_DIM, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 16, 128, 8
 MAX_NORM_SIZE = 16384  # one row of a layer norm lives in the registers of one program
-IGNORE_INDEX = -100  # the label of a row that the loss leaves out, as in PyTorch
+IGNORE_INDEX = -100  # the label of a position without a loss, as in torch and transformers

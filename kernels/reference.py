@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .backend import is_tracing
+from .limits import IGNORE_INDEX
 
 
 def dropped(x: Tensor, dropout_p: float, dropout_mask: Tensor | None) -> Tensor:
@@ -118,7 +119,7 @@ def cross_entropy_ref(
     bias: Tensor | None,
     labels: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
     """Cross entropy of hidden @ weight.T + bias against labels, in float32 or wider from the logits on."""

@@ -3,7 +3,6 @@ down slows all of them. A contender that is absent, fails or answers wrongly giv
 """
 
 import gc
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastbert.utils.timing import Timer
+from fastbert.utils.timing import Call, Timer, Turns, failure_reason
 
 from .records import ABSENT, FAILED, TIMED, WRONG, Contender
 
@@ -70,6 +69,21 @@ class DeviceClock:
 CLOCK = DeviceClock()
 
 
+class PeakTimer(Timer):
+    """A timer that also keeps the last call's peak of allocated bytes above what there was before; None on a CPU."""
+
+    peak_bytes: int | None = None
+
+    def __call__(self, step: Call) -> float:
+        if self.device.type != "cuda":
+            return super().__call__(step)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        base = torch.cuda.memory_allocated(self.device)
+        elapsed = super().__call__(step)
+        self.peak_bytes = torch.cuda.max_memory_allocated(self.device) - base
+        return elapsed
+
+
 def compete(
     candidates: Sequence[Candidate],
     device: torch.device,
@@ -77,71 +91,70 @@ def compete(
     *,
     kernel: bool = False,
     benchmark: Any = None,
-    ours: str = "fastbert",
+    measured: str = "fastbert",
 ) -> tuple[Contender, ...]:
     """Runs every candidate and returns them in their order, the baseline first.
 
-    benchmark: pytest-benchmark's fixture, its timer set to CLOCK, which then times `ours`; the others take their turns in
-    its set-up.
+    benchmark: pytest-benchmark's fixture, its timer set to CLOCK, which then times the contender named `measured`; the others
+    take their turns in its set-up.
     """
-    timer = Timer(device, kernel)
+    timer = PeakTimer(device, kernel)
     found: dict[str, Contender] = {}
     ready: dict[str, Prepared] = {}
     for candidate in candidates:
         found[candidate.name], prepared = _prepare(candidate, timer)
         if prepared is not None:
             ready[candidate.name] = prepared
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
     peaks: dict[str, int] = {}
-    counting, order = False, random.Random(0)
 
-    def turn(name: str) -> None:
-        base = _start_peak(device)
+    def keep_peak(name: str, elapsed: float) -> None:
+        if timer.peak_bytes is not None and ready[name].counts_memory:
+            peaks[name] = max(peaks.get(name, 0), ready[name].resident_bytes + timer.peak_bytes)
+
+    turns = Turns({name: prepared.step for name, prepared in ready.items()}, timer, on_turn=keep_peak)
+    _run(turns, pace, benchmark, measured)
+
+    def result(name: str) -> Contender:
+        if name in turns.failures:
+            return replace(found[name], status=FAILED, reason=failure_reason(turns.failures[name]))
+        if name not in ready:
+            return found[name]
+        return replace(found[name], seconds=tuple(turns.seconds[name]), peak_bytes=peaks.get(name))
+
+    return tuple(result(candidate.name) for candidate in candidates)
+
+
+def _run(turns: Turns, pace: Pace, benchmark: Any, measured: str) -> None:
+    """All rounds of one case; `measured` is the last of each round, so that every other is between two of its turns."""
+
+    def others(counts: bool) -> None:
+        for name in turns.order():
+            if name != measured:
+                turns.turn(name, counts=counts)
+
+    def everyone(counts: bool) -> None:
+        others(counts)
+        if measured in turns.calls:
+            turns.turn(measured, counts=counts)
+
+    def timed_by_benchmark() -> None:
         begin = time.perf_counter()
-        try:
-            elapsed = timer(ready[name].step)
-        except Exception as error:  # a contender's crash is a row, not the end of the run
-            found[name] = replace(found[name], status=FAILED, reason=_describe(error))
-            return
-        if counting:
-            seconds[name].append(elapsed)
-            if device.type == "cuda" and ready[name].counts_memory:
-                peak = ready[name].resident_bytes + torch.cuda.max_memory_allocated(device) - base
-                peaks[name] = max(peaks.get(name, 0), peak)
-        if name == ours:
+        elapsed = turns.turn(measured)
+        if elapsed is not None:
             CLOCK.replace(time.perf_counter() - begin, elapsed)
-
-    def alive(name: str) -> bool:
-        return found[name].status == TIMED
-
-    def others() -> None:
-        for name in order.sample(list(ready), len(ready)):  # nobody always follows the same neighbour
-            if name != ours and alive(name):
-                turn(name)
-
-    def round_of_all() -> None:
-        others()
-        if ours in ready and alive(ours):
-            turn(ours)
 
     deadline = time.monotonic() + pace.sustained
     for _ in range(pace.warm_up):
-        round_of_all()
+        everyone(counts=False)
     while time.monotonic() < deadline - pace.sustained / 2:
-        round_of_all()
-    counting = True
-    if benchmark is not None and ours in ready and alive(ours):
-        benchmark.pedantic(lambda: turn(ours), setup=others, rounds=pace.rounds)
+        everyone(counts=False)
+    if benchmark is not None and measured in turns.calls and measured not in turns.failures:
+        benchmark.pedantic(timed_by_benchmark, setup=lambda: others(counts=True), rounds=pace.rounds)
     else:
         for _ in range(pace.rounds):
-            round_of_all()
+            everyone(counts=True)
     while time.monotonic() < deadline:
-        round_of_all()
-
-    def measured(name: str) -> Contender:
-        return replace(found[name], seconds=tuple(seconds[name]), peak_bytes=peaks.get(name)) if alive(name) else found[name]
-
-    return tuple(measured(candidate.name) for candidate in candidates)
+        everyone(counts=False)
 
 
 def _prepare(candidate: Candidate, timer: Timer) -> tuple[Contender, Prepared | None]:
@@ -155,25 +168,11 @@ def _prepare(candidate: Candidate, timer: Timer) -> tuple[Contender, Prepared | 
     except Absent as reason:
         return Contender(name, ABSENT, str(reason)), None
     except Exception as error:
-        return Contender(name, FAILED, _describe(error)), None
+        return Contender(name, FAILED, failure_reason(error)), None
     finally:
         _free(timer.device)
     contender = Contender(name, TIMED, real_tokens=prepared.real_tokens, flops=prepared.flops, details=dict(prepared.details))
     return contender, prepared
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
-def _start_peak(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
 
 
 def _free(device: torch.device) -> None:

@@ -1,79 +1,43 @@
-"""`fastbert tune`: every tile of every matrix product of a layer against the library's, measured on this GPU and kept as data.
+"""`fastbert tune`: measures every matrix product of a layer on this GPU, keeps the table, and prints it.
 
-A contender is checked against float64 before it is timed; one that is wrong or does not run is reported and left out. The
-table is written after every product and number of rows, so a run that was stopped goes on where it was.
+The table is written after every product and number of rows, so an interrupted run continues where it stopped.
 """
 
-import random
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from fastbert.deploy.measure import Result, measure_product
 from fastbert.kernels.backend import backend_reason
 from fastbert.kernels.device import architecture, dot_precision
-from fastbert.kernels.matmul.choose import (
-    GEMM_PRODUCTS,
-    Choice,
+from fastbert.kernels.matmul.table import (
     Entry,
     Key,
-    Timed,
+    Machine,
+    TableError,
+    default_file,
     forget_measured,
     measured_on,
-    use_choice,
+    read,
+    to_json,
 )
-from fastbert.kernels.matmul.config import candidates, obstacle
-from fastbert.kernels.matmul.table import Machine, TableError, default_file, read, to_json
-from fastbert.kernels.specs.accuracy import OUT_FACTOR, measure
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import strict_json, write_whole
-from fastbert.utils.timing import Timer, Timing
+from fastbert.utils.timing import Clock, Timer
+
+if TYPE_CHECKING:
+    from fastbert.kernels.specs.products import Product
 
 ROWS = tuple(1 << power for power in range(6, 16))
 SIZES = {"bert-base": (768, 3072, "gelu_erf"), "bert-large": (1024, 4096, "gelu_erf")}  # hidden, intermediate, activation
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32, "tf32": torch.float32}
-WARM_UP = 3
-Clock = Callable[[Callable[[], object]], float]  # seconds of one call
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to compute a product; a call does it once. config: the tile's name, None for the library."""
-
-    product: Any
-    operands: dict[str, Tensor]
-    config: str | None
-
-    @property
-    def side(self) -> str:
-        return "library" if self.config is None else "triton"
-
-    @property
-    def name(self) -> str:
-        return self.config or "library"
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        with use_choice(Choice(self.side, "being measured", self.config)):  # type: ignore[arg-type]
-            return self.product.run(self.operands)
-
-
-@dataclass(frozen=True)
-class Result:
-    """entry: None where nothing ran and was right. excluded: what was not timed, or not to the end, and why."""
-
-    product: Any
-    rows: int
-    entry: Entry | None
-    excluded: tuple[tuple[str, str], ...]
 
 
 class TableFile:
-    """A table that grows. Raises TableError where the file holds something else, or the table of another machine."""
+    """A table being measured. Raises TableError where the file holds something else, or the table of another machine."""
 
     def __init__(self, file: Path, machine: Machine) -> None:
         self.file, self.machine = file, machine
@@ -85,36 +49,14 @@ class TableFile:
                 raise TableError(f"{error}; nothing was measured: name another file, or take this one away") from error
 
     def put(self, key: Key, entry: Entry) -> None:
-        """Adds or replaces an entry, and writes the file anew."""
+        """Adds or replaces an entry, and rewrites the file."""
         self.entries[key] = entry
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.file, strict_json(to_json(self.machine, self.entries)))
 
 
-def measure_product(product: Any, rows: int, dtype: torch.dtype, device: torch.device, clock: Clock, rounds: int) -> Result:
-    """Checks and times the library and every tile that gemm.py offers for this product. product: of kernels.products."""
-    operands = product.operands(rows, dtype, device, torch.Generator(device).manual_seed(0))
-    arch = architecture(device)
-    tiles = candidates(GEMM_PRODUCTS[product.operation], dtype, dot_precision(dtype, arch), arch)
-    weights = product.weights(operands)
-    names = [tile.name for tile in tiles if not weights or obstacle(tile, operands["x"], weights) is None]
-    contenders = [Contender(product, operands, name) for name in (None, *names)]
-    with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        ready, excluded = _check(product, operands, contenders, rows)
-        seconds = _time(ready, clock, rounds, excluded)
-    best: dict[str, Timed] = {}
-    for contender in ready:
-        if contender.name in excluded:
-            continue
-        timed = Timed(contender.side, contender.config, round(Timing(tuple(seconds[contender.name])).median * 1e6, 3))  # type: ignore[arg-type]
-        if contender.side not in best or timed.microseconds < best[contender.side].microseconds:
-            best[contender.side] = timed
-    order = sorted(best.values(), key=lambda timed: timed.microseconds)  # the library is first, and stays so in a draw
-    return Result(product, rows, Entry(*order) if order else None, tuple(excluded.items()))
-
-
 def tune(
-    products: Iterable[Any],
+    products: Iterable["Product"],
     rows: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
@@ -124,7 +66,7 @@ def tune(
     rounds: int,
     again: bool = False,
 ) -> Iterator[Result]:
-    """Measures what the table does not have yet, or everything again, and yields it once it is written."""
+    """Measures what the table does not have yet, or everything again, and yields each result once it is written."""
     precision = dot_precision(dtype, architecture(device))
     for product in products:
         for count in rows:
@@ -150,10 +92,10 @@ def run_tune(
     again: bool,
     console: Any,
 ) -> bool:
-    """The command: measures, prints and keeps. Whether every product has an entry and no contender was left out.
+    """The command: measures, prints and keeps. Returns whether every product has an entry and no contender was left out.
 
-    Raises InputError where there is no GPU that the kernels run on or for what the user named wrongly, TableError for a file
-    that holds something else or the table of another machine.
+    Raises InputError where there is no GPU that the kernels run on or for a wrong argument, TableError for a file that holds
+    something else or the table of another machine.
     """
     hidden_size, intermediate_size, activation = _size(checkpoint, config)
     device = supported_device(DTYPES[dtype])
@@ -181,14 +123,14 @@ def run_tune(
 
 
 def print_table(file: Path | None, console: Any) -> None:
-    """What a table says, or without a file what this machine goes by. Raises TableError for a file that is no table."""
+    """Prints a table, or without a file what this machine uses. Raises TableError for a file that is no table."""
     if file is None:
         device = supported_device(torch.float32)
         found = measured_on(device.index, architecture(device))
         assert found is not None  # there is a GPU
         print_entries(dict(found.entries), found.device, console)
-        if found.trouble:
-            console.print(found.trouble, style="red", highlight=False, markup=False)
+        if found.table_error:
+            console.print(found.table_error, style="red", highlight=False, markup=False)
         return
     machine, entries = read(file)
     print_entries(
@@ -271,7 +213,7 @@ def _summary(entry: Entry | None) -> str:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    """float32 products as `--dtype` says, whatever the process was set to."""
+    """float32 products as `--dtype` says, whatever the setting of the process."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32" if allowed else "ieee"
@@ -279,74 +221,3 @@ def _tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = before
-
-
-@contextmanager
-def _fresh_memory_is_nan() -> Iterator[None]:
-    """So that a store that is missing shows, although the last contender left the right numbers in the same place."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills what torch.empty returns
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _check(
-    product: Any, operands: dict[str, Tensor], contenders: Sequence[Contender], rows: int
-) -> tuple[list[Contender], dict[str, str]]:
-    """(those that ran and were right, why each of the others is left out)."""
-    exact = product.reference({name: operand.double() for name, operand in operands.items()})
-    same_dtype = product.reference(operands)
-    ready: list[Contender] = []
-    excluded: dict[str, str] = {}
-    for contender in contenders:
-        try:
-            with _fresh_memory_is_nan():
-                made = contender()
-        except Exception as error:  # one that does not compile or launch is a line, not the end
-            excluded[contender.name] = _describe(error)
-            continue
-        wrong = _why_wrong(made, same_dtype, exact, rows)
-        if wrong is None:
-            ready.append(contender)
-        else:
-            excluded[contender.name] = f"wrong: {wrong}"
-    return ready, excluded
-
-
-def _why_wrong(made: Sequence[Tensor], same_dtype: Sequence[Tensor], exact: Sequence[Tensor], rows: int) -> str | None:
-    for place, (ours, theirs, right) in enumerate(zip(made, same_dtype, exact, strict=True)):
-        is_sum = right.dim() == 1
-        name = "sum over the rows" if is_sum else f"output {place}"
-        accuracy = measure(name, ours, theirs, right, OUT_FACTOR, summed_rows=rows if is_sum else 0)
-        if not accuracy.passed:
-            return str(accuracy)
-    return None
-
-
-def _time(ready: Sequence[Contender], clock: Clock, rounds: int, excluded: dict[str, str]) -> dict[str, list[float]]:
-    """Seconds of each, in turns; one that fails meanwhile joins the excluded."""
-    order = random.Random(0)
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in ready}
-    for turn in range(WARM_UP + rounds):
-        for contender in order.sample(list(ready), len(ready)):  # nobody always follows the same neighbour
-            if contender.name in excluded:
-                continue
-            try:
-                elapsed = clock(contender)
-            except Exception as error:
-                excluded[contender.name] = _describe(error)
-                continue
-            if turn >= WARM_UP:
-                seconds[contender.name].append(elapsed)
-    return seconds
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

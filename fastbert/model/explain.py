@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.models.bert import modeling_bert as hf
 
 from fastbert.kernels import backend_reason
-from fastbert.kernels.matmul.choose import choose
+from fastbert.kernels.matmul.choose import select_gemm
 from fastbert.model.activations import fused_activation
 from fastbert.model.bert import BertModel
 from fastbert.model.calls import last_path
@@ -160,8 +160,8 @@ def _layer_decisions(layer: nn.Module, causal: bool, fused: str) -> list[Decisio
             return Decision(component, f"{fused}, {number_format}{'' if fused == KERNELS else ' emulated'}", does)
         if not operation or fused != KERNELS:
             return Decision(component, fused, does)
-        side, why = _gemm_choice(operation, weights_of(modules[0])[0])
-        return Decision(component, side, f"{does}; {why}")
+        gemm, why = _gemm_choice(operation, weights_of(modules[0])[0])
+        return Decision(component, gemm, f"{does}; {why}")
 
     projections, qkv = [parts.query, parts.key, parts.value], "query, key and value together"
     intermediate, activation = [parts.intermediate_dense], f"{plan.activation} in the epilogue"
@@ -186,8 +186,8 @@ def _fused_name(tensor: Tensor) -> str:
 
 def _gemm_choice(operation: str, weight: Tensor) -> tuple[str, str]:
     """What computes this matrix product of a large batch on this GPU, and why."""
-    side, why = choose(operation, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
-    return KERNELS if side == "triton" else "fastbert, library GEMM", why
+    choice = select_gemm(operation, LARGE_BATCH, *weight.shape, weight.dtype, weight.device)
+    return KERNELS if choice.side == "triton" else "fastbert, library GEMM", choice.reason
 
 
 def _vocabulary_decisions(name: str, predictions: Any) -> list[Decision]:

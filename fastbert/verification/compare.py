@@ -25,7 +25,7 @@ from torch import Tensor
 import fastbert
 from fastbert.kernels.backend import interpreter_unsupported_reason
 from fastbert.kernels.limits import IGNORE_INDEX
-from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, measure
+from fastbert.kernels.specs.accuracy import OUT_FACTOR, Accuracy, compare_with_float64
 from fastbert.utils.checkpoints import CLASS_NAMES, Checkpoint, open_checkpoint, read_texts
 from fastbert.utils.errors import InputError
 
@@ -117,13 +117,15 @@ def verify_model(
     keep = batch["attention_mask"].bool()
     runs = [_run(model, batch, {}, keep) for model in models]
     for name in runs[0].hidden:
-        yield Row("hidden states", name, measure(name, *(run.hidden[name] for run in runs), OUT_FACTOR), 1)
+        yield Row("hidden states", name, compare_with_float64(name, *(run.hidden[name] for run in runs), OUT_FACTOR), 1)
     for name in runs[0].outputs:
-        yield Row("outputs", name, measure(name, *(run.outputs[name] for run in runs), OUT_FACTOR), 1)
+        yield Row("outputs", name, compare_with_float64(name, *(run.outputs[name] for run in runs), OUT_FACTOR), 1)
     groups: dict[str, list[Accuracy]] = {}
     for name in runs[0].gradients:
         gradients = (run.gradients[name] for run in runs)
-        found = measure(name, *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(name, runs[2]))
+        found = compare_with_float64(
+            name, *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(name, runs[2])
+        )
         groups.setdefault(_group(name), []).append(found)
     for group, accuracies in groups.items():
         yield Row("gradients", group, worst_of(accuracies), len(accuracies))
@@ -142,12 +144,14 @@ def verify_head(checkpoint: Checkpoint, texts: list[str], dtype: torch.dtype, de
     keep = batch["attention_mask"].bool()
     runs = [_run(model, batch, labels, keep) for model in models]
     accuracies = [
-        measure(name, *(run.outputs[name] for run in runs), OUT_FACTOR, summed_rows=_terms(labels) if name == "loss" else 0)
+        compare_with_float64(
+            name, *(run.outputs[name] for run in runs), OUT_FACTOR, summed_rows=_terms(labels) if name == "loss" else 0
+        )
         for name in runs[0].outputs
     ]
     for name in runs[0].gradients:
         gradients = (run.gradients[name] for run in runs)
-        found = measure(
+        found = compare_with_float64(
             f"gradient of {name}", *gradients, GRADIENT_FACTOR, summed_rows=int(keep.sum()), scale=_scale(name, runs[2])
         )
         accuracies.append(found)

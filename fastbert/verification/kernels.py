@@ -23,7 +23,7 @@ def main(device_type: str, num_samples: int) -> None:
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if device_type == "cuda" else (torch.float32, torch.float16)
     with use_backend("triton"):
         for spec in ALL_SPECS:
-            if spec.obstacle(device) is not None:
+            if spec.unsupported_reason(device) is not None:
                 continue  # no model runs it on this machine either
             for dtype in dtypes:
                 samples = spec.samples[: num_samples or None]

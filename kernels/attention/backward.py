@@ -1,167 +1,164 @@
-"""The gradients of attention, deterministic and without atomics: each row of dqkv has one writer.
+"""Backward of attention: dq, dk and dv, deterministic and without atomics, since each row of dqkv is written by one program.
 
-Where whole sequences fit a tile, one program makes dq, dk and dv of a sequence and head, or of the short sequences that share
-the tile (`attention_short`). Longer ones take two kernels: the first makes dq and, on the way, delta = rowsum(out * dout); the
-second makes dk and dv.
-dk and dv are formed from the transposed scores, so that both products take their left operand from registers.
+Where a whole sequence fits a tile, one program computes dq, dk and dv of a head of it; short sequences share tiles where that
+pays (`short`). Longer ones take two kernels: the first computes dq and delta = rowsum(out * dout), the second dk and dv.
+dk and dv come from the transposed scores, so that both products take their left operand from registers.
 """
-
-from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
-from ..device import is_amd
 from ..dropout import scale, threshold
-from ..registration import register
-from ..specs.spec import KernelVariant
-from .blocks import EXACT_TILE, Problem, Tile, attends, grid, keep_scores, load_rows, locate, shares_tiles, store_rows, variant
-from .schedule import PACK_ROWS, TILE_ROWS
-from .short import attention_bwd_short_kernel, short_variants
-
-LOG2_E = 1.4426950408889634
+from .blocks import attention_mask, dropout_keep, grid, load_rows, locate, store_rows
+from .config import LOG2_E, BackwardConfig, Problem
+from .schedule import TILE_ROWS, packs_short_sequences
+from .short import attention_bwd_short_kernel
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
-def _attention_bwd_whole_kernel(
+def attention_bwd_whole_kernel(
     qkv_ptr, dout_ptr, lse_ptr, tiles_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, MORE_THAN: tl.constexpr, CAUSAL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, MIN_SEQLEN: tl.constexpr, CAUSAL: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dv of one head of a sequence of more than MORE_THAN and at most BLOCK rows."""
-    head, start, rows, keys, _ = locate(tiles_ptr, H, BLOCK, 1)
-    if (rows <= MORE_THAN) | (rows > BLOCK):
+    """dq, dk and dv of one head of a sequence of MIN_SEQLEN to BLOCK rows."""
+    head, start, seqlen, num_keys, _ = locate(tiles_ptr, H, BLOCK, 1)
+    if (seqlen < MIN_SEQLEN) | (seqlen > BLOCK):
         return
     first_token = start.to(tl.int64)
     q_ptr = qkv_ptr + first_token * stride_token + head * tl.cast(stride_head, tl.int64)
     k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
     v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
     do_ptr = dout_ptr + first_token * stride_dout_token + head * tl.cast(stride_dout_head, tl.int64)
-    q = load_rows(q_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    k = load_rows(k_ptr, stride_token, keys, BLOCK, HEAD_DIM, BLOCK_D, True)
-    v = load_rows(v_ptr, stride_token, keys, BLOCK, HEAD_DIM, BLOCK_D, True)
-    do = load_rows(do_ptr, stride_dout_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
+    q = load_rows(q_ptr, stride_token, seqlen, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    k = load_rows(k_ptr, stride_token, num_keys, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    v = load_rows(v_ptr, stride_token, num_keys, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    do = load_rows(do_ptr, stride_dout_token, seqlen, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
     offs = tl.arange(0, BLOCK)
     # Rows past the end get lse = inf, so that their probabilities are 0.
-    lse = tl.load(lse_ptr + head.to(tl.int64) * T + start + offs, mask=offs < rows, other=float("inf"))
+    lse_ptr += head.to(tl.int64) * T
+    lse = tl.load(lse_ptr + start + offs, mask=offs < seqlen, other=float("inf"))  # [BLOCK]
 
-    # Transposed scores and what follows from them: [keys, rows].
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    p = tl.exp2(s * scale_log2 - lse[None, :])
-    p = tl.where(attends(offs[None, :], offs[:, None], keys, CAUSAL), p, 0.0)
-    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+    # Scores are transposed: [keys, rows].
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK, BLOCK]
+    p = tl.exp2(s * scale_log2 - lse[None, :])  # [BLOCK, BLOCK]
+    p = tl.where(attention_mask(offs[None, :], offs[:, None], num_keys, CAUSAL), p, 0.0)
+    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # [BLOCK, BLOCK]
     p_kept = p
     if HAS_DROPOUT:
-        keep = keep_scores(tl.load(seed_ptr), stream, head, start, 0, keep_threshold, BLOCK, BLOCK)
+        seed = tl.load(seed_ptr)  # scalar
+        keep = dropout_keep(seed, stream, head, start, 0, keep_threshold, BLOCK, BLOCK)  # [rows, keys]
         keep = tl.trans(keep.to(tl.int8)) != 0
         p_kept = tl.where(keep, p, 0.0)
         dp = tl.where(keep, dp, 0.0)
-    delta = tl.sum(p * dp, axis=0)
-    ds = (p * (dp - delta[None, :])).to(q.dtype)  # keep_scale waits for the last step
-    dv = tl.dot(p_kept.to(do.dtype), do, input_precision=PRECISION) * keep_scale
-    dk = tl.dot(ds, q, input_precision=PRECISION) * (softmax_scale * keep_scale)
-    dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (softmax_scale * keep_scale)
+    delta = tl.sum(p * dp, axis=0)  # [BLOCK]
+    ds = (p * (dp - delta[None, :])).to(q.dtype)  # [BLOCK, BLOCK], without keep_scale
+    dv = tl.dot(p_kept.to(do.dtype), do, input_precision=PRECISION) * keep_scale  # [BLOCK, BLOCK_D]
+    dk = tl.dot(ds, q, input_precision=PRECISION) * (softmax_scale * keep_scale)  # [BLOCK, BLOCK_D]
+    dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (softmax_scale * keep_scale)  # [BLOCK, BLOCK_D]
 
     dq_ptr = dqkv_ptr + (first_token * 3 * H + head) * HEAD_DIM
-    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
-    store_rows(dq_ptr + H * HEAD_DIM, dk, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
-    store_rows(dq_ptr + 2 * H * HEAD_DIM, dv, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, seqlen, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr + H * HEAD_DIM, dk, 3 * H * HEAD_DIM, seqlen, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr + 2 * H * HEAD_DIM, dv, 3 * H * HEAD_DIM, seqlen, BLOCK, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
-def _attention_bwd_dq_kernel(
+def attention_bwd_dq_kernel(
     qkv_ptr, out_ptr, dout_ptr, lse_ptr, tiles_ptr, seed_ptr, delta_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECES: tl.constexpr,
-    MORE_THAN: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS_PER_TILE: tl.constexpr,
+    MIN_SEQLEN: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq and delta of BLOCK_M rows of one head of a sequence of more than MORE_THAN rows."""
-    head, start, rows, keys, first_row = locate(tiles_ptr, H, BLOCK_M, PIECES)
-    if (rows <= MORE_THAN) | (first_row >= rows):
+    """dq and delta of BLOCK_M rows of one head of a sequence of at least MIN_SEQLEN rows."""
+    head, start, seqlen, num_keys, first_row = locate(tiles_ptr, H, BLOCK_M, BLOCKS_PER_TILE)
+    if (seqlen < MIN_SEQLEN) | (first_row >= seqlen):
         return
     token = start + first_row
     token_64 = token.to(tl.int64)
-    rows_left = rows - first_row
-    seed = tl.load(seed_ptr) if HAS_DROPOUT else 0
+    num_rows = seqlen - first_row
+    seed = tl.load(seed_ptr) if HAS_DROPOUT else 0  # scalar
     q_ptr = qkv_ptr + head * tl.cast(stride_head, tl.int64)
     k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
     v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
     o_ptr = out_ptr + (token_64 * H + head) * HEAD_DIM
     do_ptr = dout_ptr + token_64 * stride_dout_token + head * tl.cast(stride_dout_head, tl.int64)
-    q = load_rows(q_ptr + token_64 * stride_token, stride_token, rows_left, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-    o = load_rows(o_ptr, H * HEAD_DIM, rows_left, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-    do = load_rows(do_ptr, stride_dout_token, rows_left, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+    q_ptr += token_64 * stride_token
+    q = load_rows(q_ptr, stride_token, num_rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)  # [BLOCK_M, BLOCK_D]
+    o = load_rows(o_ptr, H * HEAD_DIM, num_rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)  # [BLOCK_M, BLOCK_D]
+    do = load_rows(do_ptr, stride_dout_token, num_rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)  # [BLOCK_M, BLOCK_D]
     offs_m = tl.arange(0, BLOCK_M)
-    place = head.to(tl.int64) * T + token + offs_m
-    lse = tl.load(lse_ptr + place, mask=offs_m < rows_left, other=float("inf"))
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), axis=1)
+    index = head.to(tl.int64) * T + token + offs_m  # of lse and delta
+    lse = tl.load(lse_ptr + index, mask=offs_m < num_rows, other=float("inf"))  # [BLOCK_M]
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), axis=1)  # [BLOCK_M]
     if HAS_DROPOUT:
         delta *= (65536 - keep_threshold) * (1.0 / 65536)
-    tl.store(delta_ptr + place, delta, mask=offs_m < rows_left)
+    tl.store(delta_ptr + index, delta, mask=offs_m < num_rows)
 
-    # As in the forward: the last block, which may need a mask, then whole ones.
+    # As in the forward: the last block of keys, which may need a mask, then the others.
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    last = tl.minimum(keys - 1, first_row + BLOCK_M - 1) if CAUSAL else keys - 1
-    last = last // BLOCK_N * BLOCK_N
-    if keys > 0:
+    last_key = tl.minimum(num_keys - 1, first_row + BLOCK_M - 1) if CAUSAL else num_keys - 1
+    last = last_key // BLOCK_N * BLOCK_N
+    if num_keys > 0:
         dq = _add_dq(
-            dq, q, do, lse, delta, k_ptr, v_ptr, start, stride_token, first_row, last, keys,
+            dq, q, do, lse, delta, k_ptr, v_ptr, start, stride_token, first_row, last, num_keys,
             scale_log2, seed, stream, head, token, keep_threshold,
             HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, True, CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
     if last > 0:
         for key in range(0, last, BLOCK_N):
             dq = _add_dq(
-                dq, q, do, lse, delta, k_ptr, v_ptr, start, stride_token, first_row, key, keys,
+                dq, q, do, lse, delta, k_ptr, v_ptr, start, stride_token, first_row, key, num_keys,
                 scale_log2, seed, stream, head, token, keep_threshold,
                 HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, False, CAUSAL, HAS_DROPOUT, PRECISION,
             )  # fmt: skip
 
     dq *= softmax_scale * keep_scale
     dq_ptr = dqkv_ptr + (token_64 * 3 * H + head) * HEAD_DIM
-    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, rows_left, BLOCK_M, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, num_rows, BLOCK_M, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
 def _add_dq(
-    dq, q, do, lse, delta, k_ptr, v_ptr, start, stride_token, first_row, key, keys,
+    dq, q, do, lse, delta, k_ptr, v_ptr, start, stride_token, first_row, key, num_keys,
     scale_log2, seed, stream, head, token, keep_threshold,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq plus what the BLOCK_N keys from `key` add to it."""
+    """dq [BLOCK_M, BLOCK_D] plus the contribution of the BLOCK_N keys from `key`."""
     block = (start + key).to(tl.int64) * stride_token
-    k = load_rows(k_ptr + block, stride_token, keys - key, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED)
-    v = load_rows(v_ptr + block, stride_token, keys - key, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    p = tl.exp2(s * scale_log2 - lse[:, None])
+    k = load_rows(k_ptr + block, stride_token, num_keys - key, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_N, BLOCK_D]
+    v = load_rows(v_ptr + block, stride_token, num_keys - key, BLOCK_N, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_N, BLOCK_D]
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+    p = tl.exp2(s * scale_log2 - lse[:, None])  # [BLOCK_M, BLOCK_N]
     if MASKED:
-        row = first_row + tl.arange(0, BLOCK_M)[:, None]
-        p = tl.where(attends(row, key + tl.arange(0, BLOCK_N)[None, :], keys, CAUSAL), p, 0.0)
-    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        row = first_row + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
+        column = key + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+        p = tl.where(attention_mask(row, column, num_keys, CAUSAL), p, 0.0)
+    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
     if HAS_DROPOUT:
-        dp = tl.where(keep_scores(seed, stream, head, token, key, keep_threshold, BLOCK_M, BLOCK_N), dp, 0.0)
-    ds = (p * (dp - delta[:, None])).to(k.dtype)
-    return tl.dot(ds, k, dq, input_precision=PRECISION)
+        dp = tl.where(dropout_keep(seed, stream, head, token, key, keep_threshold, BLOCK_M, BLOCK_N), dp, 0.0)
+    ds = (p * (dp - delta[:, None])).to(k.dtype)  # [BLOCK_M, BLOCK_N]
+    return tl.dot(ds, k, dq, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
-def _attention_bwd_dkdv_kernel(
+def attention_bwd_dkdv_kernel(
     qkv_ptr, dout_ptr, lse_ptr, delta_ptr, tiles_ptr, seed_ptr, dqkv_ptr,
     T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECES: tl.constexpr,
-    MORE_THAN: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS_PER_TILE: tl.constexpr,
+    MIN_SEQLEN: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N rows of one head of such a sequence; zeros for rows that are not keys."""
-    head, start, rows, keys, first_key = locate(tiles_ptr, H, BLOCK_N, PIECES)
-    if (rows <= MORE_THAN) | (first_key >= rows):
+    """dk and dv of BLOCK_N rows of one head of a sequence of at least MIN_SEQLEN rows; zeros for rows that are not keys."""
+    head, start, seqlen, num_keys, first_key = locate(tiles_ptr, H, BLOCK_N, BLOCKS_PER_TILE)
+    if (seqlen < MIN_SEQLEN) | (first_key >= seqlen):
         return
-    seed = tl.load(seed_ptr) if HAS_DROPOUT else 0
+    seed = tl.load(seed_ptr) if HAS_DROPOUT else 0  # scalar
     first_token = start.to(tl.int64) + first_key
     q_ptr = qkv_ptr + head * tl.cast(stride_head, tl.int64)
     k_ptr = q_ptr + first_token * stride_token + tl.cast(stride_part, tl.int64)
@@ -172,13 +169,13 @@ def _attention_bwd_dkdv_kernel(
 
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    if first_key < keys:
-        k = load_rows(k_ptr, stride_token, keys - first_key, BLOCK_N, HEAD_DIM, BLOCK_D, True)
-        v = load_rows(v_ptr, stride_token, keys - first_key, BLOCK_N, HEAD_DIM, BLOCK_D, True)
-        last = (rows - 1) // BLOCK_M * BLOCK_M
+    if first_key < num_keys:
+        k = load_rows(k_ptr, stride_token, num_keys - first_key, BLOCK_N, HEAD_DIM, BLOCK_D, True)  # [BLOCK_N, BLOCK_D]
+        v = load_rows(v_ptr, stride_token, num_keys - first_key, BLOCK_N, HEAD_DIM, BLOCK_D, True)  # [BLOCK_N, BLOCK_D]
+        last = (seqlen - 1) // BLOCK_M * BLOCK_M
         dk, dv = _add_dkdv(
             dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, start, stride_token, stride_dout_token,
-            last, rows, first_key, scale_log2, seed, stream, head, keep_threshold,
+            last, seqlen, first_key, scale_log2, seed, stream, head, keep_threshold,
             HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, True, CAUSAL, HAS_DROPOUT, PRECISION,
         )  # fmt: skip
         first = first_key // BLOCK_M * BLOCK_M if CAUSAL else 0
@@ -186,184 +183,100 @@ def _attention_bwd_dkdv_kernel(
             for row in range(first, last, BLOCK_M):
                 dk, dv = _add_dkdv(
                     dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, start, stride_token, stride_dout_token,
-                    row, rows, first_key, scale_log2, seed, stream, head, keep_threshold,
+                    row, seqlen, first_key, scale_log2, seed, stream, head, keep_threshold,
                     HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, False, CAUSAL, HAS_DROPOUT, PRECISION,
                 )  # fmt: skip
 
-    # A row of dk and dv depends on its own key alone: rows that are no keys are wiped here rather than masked above.
-    is_key = (first_key + tl.arange(0, BLOCK_N) < keys)[:, None]
+    # A row of dk and dv depends on its own key alone: rows that are not keys are zeroed here rather than masked above.
+    is_key = (first_key + tl.arange(0, BLOCK_N) < num_keys)[:, None]  # [BLOCK_N, 1]
     dk = tl.where(is_key, dk * (softmax_scale * keep_scale), 0.0)
     dv = tl.where(is_key, dv * keep_scale, 0.0)
     dk_ptr = dqkv_ptr + (first_token * 3 * H + H + head) * HEAD_DIM
-    store_rows(dk_ptr, dk, 3 * H * HEAD_DIM, rows - first_key, BLOCK_N, HEAD_DIM, BLOCK_D)
-    store_rows(dk_ptr + H * HEAD_DIM, dv, 3 * H * HEAD_DIM, rows - first_key, BLOCK_N, HEAD_DIM, BLOCK_D)
+    store_rows(dk_ptr, dk, 3 * H * HEAD_DIM, seqlen - first_key, BLOCK_N, HEAD_DIM, BLOCK_D)
+    store_rows(dk_ptr + H * HEAD_DIM, dv, 3 * H * HEAD_DIM, seqlen - first_key, BLOCK_N, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
 def _add_dkdv(
     dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, start, stride_token, stride_dout_token,
-    row, rows, first_key, scale_log2, seed, stream, head, keep_threshold,
+    row, seqlen, first_key, scale_log2, seed, stream, head, keep_threshold,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv plus what the BLOCK_M rows from `row` add to them. MASKED: some of these rows may lie past the end."""
+    """dk and dv [BLOCK_N, BLOCK_D] plus the contribution of the BLOCK_M rows from `row`, MASKED where some may not exist."""
     token = start + row
     token_64 = token.to(tl.int64)
     offs_m = tl.arange(0, BLOCK_M)
     q_ptr += token_64 * stride_token
     do_ptr += token_64 * stride_dout_token
-    q = load_rows(q_ptr, stride_token, rows - row, BLOCK_M, HEAD_DIM, BLOCK_D, MASKED)
-    do = load_rows(do_ptr, stride_dout_token, rows - row, BLOCK_M, HEAD_DIM, BLOCK_D, MASKED)
+    q = load_rows(q_ptr, stride_token, seqlen - row, BLOCK_M, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_M, BLOCK_D]
+    do = load_rows(do_ptr, stride_dout_token, seqlen - row, BLOCK_M, HEAD_DIM, BLOCK_D, MASKED)  # [BLOCK_M, BLOCK_D]
     if MASKED:
-        lse = tl.load(lse_ptr + token + offs_m, mask=offs_m < rows - row, other=float("inf"))
-        delta = tl.load(delta_ptr + token + offs_m, mask=offs_m < rows - row, other=0.0)
+        lse = tl.load(lse_ptr + token + offs_m, mask=offs_m < seqlen - row, other=float("inf"))  # [BLOCK_M]
+        delta = tl.load(delta_ptr + token + offs_m, mask=offs_m < seqlen - row, other=0.0)  # [BLOCK_M]
     else:
-        lse = tl.load(lse_ptr + token + offs_m)
-        delta = tl.load(delta_ptr + token + offs_m)
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    p = tl.exp2(s * scale_log2 - lse[None, :])
+        lse = tl.load(lse_ptr + token + offs_m)  # [BLOCK_M]
+        delta = tl.load(delta_ptr + token + offs_m)  # [BLOCK_M]
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
+    p = tl.exp2(s * scale_log2 - lse[None, :])  # [BLOCK_N, BLOCK_M]
     if CAUSAL:
         p = tl.where(first_key + tl.arange(0, BLOCK_N)[:, None] <= row + offs_m[None, :], p, 0.0)
-    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
     p_kept = p
     if HAS_DROPOUT:
-        keep = keep_scores(seed, stream, head, token, first_key, keep_threshold, BLOCK_M, BLOCK_N)
+        keep = dropout_keep(seed, stream, head, token, first_key, keep_threshold, BLOCK_M, BLOCK_N)  # [BLOCK_M, BLOCK_N]
         keep = tl.trans(keep.to(tl.int8)) != 0  # eight-bit: the transposition goes through shared memory
         p_kept = tl.where(keep, p, 0.0)
         dp = tl.where(keep, dp, 0.0)
-    dv = tl.dot(p_kept.to(do.dtype), do, dv, input_precision=PRECISION)
-    ds = (p * (dp - delta[None, :])).to(q.dtype)
-    dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+    dv = tl.dot(p_kept.to(do.dtype), do, dv, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
+    ds = (p * (dp - delta[None, :])).to(q.dtype)  # [BLOCK_N, BLOCK_M]
+    dk = tl.dot(ds, q, dk, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
     return dk, dv
 
 
-@dataclass(frozen=True)
-class BackwardConfig:
-    """whole: tiles that hold a sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: for sequences longer than those. short:
-    the tile that sequences share, where there is one.
-
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, shared by
-    short sequences 152 and 168, whole 128 177 and 250 (one block per multiprocessor, but it moves 7 tensors where dq and dkdv
-    move 12), dq 122 and 154, dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
-    """
-
-    whole: tuple[Tile, ...]
-    dq: Tile
-    dkdv: Tile
-    short: Tile | None = None
-
-    @classmethod
-    def choose(cls, problem: Problem) -> "BackwardConfig":
-        if problem.is_exact:
-            low = replace(EXACT_TILE, BLOCK_M=16)
-            return cls((), low if problem.head_dim > 32 else EXACT_TILE, low)
-        amd, has_room = is_amd(problem.target), problem.multiplies_from_shared
-        if problem.is_float32 and problem.is_wide:
-            if amd:
-                return cls((), Tile(32, 32, num_stages=1), Tile(16, 64))
-            if has_room:
-                return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
-            return cls((), Tile(32, 32), Tile(16, 32))
-        if problem.is_float32:
-            if has_room or amd:
-                return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64), short=Tile(64, 64))
-            return cls((), Tile(32, 64), Tile(16, 64))
-        whole = [Tile(64, 64)]
-        short = Tile(64, 64, num_warps=8 if problem.is_wide and not amd else 4)
-        if has_room and not problem.is_wide:
-            whole.append(Tile(128, 128, num_warps=8))
-        if problem.is_wide:
-            if not has_room and not amd:
-                whole = [Tile(64, 64, num_warps=8)]
-            dq = Tile(64 if has_room or amd else 32, 64)
-            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64), short)
-        if not problem.has_dropout:
-            return cls(tuple(whole), Tile(64, 64), Tile(64, 64), short)
-        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or amd else 1), short)
-
-    def launches_whole(self, max_seqlen: int) -> tuple[Tile, ...]:
-        """The whole-sequence tiles worth a launch: where some sequences are longer than all of them, only the smallest."""
-        if not self.whole or max_seqlen > self.whole[-1].BLOCK_M:
-            return self.whole[:1]
-        return tuple(tile for place, tile in enumerate(self.whole) if not place or max_seqlen > self.whole[place - 1].BLOCK_M)
-
-
-def _attention_bwd(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):
+def launch_backward(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):
+    """dqkv of the operator `attention_bwd`, contiguous."""
     T, _, H, D = qkv.shape
-    dqkv = _attention_bwd_fake(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream)
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if T == 0:
         return dqkv
     problem = Problem.of(qkv, max_seqlen, dropout_p)
     config = BackwardConfig.choose(problem)
-    scalars = (
-        T, H, qkv.stride(0), qkv.stride(1), qkv.stride(2), dout.stride(0), dout.stride(1),
-        softmax_scale, softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream,
-    )  # fmt: skip
+    strides = (*qkv.stride()[:3], *dout.stride()[:2])
+    scalars = (T, H, *strides, softmax_scale, softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream)
     flags = dict(
         HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision
     )
-    done = 0  # sequences of at most this many rows have their gradients
-    short = config.short if shares_tiles(tiles, T, max_seqlen) else None
-    if short is not None:
+    min_seqlen = 1  # shorter sequences have their gradients
+    if config.short is not None and packs_short_sequences(tiles, T, max_seqlen):
         _, _, packs, spans = tiles
+        tile = config.short
         attention_bwd_short_kernel[grid(packs, H, 1)](
-            qkv, dout, lse, packs, spans, seed, dqkv, *scalars, **flags, BLOCK=short.BLOCK_M, **short.options
+            qkv, dout, lse, packs, spans, seed, dqkv, *scalars, **flags, BLOCK=tile.BLOCK_M, **tile.options
         )
-        done = short.BLOCK_M
-    for tile in config.launches_whole(max_seqlen):
-        if tile.BLOCK_M <= done:
+        min_seqlen = tile.BLOCK_M + 1
+    for tile in config.whole_tiles_for(max_seqlen):
+        if tile.BLOCK_M < min_seqlen:
             continue
         tile_list = tiles[TILE_ROWS.index(tile.BLOCK_M)]
-        _attention_bwd_whole_kernel[grid(tile_list, H, 1)](
-            qkv, dout, lse, tile_list, seed, dqkv, *scalars, **flags, BLOCK=tile.BLOCK_M, MORE_THAN=done, **tile.options
+        attention_bwd_whole_kernel[grid(tile_list, H, 1)](
+            qkv, dout, lse, tile_list, seed, dqkv, *scalars, **flags, BLOCK=tile.BLOCK_M, MIN_SEQLEN=min_seqlen, **tile.options
         )
-        done = tile.BLOCK_M
-    if max_seqlen <= done:
+        min_seqlen = tile.BLOCK_M + 1
+    if max_seqlen < min_seqlen:
         return dqkv
     delta = torch.empty_like(lse)
-    tile_list, flags["MORE_THAN"] = tiles[0], done
-    tile = config.dq.no_taller(causal)
-    pieces = TILE_ROWS[0] // tile.BLOCK_M
-    _attention_bwd_dq_kernel[grid(tile_list, H, pieces)](
+    tile_list, flags["MIN_SEQLEN"] = tiles[0], min_seqlen
+    tile = config.dq.capped_for_causal(causal)
+    blocks_per_tile = TILE_ROWS[0] // tile.BLOCK_M
+    attention_bwd_dq_kernel[grid(tile_list, H, blocks_per_tile)](
         qkv, out, dout, lse, tile_list, seed, delta, dqkv, *scalars, **flags,
-        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
+        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, BLOCKS_PER_TILE=blocks_per_tile, **tile.options,
     )  # fmt: skip
-    tile, pieces = config.dkdv, TILE_ROWS[0] // config.dkdv.BLOCK_N
-    _attention_bwd_dkdv_kernel[grid(tile_list, H, pieces)](
+    tile = config.dkdv
+    blocks_per_tile = TILE_ROWS[0] // tile.BLOCK_N
+    attention_bwd_dkdv_kernel[grid(tile_list, H, blocks_per_tile)](
         qkv, dout, lse, delta, tile_list, seed, dqkv, *scalars, **flags,
-        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=pieces, **tile.options,
+        BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, BLOCKS_PER_TILE=blocks_per_tile, **tile.options,
     )  # fmt: skip
     return dqkv
-
-
-def backward_variants(problem: Problem, causal: bool) -> list[KernelVariant]:
-    """The kernels that a backward of this problem launches."""
-    config = BackwardConfig.choose(problem)
-    variants, done = short_variants(attention_bwd_short_kernel, problem, causal, config.short), 0
-    for tile in config.launches_whole(problem.max_seqlen):
-        flags = dict(BLOCK=tile.BLOCK_M, MORE_THAN=done, CAUSAL=causal)
-        if config.short is None or problem.max_seqlen > PACK_ROWS:
-            variants.append(variant(_attention_bwd_whole_kernel, "bwd whole", problem, tile, flags))
-        done = tile.BLOCK_M
-    if problem.max_seqlen > done:
-        dq = config.dq.no_taller(causal)
-        for kernel, part, tile, rows in (
-            (_attention_bwd_dq_kernel, "bwd dq", dq, dq.BLOCK_M),
-            (_attention_bwd_dkdv_kernel, "bwd dkdv", config.dkdv, config.dkdv.BLOCK_N),
-        ):
-            flags = dict(BLOCK_M=tile.BLOCK_M, BLOCK_N=tile.BLOCK_N, PIECES=TILE_ROWS[0] // rows, MORE_THAN=done, CAUSAL=causal)
-            why = "tf32 tiles of 64 keys spill at this head_dim; wgmma takes no fewer rows" if rows < 64 else ""
-            variants.append(variant(kernel, part, problem, tile, flags, older_unit="" if problem.is_exact else why))
-    return variants
-
-
-def _attention_bwd_fake(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream):
-    return torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-
-
-attention_bwd = register(
-    "attention_bwd(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor[] tiles, SymInt max_seqlen, float softmax_scale, "
-    "bool causal, float dropout_p, Tensor? seed, int stream) -> Tensor",
-    _attention_bwd,
-    fake=_attention_bwd_fake,
-)

@@ -1,143 +1,32 @@
-"""What the attention kernels share: tiles and where they lie, reading and writing them, and the dropout mask.
+"""Triton functions that the attention kernels share: finding, loading and storing tiles, masks, dropout.
 
-The mask is a function of (seed, stream, head, query token in the packed batch, key index in its sequence) alone, so the
+The dropout mask is a function of (seed, stream, head, query token in the packed batch, key index in its sequence) alone, so the
 forward and both orientations of the backward draw the same one whatever their tiles are.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import architecture, cdiv, dot_precision, has_wide_matrix_unit, is_nvidia
-from ..dropout import scale, threshold
 from ..primitives.philox import half_words, random_half_words, random_words
-from ..specs.spec import KernelVariant
-from .schedule import PACK_ROWS, TILE_ROWS
 
 
-@dataclass(frozen=True)
-class Tile:
-    """BLOCK_M query rows by BLOCK_N keys in one program. num_stages: depth of the loop's asynchronous loads."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    num_warps: int = 4
-    num_stages: int = 2
-
-    @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-
-    def no_taller(self, causal: bool) -> "Tile":
-        """Where causal, with at most BLOCK_N rows: then the diagonal crosses the last block of keys alone, the masked one."""
-        return replace(self, BLOCK_M=min(self.BLOCK_M, self.BLOCK_N)) if causal else self
-
-
-# Float32 products without tensor cores are unrolled over head_dim, both operands in registers: two stages of loads halve
-# them, larger tiles spill by the kilobyte. Spill-free up to head_dim 64.
-EXACT_TILE = Tile(32, 32, num_warps=8)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What the choice of tiles depends on. target: an architecture of `device`, 'cpu' for the interpreter."""
-
-    max_seqlen: int
-    head_dim: int
-    dtype: torch.dtype
-    precision: str
-    has_dropout: bool
-    target: str
-
-    @classmethod
-    def of(cls, qkv: Tensor, max_seqlen: int, dropout_p: float) -> "Problem":
-        arch = architecture(qkv.device)
-        return cls(max_seqlen, qkv.shape[-1], qkv.dtype, dot_precision(qkv.dtype, arch), dropout_p > 0, arch)
-
-    @property
-    def is_wide(self) -> bool:
-        return self.head_dim > 64
-
-    @property
-    def is_float32(self) -> bool:
-        return self.dtype == torch.float32
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether products are float32 without tensor cores: AMD's have that type, NVIDIA's do not."""
-        return self.is_float32 and self.precision == "ieee" and is_nvidia(self.target)
-
-    @property
-    def multiplies_from_shared(self) -> bool:
-        """Whether the matrix unit reads its operands from shared memory (wgmma, tcgen05), which leaves registers free."""
-        return has_wide_matrix_unit(self.target)
-
-
-_TYPES = {
-    "tiles_ptr": "*i32", "packs_ptr": "*i32", "spans_ptr": "*i32", "seed_ptr": "*i64", "lse_ptr": "*fp32", "delta_ptr": "*fp32",
-    "softmax_scale": "fp32", "scale_log2": "fp32", "keep_scale": "fp32",
-}  # fmt: skip
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-def variant(kernel, part: str, problem: Problem, tile: Tile, constexprs: Mapping[str, Any], **fields: Any) -> KernelVariant:
-    """What a launch of this kernel compiles. part: its name; fields: others of `KernelVariant`."""
-    dtype = _NAMES[problem.dtype]
-    flags = {
-        "HEAD_DIM": problem.head_dim, "BLOCK_D": triton.next_power_of_2(problem.head_dim),
-        "HAS_DROPOUT": problem.has_dropout, "PRECISION": problem.precision, **constexprs,
-    }  # fmt: skip
-    words = [
-        f"attention {part} D={problem.head_dim} {dtype if dtype != 'fp32' else problem.precision}",
-        f"{tile.BLOCK_M}x{tile.BLOCK_N}", "causal" * flags["CAUSAL"], "dropout" * problem.has_dropout,
-    ]  # fmt: skip
-    return KernelVariant(
-        " ".join(word for word in words if word),
-        kernel,
-        {
-            name: _TYPES.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-            for name in kernel.arg_names
-            if name not in flags
-        },
-        flags,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        unit="scalar" if problem.is_exact else "tensor",
-        divisible=tuple(name for name in kernel.arg_names if name.startswith("stride_")),
-        targets=(problem.target,),
-        **fields,
-    )
-
-
-def shares_tiles(tiles: list[Tensor], total_tokens: int, max_seqlen: int) -> bool:
-    """Whether short sequences get a launch of their own, several to a tile: where no others are there, or many must be short.
-
-    Read off the sizes of the lists, so that neither a device is asked nor a traced graph holds a guard.
-    """
-    batch_size = tiles[0].shape[0] - total_tokens // TILE_ROWS[0]
-    return max_seqlen <= PACK_ROWS or total_tokens <= PACK_ROWS * batch_size
-
-
-def grid(tiles: Tensor, heads: int, pieces: int) -> tuple[int]:
-    """One program per head and piece of a tile, on one axis: the others hold 65535 programs at most."""
-    return (heads * tiles.shape[0] * pieces,)
+def grid(tiles: Tensor, heads: int, blocks_per_tile: int) -> tuple[int]:
+    """One program per head and block of a tile, on one axis: the others are limited to 65535 programs."""
+    return (heads * tiles.shape[0] * blocks_per_tile,)
 
 
 @triton.jit
-def locate(tiles_ptr, H, ROWS: tl.constexpr, PIECES: tl.constexpr):
-    """(head, start, rows, keys, first) of this program: its sequence, and its first row or key in it. Heads run fastest.
+def locate(tiles_ptr, H, ROWS: tl.constexpr, BLOCKS_PER_TILE: tl.constexpr):
+    """(head, start, seqlen, num_keys, first) of this program, all scalars.
 
-    A tile of the list is cut into PIECES of ROWS rows.
+    start: first token of its sequence. first: its first row or key in that sequence. Each tile of the list is divided into
+    BLOCKS_PER_TILE blocks of ROWS rows. Consecutive programs take consecutive heads.
     """
     program = tl.program_id(0)
     head = program % H
-    tile_ptr = tiles_ptr + program // H // PIECES * 4
-    first = tl.load(tile_ptr + 3) + program // H % PIECES * ROWS
+    tile_ptr = tiles_ptr + program // H // BLOCKS_PER_TILE * 4
+    first = tl.load(tile_ptr + 3) + program // H % BLOCKS_PER_TILE * ROWS
     return head, tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), first
 
 
@@ -150,11 +39,12 @@ def load_rows(
     offs_d = tl.arange(0, BLOCK_D)
     ptrs = ptr + offs_r[:, None] * stride_row + offs_d[None, :]
     if MASKED:
-        tile = tl.load(ptrs, mask=(offs_r < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+        mask = (offs_r < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        tile = tl.load(ptrs, mask=mask, other=0.0)  # [ROWS, BLOCK_D]
     elif HEAD_DIM < BLOCK_D:
-        tile = tl.load(ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+        tile = tl.load(ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)  # [ROWS, BLOCK_D]
     else:
-        tile = tl.load(ptrs)
+        tile = tl.load(ptrs)  # [ROWS, BLOCK_D]
     return tile
 
 
@@ -168,17 +58,21 @@ def store_rows(ptr, tile, stride_row, num_rows, ROWS: tl.constexpr, HEAD_DIM: tl
 
 
 @triton.jit
-def attends(row, key, keys, CAUSAL: tl.constexpr):
-    """Whether a row sees a key; row and key: indices in the sequence that broadcast against each other."""
-    mask = key < keys
+def attention_mask(row, key, num_keys, CAUSAL: tl.constexpr):
+    """Whether a row attends to a key. row, key: indices in the sequence that broadcast against each other."""
+    mask = key < num_keys
     if CAUSAL:
         mask = mask & (key <= row)
     return mask
 
 
 @triton.jit
-def weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
-    """exp2 of the scaled scores less their maximum m_i: one multiply-add, or more exactly by subtracting before scaling."""
+def softmax_numerator(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
+    """exp2 of the scaled scores minus their maximum, of the shape of s [M, N].
+
+    m_i: [M], the maximum of the raw scores where RAW_MAX, which is more exact, else of the scaled ones, which takes one
+    multiply-add.
+    """
     if RAW_MAX:
         p = tl.exp2((s - m_i[:, None]) * scale_log2)
     else:
@@ -187,69 +81,44 @@ def weights(s, m_i, scale_log2, RAW_MAX: tl.constexpr):
 
 
 @triton.jit
-def keep_scores(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr, KEYS: tl.constexpr):
+def dropout_keep(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Which probabilities survive dropout: int1 [ROWS, KEYS]. first_key is a multiple of KEYS, KEYS of 32.
 
     One Philox call serves eight keys, eight apart: key k is half-word k % 64 // 8 of the counter
     (query token, k // 64 * 8 + k % 8, head, stream). In the registers of a matrix product a thread holds columns eight
     apart, so the words are drawn where they are used.
     """
-    tokens = (first_token + tl.arange(0, ROWS))[:, None]
+    tokens = (first_token + tl.arange(0, ROWS))[:, None]  # [ROWS, 1]
     if KEYS >= 64:
         groups = first_key // 8 + tl.arange(0, KEYS // 8)
-        keep = random_half_words(seed, tokens, groups[None, :], head, stream) >= keep_threshold
+        keep = random_half_words(seed, tokens, groups[None, :], head, stream) >= keep_threshold  # [ROWS, KEYS / 8, 8]
         keep = tl.trans(keep.reshape(ROWS, KEYS // 64, 8, 8), 0, 1, 3, 2)
     else:
         groups = first_key // 64 * 8 + tl.arange(0, 8)
-        keep = random_half_words(seed, tokens, groups[None, :], head, stream) >= keep_threshold
+        keep = random_half_words(seed, tokens, groups[None, :], head, stream) >= keep_threshold  # [ROWS, 8, 8]
         keep = tl.trans(keep.reshape(ROWS, 8, 2, 4), 0, 2, 3, 1)  # [ROWS, half of the 64 keys, 4, 8]
         half = tl.arange(0, 2)[None, :, None, None] == first_key // 32 % 2
-        keep = tl.sum((keep & half).to(tl.int32), axis=1) > 0
+        keep = tl.sum((keep & half).to(tl.int32), axis=1) > 0  # [ROWS, 4, 8]
     return keep.reshape(ROWS, KEYS)
 
 
 @triton.jit
-def keep_packed(seed, stream, head, first_token, first_key, keep_threshold, ROWS: tl.constexpr):
-    """As `keep_scores`, for a tile of whole sequences: int1 [ROWS, ROWS]. first_key: [ROWS], the column of a row's key 0.
+def dropout_keep_packed(seed, stream, head, first_token, first_column, keep_threshold, ROWS: tl.constexpr):
+    """As `dropout_keep`, for a tile of whole sequences: int1 [ROWS, ROWS].
 
-    The columns that a thread holds share one counter here too; only its half-words stand where key 0 does: they are turned
-    as a ring, by 16 bits for each eight columns.
+    first_column: [ROWS], the column where the keys of a row's sequence begin. Here too the eight columns that a thread holds
+    share one counter, but key k is in column first_column + k: the half-words are rotated by one for each eight columns.
     """
-    tokens = (first_token + tl.arange(0, ROWS))[:, None]
-    key = tl.arange(0, 8)[None, :] - first_key[:, None]  # of the columns below 8
-    w0, w1, w2, w3 = random_words(seed, tokens, key & 7, head, stream)
-    turn = -(key >> 3)
-    by = (turn & 1) != 0
+    tokens = (first_token + tl.arange(0, ROWS))[:, None]  # [ROWS, 1]
+    key = tl.arange(0, 8)[None, :] - first_column[:, None]  # [ROWS, 8], of the first eight columns
+    w0, w1, w2, w3 = random_words(seed, tokens, key & 7, head, stream)  # each [ROWS, 8]
+    turns = -(key >> 3)
+    bit = (turns & 1) != 0
     r0, r1, r2, r3 = (w0 << 16) | (w3 >> 16), (w1 << 16) | (w0 >> 16), (w2 << 16) | (w1 >> 16), (w3 << 16) | (w2 >> 16)
-    w0, w1, w2, w3 = tl.where(by, r0, w0), tl.where(by, r1, w1), tl.where(by, r2, w2), tl.where(by, r3, w3)
-    by = (turn & 2) != 0
-    w0, w1, w2, w3 = tl.where(by, w3, w0), tl.where(by, w0, w1), tl.where(by, w1, w2), tl.where(by, w2, w3)
-    by = (turn & 4) != 0
-    w0, w1, w2, w3 = tl.where(by, w2, w0), tl.where(by, w3, w1), tl.where(by, w0, w2), tl.where(by, w1, w3)
-    keep = half_words(w0, w1, w2, w3) >= keep_threshold
+    w0, w1, w2, w3 = tl.where(bit, r0, w0), tl.where(bit, r1, w1), tl.where(bit, r2, w2), tl.where(bit, r3, w3)
+    bit = (turns & 2) != 0
+    w0, w1, w2, w3 = tl.where(bit, w3, w0), tl.where(bit, w0, w1), tl.where(bit, w1, w2), tl.where(bit, w2, w3)
+    bit = (turns & 4) != 0
+    w0, w1, w2, w3 = tl.where(bit, w2, w0), tl.where(bit, w3, w1), tl.where(bit, w0, w2), tl.where(bit, w1, w3)
+    keep = half_words(w0, w1, w2, w3) >= keep_threshold  # [ROWS, 8, 8]
     return tl.trans(keep, 0, 2, 1).reshape(ROWS, ROWS)
-
-
-def dropout_mask(heads: int, tokens: int, max_seqlen: int, dropout_p: float, seed: Tensor, stream: int) -> Tensor:
-    """The multiplier that attention applies to each probability: float32 (heads, tokens, max_seqlen), 0 or the scale.
-
-    Keys are counted from the start of the query's sequence. For tests.
-    """
-    mask = torch.empty((heads, tokens, max_seqlen), dtype=torch.float32, device=seed.device)
-    if mask.numel():
-        _dropout_mask_kernel[(heads, cdiv(tokens, 16), cdiv(max_seqlen, 64))](
-            seed, mask, tokens, max_seqlen, threshold(dropout_p), scale(dropout_p), stream, ROWS=16, KEYS=64
-        )
-    return mask
-
-
-@triton.jit
-def _dropout_mask_kernel(
-    seed_ptr, mask_ptr, T, max_seqlen, keep_threshold, keep_scale, stream, ROWS: tl.constexpr, KEYS: tl.constexpr
-):
-    head, first_token, first_key = tl.program_id(0), tl.program_id(1) * ROWS, tl.program_id(2) * KEYS
-    keep = keep_scores(tl.load(seed_ptr), stream, head, first_token, first_key, keep_threshold, ROWS, KEYS)
-    token = (first_token + tl.arange(0, ROWS))[:, None]
-    key = (first_key + tl.arange(0, KEYS))[None, :]
-    ptrs = mask_ptr + (head.to(tl.int64) * T + token) * max_seqlen + key
-    tl.store(ptrs, tl.where(keep, keep_scale, 0.0), mask=(token < T) & (key < max_seqlen))

@@ -1,19 +1,17 @@
 """Attention of sequences of at most 64 rows, several to a tile: forward, and backward in one program.
 
-A tile holds whole neighbouring sequences, so it is a plain run of rows of the packed batch; a row attends to the columns of its
-own sequence (`attention_packing` makes both lists). Nothing of one sequence reaches another of its tile: what is not finite is
-taken out of the products over tokens, where a probability of zero would not stop it, and put back into its own sequence as
-NaN. Where a sequence lies in its tile, and so the order of its sums, depends on its neighbours: batch-invariant mode does
-without these kernels.
+A tile holds neighbouring whole sequences, so it is a run of consecutive rows of the packed batch, and a row attends to the
+columns of its own sequence (`packing` makes both lists).
+A probability of zero would not keep NaN or inf of one sequence from the others of its tile (0 * NaN is NaN). Rows that are not
+finite are therefore zeroed before products that sum over tokens, and their own sequence gets NaN back.
+Where a sequence lies in its tile, and so the order of its sums, depends on its neighbours: batch-invariant mode does not use
+these kernels.
 """
-
-from typing import Any
 
 import triton
 import triton.language as tl
 
-from ..specs.spec import KernelVariant
-from .blocks import Problem, Tile, keep_packed, load_rows, store_rows, variant, weights
+from .blocks import dropout_keep_packed, load_rows, softmax_numerator, store_rows
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
@@ -23,41 +21,43 @@ def attention_fwd_short_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out, and lse if asked for, of one head of a tile."""
-    head, start, rows = _locate(packs_ptr, H)
-    if rows == 0:
+    """out, and lse where SAVE_LSE, of one head of a tile."""
+    head, start, num_rows = _locate_pack(packs_ptr, H)
+    if num_rows == 0:
         return
     first_token = start.to(tl.int64)
     q_ptr = qkv_ptr + first_token * stride_token + head * tl.cast(stride_head, tl.int64)
     k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
     v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
-    q = load_rows(q_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    k = load_rows(k_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    v = load_rows(v_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    first_key, keys = _spans(spans_ptr, T, start, rows, BLOCK)
-    v, nan = _without_nan(v)
+    q = load_rows(q_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    k = load_rows(k_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    v = load_rows(v_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    first_column, num_keys = _load_spans(spans_ptr, T, start, num_rows, BLOCK)  # [BLOCK]
+    v, nan = _zero_nonfinite_rows(v)
 
+    # m_i is the maximum: of the raw scores in float32, which is more exact, else of the scores scaled for exp2.
     RAW_MAX: tl.constexpr = q.dtype == tl.float32
-    to_m = 1.0 if RAW_MAX else scale_log2
-    from_m = scale_log2 if RAW_MAX else 1.0
+    score_to_m = 1.0 if RAW_MAX else scale_log2
+    m_to_log2 = scale_log2 if RAW_MAX else 1.0
     offs = tl.arange(0, BLOCK)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    sees = _attends(offs[:, None], offs[None, :], first_key[:, None], keys[:, None], CAUSAL)
-    s = tl.where(sees, s + nan[None, :], float("-inf"))
-    m_i = tl.where(keys > 0, tl.max(s, axis=1) * to_m, 0.0)
-    p = weights(s, m_i, scale_log2, RAW_MAX)
-    l_i = tl.where(keys > 0, tl.sum(p, axis=1), 1.0)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK, BLOCK]
+    mask = _pack_mask(offs[:, None], offs[None, :], first_column[:, None], num_keys[:, None], CAUSAL)
+    s = tl.where(mask, s + nan[None, :], float("-inf"))
+    m_i = tl.where(num_keys > 0, tl.max(s, axis=1) * score_to_m, 0.0)  # [BLOCK]
+    p = softmax_numerator(s, m_i, scale_log2, RAW_MAX)  # [BLOCK, BLOCK]
+    l_i = tl.where(num_keys > 0, tl.sum(p, axis=1), 1.0)  # [BLOCK]
     if HAS_DROPOUT:
-        p = tl.where(keep_packed(tl.load(seed_ptr), stream, head, start, first_key, keep_threshold, BLOCK), p, 0.0)
-    acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        seed = tl.load(seed_ptr)  # scalar
+        p = tl.where(dropout_keep_packed(seed, stream, head, start, first_column, keep_threshold, BLOCK), p, 0.0)
+    acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)  # [BLOCK, BLOCK_D]
     if RAW_MAX:
         acc = acc / l_i[:, None] * keep_scale
     else:
         acc *= (keep_scale / l_i)[:, None]
-    store_rows(out_ptr + (first_token * H + head) * HEAD_DIM, acc, H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(out_ptr + (first_token * H + head) * HEAD_DIM, acc, H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
     if SAVE_LSE:
-        lse = tl.where(keys > 0, m_i * from_m + tl.log2(l_i), float("inf"))
-        tl.store(lse_ptr + head.to(tl.int64) * T + start + offs, lse, mask=offs < rows)
+        lse = tl.where(num_keys > 0, m_i * m_to_log2 + tl.log2(l_i), float("inf"))  # [BLOCK]
+        tl.store(lse_ptr + head.to(tl.int64) * T + start + offs, lse, mask=offs < num_rows)
 
 
 @triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
@@ -68,87 +68,81 @@ def attention_bwd_short_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dv of one head of a tile. v is in no product over tokens, so its NaN stay in their sequence by themselves."""
-    head, start, rows = _locate(packs_ptr, H)
-    if rows == 0:
+    """dq, dk and dv of one head of a tile. No product sums v over tokens, so its NaN stay in their sequence."""
+    head, start, num_rows = _locate_pack(packs_ptr, H)
+    if num_rows == 0:
         return
     first_token = start.to(tl.int64)
     q_ptr = qkv_ptr + first_token * stride_token + head * tl.cast(stride_head, tl.int64)
     k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
     v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
     do_ptr = dout_ptr + first_token * stride_dout_token + head * tl.cast(stride_dout_head, tl.int64)
-    q = load_rows(q_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    k = load_rows(k_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    v = load_rows(v_ptr, stride_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    do = load_rows(do_ptr, stride_dout_token, rows, BLOCK, HEAD_DIM, BLOCK_D, True)
-    first_key, keys = _spans(spans_ptr, T, start, rows, BLOCK)
+    q = load_rows(q_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    k = load_rows(k_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    v = load_rows(v_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    do = load_rows(do_ptr, stride_dout_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    first_column, num_keys = _load_spans(spans_ptr, T, start, num_rows, BLOCK)  # [BLOCK]
     offs = tl.arange(0, BLOCK)
-    lse = tl.load(lse_ptr + head.to(tl.int64) * T + start + offs, mask=offs < rows, other=float("inf"))
-    q, nan_q = _without_nan(q)
-    k, nan_k = _without_nan(k)
-    do, nan_do = _without_nan(do)
+    lse_ptr += head.to(tl.int64) * T
+    lse = tl.load(lse_ptr + start + offs, mask=offs < num_rows, other=float("inf"))  # [BLOCK]
+    q, nan_q = _zero_nonfinite_rows(q)
+    k, nan_k = _zero_nonfinite_rows(k)
+    do, nan_do = _zero_nonfinite_rows(do)
     lse += nan_q + nan_do
 
-    # Transposed scores and what follows from them: [keys, rows].
-    sees = _attends(offs[None, :], offs[:, None], first_key[None, :], keys[None, :], CAUSAL)
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) + nan_k[:, None]
-    p = tl.where(sees, tl.exp2(s * scale_log2 - lse[None, :]), 0.0)
-    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+    # Scores are transposed: [keys, rows].
+    mask = _pack_mask(offs[None, :], offs[:, None], first_column[None, :], num_keys[None, :], CAUSAL)
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) + nan_k[:, None]  # [BLOCK, BLOCK]
+    p = tl.where(mask, tl.exp2(s * scale_log2 - lse[None, :]), 0.0)
+    dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # [BLOCK, BLOCK]
     p_kept = p
     if HAS_DROPOUT:
-        keep = keep_packed(tl.load(seed_ptr), stream, head, start, first_key, keep_threshold, BLOCK)
+        seed = tl.load(seed_ptr)  # scalar
+        keep = dropout_keep_packed(seed, stream, head, start, first_column, keep_threshold, BLOCK)  # [rows, keys]
         keep = tl.trans(keep.to(tl.int8)) != 0
         p_kept = tl.where(keep, p, 0.0)
-    # Only where p is positive: dp and delta of other sequences may hold NaN. Asking p rather than `sees` saves registers.
+    # Only where p is positive: dp and delta of other sequences may be NaN. Testing p rather than mask saves registers.
     p_dp = tl.where(p_kept > 0.0, p_kept * dp, p_kept)
-    delta = tl.sum(p_dp, axis=0)
-    ds = tl.where(p > 0.0, p_dp - p * delta[None, :], p).to(q.dtype)  # keep_scale waits for the last step
-    dv = tl.dot(p_kept.to(do.dtype), do, input_precision=PRECISION) * keep_scale
-    dk = tl.dot(ds, q, input_precision=PRECISION) * (softmax_scale * keep_scale)
-    dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (softmax_scale * keep_scale)
+    delta = tl.sum(p_dp, axis=0)  # [BLOCK]
+    ds = tl.where(p > 0.0, p_dp - p * delta[None, :], p).to(q.dtype)  # [BLOCK, BLOCK], without keep_scale
+    dv = tl.dot(p_kept.to(do.dtype), do, input_precision=PRECISION) * keep_scale  # [BLOCK, BLOCK_D]
+    dk = tl.dot(ds, q, input_precision=PRECISION) * (softmax_scale * keep_scale)  # [BLOCK, BLOCK_D]
+    dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (softmax_scale * keep_scale)  # [BLOCK, BLOCK_D]
 
     dq_ptr = dqkv_ptr + (first_token * 3 * H + head) * HEAD_DIM
-    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
-    store_rows(dq_ptr + H * HEAD_DIM, dk, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
-    store_rows(dq_ptr + 2 * H * HEAD_DIM, dv, 3 * H * HEAD_DIM, rows, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr + H * HEAD_DIM, dk, 3 * H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(dq_ptr + 2 * H * HEAD_DIM, dv, 3 * H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
-def _locate(packs_ptr, H):
-    """(head, first token, rows) of this program's tile. Heads run fastest."""
+def _locate_pack(packs_ptr, H):
+    """(head, first token, rows) of this program's tile, all scalars. Consecutive programs take consecutive heads."""
     program = tl.program_id(0)
     pack_ptr = packs_ptr + program // H * 2
     return program % H, tl.load(pack_ptr), tl.load(pack_ptr + 1)
 
 
 @triton.jit
-def _spans(spans_ptr, T, start, rows, BLOCK: tl.constexpr):
-    """The first column of each row's sequence and the number of its keys, int32 [BLOCK]; no keys past the last row."""
+def _load_spans(spans_ptr, T, start, num_rows, BLOCK: tl.constexpr):
+    """(first column, number of keys) of the sequence of each row, int32 [BLOCK]; no keys past the last row."""
     offs = tl.arange(0, BLOCK)
-    first = tl.load(spans_ptr + start + offs, mask=offs < rows, other=0) - start
-    keys = tl.load(spans_ptr + T + start + offs, mask=offs < rows, other=0)
-    return tl.where(offs < rows, first, 0), keys
+    first = tl.load(spans_ptr + start + offs, mask=offs < num_rows, other=0) - start  # [BLOCK]
+    num_keys = tl.load(spans_ptr + T + start + offs, mask=offs < num_rows, other=0)  # [BLOCK]
+    return tl.where(offs < num_rows, first, 0), num_keys
 
 
 @triton.jit
-def _attends(row, column, first_key, keys, CAUSAL: tl.constexpr):
-    """Whether a row sees a column of its tile, all broadcast against each other."""
-    mask = (column - first_key).to(tl.uint32, bitcast=True) < keys.to(tl.uint32, bitcast=True)
+def _pack_mask(row, column, first_column, num_keys, CAUSAL: tl.constexpr):
+    """Whether a row attends to a column of its tile, all arguments broadcast against each other."""
+    mask = (column - first_column).to(tl.uint32, bitcast=True) < num_keys.to(tl.uint32, bitcast=True)
     if CAUSAL:
         mask = mask & (column <= row)
     return mask
 
 
 @triton.jit
-def _without_nan(x):
-    """x with zeros in the rows that hold anything not finite, and NaN for each such row, 0 for the others."""
-    nan = tl.sum((x - x).to(tl.float32), axis=1)
+def _zero_nonfinite_rows(x):
+    """x [M, N] with zeros in rows that hold NaN or inf, and float32 [M]: NaN for each such row, 0 for the others."""
+    nan = tl.sum((x - x).to(tl.float32), axis=1)  # [M]
     return tl.where((nan == 0.0)[:, None], x, 0.0), nan
-
-
-def short_variants(kernel, problem: Problem, causal: bool, tile: Tile | None, **flags: Any) -> list[KernelVariant]:
-    """One of the kernels above as a problem launches it; none where it has no tile for it."""
-    if tile is None:
-        return []
-    part = "fwd short" if kernel is attention_fwd_short_kernel else "bwd short"
-    return [variant(kernel, part, problem, tile, {"BLOCK": tile.BLOCK_M, "CAUSAL": causal, **flags})]

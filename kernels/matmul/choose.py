@@ -1,82 +1,38 @@
-"""Which side computes a matrix product: the Triton kernels or the library that PyTorch calls. Imports no Triton.
+"""Who computes a matrix product: the Triton kernels or the library that PyTorch calls. Imports no Triton.
 
-What was measured on this device decides first (tuned_table.py, written by `fastbert tune`), with the tile that won. Other
-products go by rules, which are data, read in order: the first that fits decides. Either way the reason is a sentence that
-`explain` can print. Nothing is timed or searched while a model runs, so a product of some shape goes the same way for the
-life of a process. The environment variable `FASTBERT_GEMM` or the `use_gemm` context forces one side of every product that
-is not empty.
+What was measured on this device decides first (table.py, written by `fastbert tune`), together with the tile that won. Other
+products follow rules, which are data, read in order: the first that applies decides. Either way the reason is a sentence that
+`explain` can print. Nothing is timed or searched while a model runs, so a product of one shape is computed the same way for
+the life of a process. The environment variable `FASTBERT_GEMM` or the `use_gemm` context forces one side for every product
+that is not empty.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from ..batch_invariance import is_batch_invariant
 from ..device import architecture, dot_precision, index_of, is_gpu
+from .config import GemmConfig, unsupported_reason
+from .keys import GEMM_PRODUCTS, OPERATIONS, Entry, Measured, Side, Timed, row_bucket
+from .table import measured_on
 
 Gemm = Literal["auto", "triton", "library"]
-Side = Literal["triton", "library"]
-
-OPERATIONS = {
-    "linear": "x @ weight.T, with a bias or without",
-    "linear_activation": "activation(x @ weight.T + bias)",
-    "qkv_linear": "x @ weight.T of three weights side by side, with biases or without",
-    "dgrad": "dy @ weight",
-    "dgrad_activation": "(dy @ weight) * activation'(u), with its sum over the rows",
-    "qkv_dgrad": "dy @ weight summed over three weights",
-    "wgrad": "dy.T @ x, with the sum of dy over the rows or without",
-}
-# The product of gemm.py whose tiles an operation takes.
-GEMM_PRODUCTS = {
-    "linear": "fwd",
-    "linear_activation": "fwd",
-    "qkv_linear": "fwd",
-    "dgrad": "dgrad",
-    "dgrad_activation": "dgrad_activation",
-    "qkv_dgrad": "dgrad",
-    "wgrad": "wgrad",
-}
-Key = tuple[str, torch.dtype, str, int, int, int]  # operation, dtype, precision, N, K, rows: M's power of two
 
 
 @dataclass(frozen=True)
-class Timed:
-    """The fastest of one side. config: the name of its tile, None for the library."""
-
-    side: Side
-    config: str | None
-    microseconds: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """runner_up: the best of the side that lost, None where nothing of it ran and was right."""
-
-    winner: Timed
-    runner_up: Timed | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What is known of one device. trouble: why a table that is there is not among the entries, or an empty text."""
-
-    device: str
-    entries: Mapping[Key, Entry]
-    trouble: str = ""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """side: what computes. reason: why, as one clause. config: the name of the measured tile, None where gemm.py chooses."""
+class GemmChoice:
+    """side: who computes. reason: why, as one clause. config: the measured tile; where None, `GemmConfig.for_shape` decides."""
 
     side: Side
     reason: str
-    config: str | None = None
+    config: GemmConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +50,17 @@ class Rule:
     architectures: tuple[str, ...] = ()
     max_rows: int | None = None
 
+    def applies(self, operation: str, M: int, dtype: torch.dtype, precision: str, arch: str) -> bool:
+        return (
+            (not self.operations or operation in self.operations)
+            and (not self.dtypes or dtype in self.dtypes)
+            and (self.precision is None or precision == self.precision)
+            and (not self.architectures or arch in self.architectures)
+            and (self.max_rows is None or M <= self.max_rows)
+        )
 
-# No entry has been timed: each starts from what is moved and computed. Measured entries go in front.
+
+# None of these has been timed: each argues from what is moved and computed. Measured ones go in front.
 RULES = (
     Rule(
         "library",
@@ -122,32 +87,34 @@ DIVISIBILITY = 16  # elements: what Triton must know of a row to load and store 
 def _checked(name: str, source: str) -> Gemm:
     if name not in ("auto", "triton", "library"):
         raise ValueError(f"{source} must be 'auto', 'triton' or 'library', got {name!r}")
-    return name  # type: ignore[return-value]
+    return cast(Gemm, name)
 
 
-def _as_choice(name: Gemm) -> Choice | None:
-    return None if name == "auto" else Choice(name, "forced")
+def _forced_choice(name: Gemm) -> GemmChoice | None:
+    return None if name == "auto" else GemmChoice(name, "forced")
 
 
-_forced: Choice | None = _as_choice(_checked(os.environ.get("FASTBERT_GEMM", "auto"), "the environment variable FASTBERT_GEMM"))
-_EMPTY = Choice("library", "the product is empty")
-_INVARIANT = Choice("triton", "batch-invariant mode: the library chooses its algorithm by the number of rows")
-_INTERPRETED = Choice("triton", "the interpreter runs to exercise the kernels")
+_forced: GemmChoice | None = _forced_choice(
+    _checked(os.environ.get("FASTBERT_GEMM", "auto"), "the environment variable FASTBERT_GEMM")
+)
+_EMPTY = GemmChoice("library", "the product is empty")
+_INVARIANT = GemmChoice("triton", "batch-invariant mode: the library chooses its algorithm by the number of rows")
+_INTERPRETED = GemmChoice("triton", "the interpreter runs to exercise the kernels")
 
 
 @contextmanager
 def use_gemm(name: Gemm) -> Iterator[None]:
-    """Forces the side of every matrix product inside the `with` block, for the whole process.
+    """Forces one side for every matrix product inside the `with` block, for the whole process.
 
     name: 'auto', 'triton' or 'library'. It matters only where the kernels run at all (see `use_backend`).
     Raises ValueError for another name.
     """
-    with use_choice(_as_choice(_checked(name, "the side of matrix products"))):
+    with use_choice(_forced_choice(_checked(name, "the side of matrix products"))):
         yield
 
 
 @contextmanager
-def use_choice(choice: Choice | None) -> Iterator[None]:
+def use_choice(choice: GemmChoice | None) -> Iterator[None]:
     """Like `use_gemm`, with the tile too; None for the usual choice. For measuring: the tile must fit every product inside."""
     global _forced
     before, _forced = _forced, choice
@@ -157,16 +124,20 @@ def use_choice(choice: Choice | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(operation: str, M: int, N: int, K: int, dtype: torch.dtype, device: torch.device) -> tuple[Side, str]:
-    """The side and the reason of `decide`."""
-    choice = decide(operation, M, N, K, dtype, device)
-    return choice.side, choice.reason
+def select_gemm(
+    operation: str,
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    x: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+) -> GemmChoice:
+    """Who computes a product of a linear layer with weight (N, K) on M rows, on which tile, and why.
 
-
-def decide(operation: str, M: int, N: int, K: int, dtype: torch.dtype, device: torch.device) -> Choice:
-    """What computes a product of a linear layer with weight (N, K) on M rows, and why.
-
-    operation: a key of OPERATIONS. device: need not exist on this machine.
+    operation: a key of OPERATIONS. device: need not exist on this machine. x, weights: the tensors of a forward; a measured
+    tile that cannot read them (a view whose rows are not aligned, say) is left out of the choice.
     Raises ValueError for another operation, RuntimeError where the library is forced in batch-invariant mode, TableError or
     OSError where a table that the user named cannot be used.
     """
@@ -179,41 +150,41 @@ def decide(operation: str, M: int, N: int, K: int, dtype: torch.dtype, device: t
             raise RuntimeError("matrix products are forced to the library, which chooses by rows: not in batch-invariant mode")
         return _INVARIANT
     if _forced is not None:
-        return _forced
-    if not is_gpu(device):
+        choice = _forced
+    elif not is_gpu(device):
         return _INTERPRETED
-    arch = architecture(device)
-    return _decide(operation, M, N, K, dtype, dot_precision(dtype, arch), arch, _measured(device, arch))
+    else:
+        arch = architecture(device)
+        choice = _select(operation, M, N, K, dtype, dot_precision(dtype, arch), arch, _measured(device, arch))
+    if choice.config is not None and x is not None and unsupported_reason(choice.config, x, weights) is not None:
+        return GemmChoice(choice.side, choice.reason)
+    return choice
 
 
 @lru_cache(maxsize=4096)
-def _decide(
+def _select(
     operation: str, M: int, N: int, K: int, dtype: torch.dtype, precision: str, arch: str, measured: Measured | None
-) -> Choice:
+) -> GemmChoice:
     if measured is not None:
         rows = row_bucket(M)
         entry = measured.entries.get((operation, dtype, precision, N, K, rows))
         if entry is not None:
-            return Choice(entry.winner.side, _in_words(entry, rows, measured.device), entry.winner.config)
-    trouble = f"; {measured.trouble}" if measured is not None and measured.trouble else ""
+            tile = entry.winner.config
+            config = None if tile is None else GemmConfig.named(GEMM_PRODUCTS[operation], tile)
+            return GemmChoice(entry.winner.side, _in_words(entry, rows, measured.device), config)
+    error = f"; {measured.table_error}" if measured is not None and measured.table_error else ""
     if N % DIVISIBILITY or K % DIVISIBILITY:
         why = f"Triton would load element by element: N = {N} and K = {K} are not both multiples of {DIVISIBILITY}"
-        return Choice("library", why + trouble)
-    for rule in RULES:
-        if (
-            (not rule.operations or operation in rule.operations)
-            and (not rule.dtypes or dtype in rule.dtypes)
-            and (rule.precision is None or precision == rule.precision)
-            and (not rule.architectures or arch in rule.architectures)
-            and (rule.max_rows is None or M <= rule.max_rows)
-        ):
-            return Choice(rule.side, rule.reason + trouble)
-    raise AssertionError("the last rule fits everything")
+        return GemmChoice("library", why + error)
+    rule = next(rule for rule in RULES if rule.applies(operation, M, dtype, precision, arch))  # the last one always does
+    return GemmChoice(rule.side, rule.reason + error)
 
 
-def row_bucket(M: int) -> int:
-    """The power of two that stands for M rows in a table: the nearest one by ratio."""
-    return 1 << (((2 * M * M).bit_length() - 1) // 2)
+def _measured(device: torch.device, arch: str) -> Measured | None:
+    """What was measured on this device; None where this machine does not have it."""
+    if device.type != "cuda":
+        return None
+    return measured_on(index_of(device), arch)
 
 
 def _in_words(entry: Entry, rows: int, device: str) -> str:
@@ -228,25 +199,3 @@ def _in_words(entry: Entry, rows: int, device: str) -> str:
 
 def _microseconds(timed: Timed) -> str:
     return f"{timed.microseconds:.1f} us" if timed.microseconds < 100 else f"{timed.microseconds:.0f} us"
-
-
-def _measured(device: torch.device, arch: str) -> Measured | None:
-    """What was measured on this device; None where this machine does not have it."""
-    if device.type != "cuda":
-        return None
-    return measured_on(index_of(device), arch)
-
-
-@cache
-def measured_on(index: int, arch: str) -> Measured | None:
-    """What the tables say of one GPU, read once. See tuned_table.load, and what it raises."""
-    if not torch.cuda.is_available():
-        return None
-    from .table import Machine, load
-
-    return load(Machine.of(torch.device("cuda", index), arch))
-
-
-def forget_measured() -> None:
-    """Reads the tables again at the next product, since a file has changed."""
-    measured_on.cache_clear()

@@ -1,12 +1,13 @@
 """The tiles of the three matrix products, and which one a shape takes. Imports no Triton.
 
-A product has one of several structures. `pointers` serves everything on every target, and its forward may be split along K
-(gemm_split.py). `tma`, `tma_persistent` and `tma_flattened` (gemm_tma.py) are the forward for 16-bit tensors on Hopper and
-later. Nothing was timed, so `GemmConfig.for_shape` takes pointers, unsplit; the rest are `candidates` for who can time them.
+A kernel has one of several structures. `pointers` (pointers.py) serves everything on every target, and its forward may be
+split along K (split_k.py). `tma`, `tma_persistent` and `tma_flattened` (tma.py) are the forward for 16-bit tensors on Hopper
+and later. Nothing was timed, so `GemmConfig.for_shape` takes pointers, unsplit; the rest are candidates for `fastbert tune`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -21,10 +22,12 @@ PRODUCTS = ("fwd", "dgrad", "dgrad_activation", "wgrad")
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """An output tile of rows x columns, summed `inner` elements at a time. min_per_multiprocessor: tiles that make it pay.
-    max_registers: of a thread, asked of the compiler where that costs no spill (NVIDIA only). splits: parts of the sum of a
-    product, each in its own float32 slot; None: a forward is not split, a wgrad as `wgrad_splits` says.
-    programs: that share a multiprocessor, of the structures that have no program for each tile.
+    """An output tile of rows x columns, summed `inner` elements at a time.
+
+    min_per_multiprocessor: how many tiles each multiprocessor needs before `for_shape` takes this size. max_registers: of a
+    thread, a limit for the compiler where that costs no spill (NVIDIA only). splits: parts into which the sum of a product is
+    cut, each in its own float32 slot; None: a forward is not split, a wgrad as `wgrad_splits` says. programs: how many share
+    a multiprocessor, in the persistent structures.
 
     Compiled for sm_90 with bf16: 128x256 has 173 to 218 registers by pointers, 154 to 192 by descriptors, up to 255
     flattened; 128x128 at most 128 (two programs share a multiprocessor and overlap one's epilogue with the other's
@@ -57,7 +60,7 @@ class GemmConfig:
 
     @classmethod
     def named(cls, product: str, name: str) -> "GemmConfig":
-        """The candidate of a product that has this name, on whatever architecture and dtype it ships for.
+        """The candidate of a product with this name, whichever architecture and dtype it ships for.
 
         Raises ValueError for another product or name.
         """
@@ -80,7 +83,7 @@ class GemmConfig:
         return cdiv(rows, self.rows) * cdiv(columns, self.columns)
 
     def splits_of(self, K: int) -> tuple[int, int]:
-        """(how many parts a forward's sum over K is cut into, elements of each but the last): whole steps, of K alone."""
+        """(parts into which a forward's sum over K is cut, elements of each but the last): whole steps, whatever M is."""
         per_split = cdiv(cdiv(K, self.splits or 1), self.inner) * self.inner
         return cdiv(K, per_split), per_split
 
@@ -108,9 +111,9 @@ TMA = (
     replace(TMA_LARGE, structure="tma_flattened"),
     replace(LARGE, structure="tma"),
 )
-# For few rows: so few tiles that the reading of the weights is shared out along K.
+# For few rows, which make few tiles: several programs share the reading of the weights, each a part of K.
 SPLIT = tuple(GemmConfig(64, 64, 128, num_warps=4, num_stages=4, splits=splits) for splits in (2, 4, 8))
-GROUP_ROWS = 8  # rows of tiles that are walked column by column and so share L2
+GROUP_ROWS = 8  # rows of tiles that are walked column by column, so that their operands stay in L2
 MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
 
 
@@ -129,7 +132,7 @@ def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tupl
 
 
 def candidates(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
-    """Every tile that ships for a product of PRODUCTS: those of `configs` first, then those to be chosen by timing alone.
+    """Every tile that ships for a product of PRODUCTS: those of `configs` first, then those that only a measurement selects.
 
     precision, arch: as device.dot_precision and device.architecture give them. Raises ValueError for another product.
     """
@@ -142,14 +145,15 @@ def candidates(product: str, dtype: torch.dtype, precision: str, arch: str) -> t
     return tiles
 
 
+@cache
 def _by_name(product: str) -> dict[str, GemmConfig]:
     kinds = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
     archs = ("sm_90", "sm_80", "gfx942")
     return {config.name: config for arch in archs for kind in kinds for config in candidates(product, *kind, arch)}
 
 
-def obstacle(config: GemmConfig, x: Tensor, weights: Sequence[Tensor]) -> str | None:
-    """Why this forward of `gemm_fwd` cannot take this config, as one clause; None where it can."""
+def unsupported_reason(config: GemmConfig, x: Tensor, weights: Sequence[Tensor]) -> str | None:
+    """Why a forward on these tensors cannot take this config, as one clause; None where it can."""
     if config.structure == "pointers":
         return None
     if config.splits is not None:

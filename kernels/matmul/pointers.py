@@ -1,10 +1,10 @@
-"""The three matrix products of a linear layer: kernels that run everywhere, and launchers. gemm_config.py has the tiles.
+"""The three matrix products of a linear layer: kernels that run everywhere, and their launchers. config.py has the tiles.
 
 x: (M, K), weight: (N, K), y, dy: (M, N).  Forward y = x @ weight.T, dgrad dx = dy @ weight, wgrad dweight = dy.T @ x.
-Forward and dgrad take one weight or three of one shape that stand side by side (query, key, value): N is then the rows
-of one of them, and y and dy have 3 * N columns. Products accumulate in float32 and are rounded once, in the epilogue.
-A wgrad split along M keeps one float32 slot per split; slots are added in order, so the bits depend on nothing but the
-shapes, the dtype and the device. Rows past M are read as copies of the last one, and never stored or summed.
+Forward and dgrad take one weight or three of one shape side by side (query, key, value): N is then the rows of one of them,
+and y and dy have 3 * N columns. Products accumulate in float32 and are rounded once, in the epilogue. A wgrad split along M
+keeps one float32 slot per split; slots are added in order, so the bits depend on nothing but the shapes, the dtype and the
+device. Rows past M are read as copies of the last one, and never stored or summed.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import architecture, cdiv, dot_precision
-from ..primitives.gelu import activate, activation_derivative
 from ..primitives.reduce import sum_partials
 from ..primitives.tiles import halves, offsets, tile_position
-from ..specs.spec import KernelVariant
-from .config import GROUP_ROWS, GemmConfig, candidates, configs, obstacle, wgrad_splits
-from .split_k import fwd_split_variants, gemm_fwd_split
-from .tma import fwd_tma_variants, gemm_fwd_tma
-
-__all__ = ["GemmConfig", "candidates", "dgrad_variants", "fwd_variants", "gemm_dgrad", "gemm_fwd", "gemm_wgrad", "obstacle",
-           "offsets", "wgrad_variants"]  # fmt: skip
+from .config import GROUP_ROWS, GemmConfig, unsupported_reason, wgrad_splits
+from .epilogue import store_dx, store_forward, store_half_dx
+from .split_k import gemm_fwd_split
+from .tma import gemm_fwd_tma
 
 
 @triton.jit(do_not_specialize=["M"])
-def _gemm_fwd_kernel(
+def gemm_fwd_kernel(
     x_ptr, w0_ptr, w1_ptr, w2_ptr, b0_ptr, b1_ptr, b2_ptr, y_ptr, u_ptr,
     M, N, K, stride_x_row, stride_w_row,
     PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr, FULL: tl.constexpr,
@@ -55,80 +51,23 @@ def _gemm_fwd_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
         if EVEN_K:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
+            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs)  # [BLOCK_N, BLOCK_K]
         else:
             mask_k = (offs_k < K - k)[None, :]
-            x = tl.load(x_ptrs, mask=mask_k, other=0.0)
-            w = tl.load(w_ptrs, mask=mask_k, other=0.0)
-        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+            x = tl.load(x_ptrs, mask=mask_k, other=0.0)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs, mask=mask_k, other=0.0)  # [BLOCK_N, BLOCK_K]
+        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 
-    mask_n = offs_n < N
-    mask = (offs_m < M)[:, None] & mask_n[None, :]
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     out = offsets(offs_m, part * N + offs_n, PARTS * N)
-    if HAS_BIAS:
-        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION is not None:
-        u = acc.to(y_ptr.dtype.element_ty)
-        if SAVE_U:
-            tl.store(u_ptr + out, u, mask=mask)
-        acc = activate(u.to(tl.float32), ACTIVATION, FULL)  # of the rounded u, which is what the backward sees
-    tl.store(y_ptr + out, acc.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _store_dx(
-    acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
-    ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dx = acc * ACTIVATION'(u), its sum over these rows as one row of partial sums, and h = ACTIVATION(u)."""
-    mask_k = offs_k < K
-    mask = (offs_m < M)[:, None] & mask_k[None, :]
-    if ACTIVATION is not None:
-        u = tl.load(u_ptr + offsets(offs_m, offs_k, stride_u_row), mask=mask, other=0.0).to(tl.float32)
-        if WRITE_H:
-            h = activate(u, ACTIVATION, FULL)
-            tl.store(h_ptr + offsets(offs_m, offs_k, K), h.to(h_ptr.dtype.element_ty), mask=mask)
-        acc *= activation_derivative(u, ACTIVATION, FULL)
-    tl.store(dx_ptr + offsets(offs_m, offs_k, K), acc.to(dx_ptr.dtype.element_ty), mask=mask)
-    if WRITE_PARTIAL:
-        acc = tl.where(mask, acc, 0.0)
-        if FULL and PRECISION == "ieee":  # nothing else rounds: two levels lose less than one, in whatever order tl.sum adds
-            acc = tl.sum(tl.reshape(acc, (acc.shape[0] // 8, 8, acc.shape[1])), axis=1)
-        tl.store(partial_ptr + pid_m.to(tl.int64) * K + offs_k, tl.sum(acc, axis=0), mask=mask_k)
-
-
-@triton.jit
-def _store_half_dx(
-    acc, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
-    ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`_store_dx` for columns from `first` on; in two steps where h is written too."""
-    columns: tl.constexpr = acc.shape[1]
-    if WRITE_H:
-        left, right = halves(acc)
-        offs_k = first + tl.arange(0, columns // 2)
-        _store_dx(
-            left, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
-            WRITE_PARTIAL, FULL, PRECISION,
-        )  # fmt: skip
-        _store_dx(
-            right, offs_m, offs_k + columns // 2, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION,
-            WRITE_H, WRITE_PARTIAL, FULL, PRECISION,
-        )  # fmt: skip
-    else:
-        _store_dx(
-            acc, offs_m, first + tl.arange(0, columns), pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row,
-            ACTIVATION, WRITE_H, WRITE_PARTIAL, FULL, PRECISION,
-        )  # fmt: skip
+    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, N, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
 
 
 @triton.jit(do_not_specialize=["M"])
-def _gemm_dgrad_kernel(
+def gemm_dgrad_kernel(
     dy_ptr, w0_ptr, w1_ptr, w2_ptr, u_ptr, dx_ptr, h_ptr, partial_ptr,
     M, N, K, stride_dy_row, stride_w_row, stride_u_row,
     PARTS: tl.constexpr, ACTIVATION: tl.constexpr, WRITE_H: tl.constexpr, WRITE_PARTIAL: tl.constexpr, FULL: tl.constexpr,
@@ -157,37 +96,34 @@ def _gemm_dgrad_kernel(
         dy_ptrs = dy_ptr + (first + n) + dy_offsets
         w_ptrs = w_ptr + (zero_64 + n) * stride_w_row + w_offsets
         if EVEN_N:
-            dy = tl.load(dy_ptrs)
-            w = tl.load(w_ptrs, mask=mask_k[None, :], other=0.0)
+            dy = tl.load(dy_ptrs)  # [BLOCK_M, BLOCK_N]
+            w = tl.load(w_ptrs, mask=mask_k[None, :], other=0.0)  # [BLOCK_N, BLOCK_K]
         else:
             mask_n = offs_n < N - n
-            dy = tl.load(dy_ptrs, mask=mask_n[None, :], other=0.0)
-            w = tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
-        acc = tl.dot(dy, w, acc, input_precision=PRECISION)
+            dy = tl.load(dy_ptrs, mask=mask_n[None, :], other=0.0)  # [BLOCK_M, BLOCK_N]
+            w = tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0)  # [BLOCK_N, BLOCK_K]
+        acc = tl.dot(dy, w, acc, input_precision=PRECISION)  # [BLOCK_M, BLOCK_K]
 
+    pointers = (u_ptr, dx_ptr, h_ptr, partial_ptr)
     if ACTIVATION is None or BLOCK_K < 128:
-        _store_dx(
-            acc, offs_m, offs_k, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
-            WRITE_PARTIAL, FULL, PRECISION,
-        )  # fmt: skip
+        store_dx(acc, offs_m, offs_k, pid_m, pointers, M, K, stride_u_row, ACTIVATION, WRITE_H, WRITE_PARTIAL, FULL, PRECISION)
     else:
         # A part of a wide tile at a time leaves registers for two programs on a multiprocessor.
-        left, right = halves(acc)
+        left, right = halves(acc)  # [BLOCK_M, BLOCK_K // 2] each
         first = pid_k * BLOCK_K
-        _store_half_dx(
-            left, offs_m, first, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION, WRITE_H,
-            WRITE_PARTIAL, FULL, PRECISION,
-        )  # fmt: skip
-        _store_half_dx(
-            right, offs_m, first + BLOCK_K // 2, pid_m, u_ptr, dx_ptr, h_ptr, partial_ptr, M, K, stride_u_row, ACTIVATION,
-            WRITE_H, WRITE_PARTIAL, FULL, PRECISION,
-        )  # fmt: skip
+        store_half_dx(
+            left, offs_m, first, pid_m, pointers, M, K, stride_u_row, ACTIVATION, WRITE_H, WRITE_PARTIAL, FULL, PRECISION
+        )
+        first += BLOCK_K // 2
+        store_half_dx(
+            right, offs_m, first, pid_m, pointers, M, K, stride_u_row, ACTIVATION, WRITE_H, WRITE_PARTIAL, FULL, PRECISION
+        )
 
 
 @triton.jit
 def _wgrad_tile(
     dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row,
-    SUM_ROWS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SUM_ROWS: tl.constexpr,
 ):  # fmt: skip
     """dy.T @ x over the rows first to last, and the sum of these rows of dy where asked for."""
     offs_m = tl.arange(0, BLOCK_M)
@@ -196,16 +132,16 @@ def _wgrad_tile(
     row_sum = tl.zeros([BLOCK_N], tl.float32)
     for m in range(first, last, BLOCK_M):
         mask_m = (offs_m < last - m)[:, None]
-        dy = tl.load(dy_ptrs + (zero_64 + m) * stride_dy_row, mask=mask_m & mask_n[None, :], other=0.0)
-        x = tl.load(x_ptrs + (zero_64 + m) * stride_x_row, mask=mask_m & mask_k[None, :], other=0.0)
-        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)
+        dy = tl.load(dy_ptrs + (zero_64 + m) * stride_dy_row, mask=mask_m & mask_n[None, :], other=0.0)  # [BLOCK_M, BLOCK_N]
+        x = tl.load(x_ptrs + (zero_64 + m) * stride_x_row, mask=mask_m & mask_k[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)  # [BLOCK_N, BLOCK_K]
         if SUM_ROWS:
-            row_sum += tl.sum(dy.to(tl.float32), axis=0)
+            row_sum += tl.sum(dy.to(tl.float32), axis=0)  # [BLOCK_N]
     return acc, row_sum
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_split"])
-def _gemm_wgrad_kernel(
+def gemm_wgrad_kernel(
     dy_ptr, x_ptr, dweight_ptr, partial_ptr,
     M, N, K, stride_dy_row, stride_x_row, rows_per_split,
     WRITE_PARTIAL: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -226,35 +162,61 @@ def _gemm_wgrad_kernel(
     # Only the programs of the first column of tiles pay for the bias gradient.
     if WRITE_PARTIAL and pid_k == 0:
         acc, row_sum = _wgrad_tile(
-            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, True, PRECISION, BLOCK_M, BLOCK_N,
+            dy_ptrs,
+            x_ptrs,
+            first,
+            last,
+            mask_n,
+            mask_k,
+            stride_dy_row,
+            stride_x_row,
+            PRECISION,
+            BLOCK_M,
+            BLOCK_N,
             BLOCK_K,
-        )  # fmt: skip
+            True,
+        )
         tl.store(partial_ptr + slot + offs_n, row_sum, mask=mask_n)
     else:
         acc, _ = _wgrad_tile(
-            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, False, PRECISION, BLOCK_M, BLOCK_N,
+            dy_ptrs,
+            x_ptrs,
+            first,
+            last,
+            mask_n,
+            mask_k,
+            stride_dy_row,
+            stride_x_row,
+            PRECISION,
+            BLOCK_M,
+            BLOCK_N,
             BLOCK_K,
-        )  # fmt: skip
+            False,
+        )
     out = dweight_ptr + slot * K + offsets(offs_n, offs_k, K)
     tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
 
-# config: one of `candidates`, where the caller knows better than `GemmConfig.for_shape`.
+# config: one of `candidates`, for example a measured one; None leaves it to `GemmConfig.for_shape`.
 
 
 def gemm_fwd(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str | None, save_u: bool,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str | None,
+    save_u: bool,
     config: GemmConfig | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """(activation(x @ weight.T + bias) for each weight side by side, the same before the activation or an empty tensor).
 
-    Raises ValueError where `obstacle` names one for a config that the caller chose.
+    Raises ValueError where `unsupported_reason` says that a config that the caller chose cannot be taken.
     """
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
     config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
-    if (reason := obstacle(config, x, weights)) is not None:
+    if (reason := unsupported_reason(config, x, weights)) is not None:
         raise ValueError(f"a forward cannot take {config.name}: {reason}")
     if config.structure != "pointers":
         gemm_fwd_tma(x, weights, biases, y, u, activation, config)
@@ -264,7 +226,7 @@ def gemm_fwd(
         return y, u
     w0, w1, w2 = _three(weights)
     b0, b1, b2 = _three(biases)
-    _gemm_fwd_kernel[(cdiv(M, config.rows) * cdiv(N, config.columns) * parts,)](
+    gemm_fwd_kernel[(cdiv(M, config.rows) * cdiv(N, config.columns) * parts,)](
         x, w0, w1, w2, b0, b1, b2, y, u,
         M, N, K, x.stride(0), w0.stride(0),
         PARTS=parts, HAS_BIAS=b0 is not None, ACTIVATION=activation, SAVE_U=save_u, FULL=x.dtype == torch.float32,
@@ -276,9 +238,15 @@ def gemm_fwd(
 
 
 def gemm_dgrad(
-    dy: Tensor, weights: Sequence[Tensor], u: Tensor | None = None, activation: str | None = None, want_sum: bool = False,
-    want_h: bool = False, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    weights: Sequence[Tensor],
+    u: Tensor | None = None,
+    activation: str | None = None,
+    want_sum: bool = False,
+    want_h: bool = False,
+    out_dtype: torch.dtype | None = None,
+    config: GemmConfig | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(dy @ weight summed over the weights, times activation'(u) where given; its sum over the rows; activation(u)).
 
     What is not wanted is empty. out_dtype: dy's where None.
@@ -291,7 +259,7 @@ def gemm_dgrad(
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
     h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
     w0, w1, w2 = _three(weights)
-    _gemm_dgrad_kernel[(config.num_tiles(M, K),)](
+    gemm_dgrad_kernel[(config.num_tiles(M, K),)](
         dy, w0, w1, w2, u, dx, h, partial,
         M, N, K, dy.stride(0), w0.stride(0), 0 if u is None else u.stride(0),
         PARTS=parts, ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, FULL=dy.dtype == torch.float32,
@@ -313,7 +281,7 @@ def gemm_wgrad(
     splits = cdiv(M, rows_per_split)
     dweight = torch.empty((splits, N, K), dtype=out_dtype if splits == 1 else torch.float32, device=dy.device)
     partial = torch.empty((splits if want_sum else 0, N), dtype=torch.float32, device=dy.device)
-    _gemm_wgrad_kernel[(config.num_tiles(N, K), splits)](
+    gemm_wgrad_kernel[(config.num_tiles(N, K), splits)](
         dy, x, dweight, partial,
         M, N, K, dy.stride(0), x.stride(0), rows_per_split,
         WRITE_PARTIAL=want_sum, PRECISION=dot_precision(dy.dtype, architecture(dy.device)),
@@ -337,66 +305,3 @@ _T = TypeVar("_T", Tensor, Tensor | None)
 
 def _three(tensors: Sequence[_T]) -> Sequence[_T]:
     return tensors if len(tensors) == 3 else [tensors[0]] * 3
-
-
-# The shipped variants, for the codegen table. Rare epilogues compile for sm_90 only; their tiles are those of the others.
-
-
-def fwd_variants(*, parts=1, bias=True, activation=None, save_u=False, even=True, main_target_only=False):
-    constexprs = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u, EVEN_K=even)
-    name = f"fwd{' qkv' * (parts == 3)}{' bias' * bias} {activation or ''}{'+u' * save_u}{'' if even else ' odd K'}"
-    variants = _variants(name, "fwd", _gemm_fwd_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K"), constexprs, main_target_only)
-    epilogue = dict(parts=parts, bias=bias, activation=activation, save_u=save_u)
-    if even:  # the hardware zeroes what is past an odd K
-        variants += fwd_tma_variants(**epilogue, main_only=main_target_only)
-    return variants + fwd_split_variants(**epilogue, even=even)
-
-
-def dgrad_variants(*, parts=1, activation=None, want_h=False, even=True, main_target_only=False):
-    want_sum = activation is not None
-    constexprs = dict(PARTS=parts, ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, EVEN_N=even)
-    name = f"dgrad{' qkv' * (parts == 3)} {activation or ''}{'+sum' * want_sum}{'+h' * want_h}{'' if even else ' odd N'}"
-    product = "dgrad" if activation is None else "dgrad_activation"
-    return _variants(name, product, _gemm_dgrad_kernel, ("BLOCK_M", "BLOCK_K", "BLOCK_N"), constexprs, main_target_only)
-
-
-def wgrad_variants(*, want_sum, main_target_only=False):
-    constexprs = dict(WRITE_PARTIAL=want_sum)
-    name = f"wgrad{' +sum' * want_sum}"
-    return _variants(name, "wgrad", _gemm_wgrad_kernel, ("BLOCK_N", "BLOCK_K", "BLOCK_M"), constexprs, main_target_only)
-
-
-def _variants(name, product, kernel, blocks, constexprs, main_target_only) -> list[KernelVariant]:
-    variants = []
-    for label, dtype, precision in _NUMBERS:
-        targets: dict[GemmConfig, list[str]] = {}
-        for arch in ("sm_90",) if main_target_only or label == "fp16" else ("sm_90", "sm_80", "sm_100", "gfx942"):
-            for config in configs(product, dtype, precision, arch):
-                targets.setdefault(config, []).append(arch)
-        pointer = "*fp32" if dtype == torch.float32 else f"*{label}"
-        for config, archs in targets.items():
-            tile = (config.rows, config.columns, config.inner)
-            flags = constexprs | dict(zip(blocks, tile)) | dict(PRECISION=precision, GROUP_ROWS=GROUP_ROWS)
-            if "FULL" in kernel.arg_names:
-                flags["FULL"] = dtype == torch.float32
-            arguments = [argument for argument in kernel.arg_names if argument not in flags]
-            signature = {a: ("*fp32" if a == "partial_ptr" else pointer) if a.endswith("_ptr") else "i32" for a in arguments}
-            variants.append(
-                KernelVariant(
-                    f"{name} {label} {'x'.join(map(str, tile))}", kernel, signature, flags,
-                    num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.max_registers,
-                    unit="scalar" if label == _IEEE_LABEL else "tensor",
-                    divisible=tuple(a for a in arguments if a in ("N", "K") or a.startswith("stride_")),
-                    targets=tuple(archs),
-                )
-            )  # fmt: skip
-    return variants
-
-
-_IEEE_LABEL = "fp32 (no tensor cores)"
-_NUMBERS = (
-    ("bf16", torch.bfloat16, "ieee"),
-    ("fp16", torch.float16, "ieee"),
-    ("tf32", torch.float32, "tf32"),
-    (_IEEE_LABEL, torch.float32, "ieee"),
-)

@@ -1,4 +1,4 @@
-"""The forward of gemm.py for few rows: the sum over K is shared out, because a few tiles leave most multiprocessors idle.
+"""The forward for few rows: several programs share the sum over K, because few tiles leave most multiprocessors idle.
 
 Each split of K owns one float32 slot, (splits, M, N) in all, and a second kernel adds the slots in index order, then the
 bias, and applies the activation: no atomics, and the bits depend on the config and K alone, not on M.
@@ -12,10 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..device import architecture, cdiv, dot_precision
-from ..primitives.gelu import activate
 from ..primitives.tiles import offsets, tile_position
-from ..specs.spec import KernelVariant
-from .config import GROUP_ROWS, SPLIT, GemmConfig
+from .config import GROUP_ROWS, GemmConfig
+from .epilogue import store_forward
+
+ADD_TILE = dict(BLOCK_M=4, BLOCK_N=256)
+ADD_WARPS = 4
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -46,13 +48,13 @@ def gemm_fwd_split_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(first, last, BLOCK_K):
         if EVEN_K:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
+            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs)  # [BLOCK_N, BLOCK_K]
         else:
             mask_k = (offs_k < last - k)[None, :]
-            x = tl.load(x_ptrs, mask=mask_k, other=0.0)
-            w = tl.load(w_ptrs, mask=mask_k, other=0.0)
-        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+            x = tl.load(x_ptrs, mask=mask_k, other=0.0)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs, mask=mask_k, other=0.0)  # [BLOCK_N, BLOCK_K]
+        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 
@@ -72,36 +74,29 @@ def add_splits_kernel(
     part = tl.program_id(2)
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < N
-    mask = (offs_m < M)[:, None] & mask_n[None, :]
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     out = offsets(offs_m, part * N + offs_n, PARTS * N)
     per_slot = tl.zeros([], tl.int64) + M
     per_slot *= PARTS * N
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for split in range(0, splits):
-        acc += tl.load(partial_ptr + split * per_slot + out, mask=mask, other=0.0)
-    if HAS_BIAS:
-        b_ptr = b0_ptr
-        if PARTS == 3:
-            b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
-        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION is not None:
-        u = acc.to(y_ptr.dtype.element_ty)
-        if SAVE_U:
-            tl.store(u_ptr + out, u, mask=mask)
-        acc = activate(u.to(tl.float32), ACTIVATION, FULL)
-    tl.store(y_ptr + out, acc.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-ADD_TILE = dict(BLOCK_M=4, BLOCK_N=256)
-ADD_WARPS = 4
+        acc += tl.load(partial_ptr + split * per_slot + out, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
+    b_ptr = b0_ptr
+    if HAS_BIAS and PARTS == 3:
+        b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
+    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, N, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
 
 
 def gemm_fwd_split(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], y: Tensor, u: Tensor, activation: str | None,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    y: Tensor,
+    u: Tensor,
+    activation: str | None,
     config: GemmConfig,
-) -> None:  # fmt: skip
-    """Writes y, and u unless it is empty, as `gemm.gemm_fwd` describes them."""
+) -> None:
+    """Writes y, and u unless it is empty, as `pointers.gemm_fwd` describes them."""
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     w0, w1, w2 = weights if parts == 3 else list(weights) * 3
     b0, b1, b2 = biases if parts == 3 else list(biases) * 3
@@ -119,35 +114,3 @@ def gemm_fwd_split(
         PARTS=parts, HAS_BIAS=b0 is not None, ACTIVATION=activation, SAVE_U=u.shape[0] > 0, FULL=x.dtype == torch.float32,
         **ADD_TILE, num_warps=ADD_WARPS,
     )  # fmt: skip
-
-
-def fwd_split_variants(*, parts: int, bias: bool, activation: str | None, save_u: bool, even: bool) -> list[KernelVariant]:
-    """For the codegen table: the kernel that sums, once per number of weights and of edge, and the one that adds the slots."""
-    config, variants = SPLIT[0], []
-    name = f"fwd{' qkv' * (parts == 3)}"
-    tile = dict(BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner)
-    ints = dict.fromkeys(("M", "N", "K", "stride_x_row", "stride_w_row", "K_per_split"), "i32")
-    if bias and activation is None:
-        for dtype in ("bf16", "fp16"):
-            pointers = dict.fromkeys(("x_ptr", "w0_ptr", "w1_ptr", "w2_ptr"), f"*{dtype}")
-            variants.append(
-                KernelVariant(
-                    f"{name}{'' if even else ' odd K'} {dtype} split {config.rows}x{config.columns}x{config.inner}",
-                    gemm_fwd_split_kernel, pointers | dict(partial_ptr="*fp32") | ints,
-                    dict(PARTS=parts, PRECISION="ieee", EVEN_K=even, GROUP_ROWS=GROUP_ROWS) | tile,
-                    num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor",
-                    divisible=("N", "K", "stride_x_row", "stride_w_row", "K_per_split"),
-                    targets=("sm_90",) if dtype == "fp16" or not even else ("sm_90", "sm_80", "sm_100"),
-                )
-            )  # fmt: skip
-    if even:
-        pointers = dict.fromkeys(("b0_ptr", "b1_ptr", "b2_ptr", "y_ptr", "u_ptr"), "*bf16")
-        variants.append(
-            KernelVariant(
-                f"{name}{' bias' * bias} {activation or ''}{'+u' * save_u} bf16 added splits", add_splits_kernel,
-                dict(partial_ptr="*fp32") | pointers | dict(M="i32", N="i32", splits="i32"),
-                dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u, FULL=False, **ADD_TILE),
-                num_warps=ADD_WARPS, divisible=("N",), targets=("sm_90",),
-            )
-        )  # fmt: skip
-    return variants

@@ -1,8 +1,8 @@
-"""Which side of a matrix product was measured to be faster on which device: the table as data. Imports no Triton by itself.
+"""The measured table: which side of a matrix product was faster, on which machine. Imports no Triton to read one.
 
 A table is one JSON file for one machine: the device by name, its architecture, and the minor versions of torch and Triton,
 since another compiler makes another kernel. A user's own table (`fastbert tune` writes it) comes before the one that
-ships; a product that neither has goes by the rules of dispatch.py. Files are read once, when the first product on a GPU is
+ships; a product that neither has follows the rules of choose.py. Files are read once, when the first product on a GPU is
 chosen.
 """
 
@@ -14,12 +14,30 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .choose import GEMM_PRODUCTS, OPERATIONS, Entry, Key, Measured, Timed
+from .config import GemmConfig
+from .keys import GEMM_PRODUCTS, OPERATIONS, Entry, Key, Measured, Timed
+
+__all__ = [
+    "Entry",
+    "Key",
+    "Machine",
+    "Measured",
+    "TableError",
+    "Timed",
+    "default_file",
+    "forget_measured",
+    "load",
+    "measured_on",
+    "read",
+    "to_json",
+    "user_file",
+]
 
 FORMAT = 1
 ENVIRONMENT = "FASTBERT_TUNED"  # a file to read instead of the user's own, or OFF
@@ -31,12 +49,12 @@ _TIMED_FIELDS = ("side", "config", "microseconds")
 
 
 class TableError(ValueError):
-    """A table cannot be used; the message names the file, the field, what was expected and what came."""
+    """A table cannot be used; the message names the file, the field, what was expected and what is there."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a table holds for; versions are minor ones, such as '2.13'."""
+    """What a table is valid for; versions are minor ones, such as '2.13'."""
 
     device: str
     architecture: str
@@ -45,7 +63,7 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device, architecture: str) -> "Machine":
-        """The machine at hand."""
+        """This machine, with one of its devices."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         triton_version = "none"
         if importlib.util.find_spec("triton") is not None:
@@ -61,7 +79,7 @@ class Machine:
 
 
 def user_file(machine: Machine) -> Path:
-    """Where the user's own table of this machine is, whether it exists or not."""
+    """The user's own table of this machine, whether it exists or not."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache_home) / "fastbert" / f"tuned-{machine.file_name}"
 
@@ -75,14 +93,14 @@ def default_file(machine: Machine) -> Path:
 def read(file: Path, machine: Machine | None = None) -> tuple[Machine, dict[Key, Entry]]:
     """The machine and the entries of a table.
 
-    machine: the one that it must be for, any where None.
-    Raises TableError for what is not such a table, OSError where the file cannot be read.
+    machine: the one that it must be for; any where None.
+    Raises TableError for a file that is no such table, OSError where the file cannot be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TableError(f"{file}: expected JSON, got {error}") from error
-    return _parse(content, _Place(file), machine)
+    return _parse(content, _Field(file), machine)
 
 
 def to_json(machine: Machine, entries: Mapping[Key, Entry]) -> dict[str, Any]:
@@ -105,13 +123,26 @@ def load(machine: Machine) -> Measured:
     named = os.environ.get(ENVIRONMENT)
     if named == OFF:
         return Measured(machine.device, {})
-    shipped, trouble = _read_if_there(SHIPPED / machine.file_name, machine)
+    shipped, table_error = _read_if_there(SHIPPED / machine.file_name, machine)
     if named:
         own = _read_named(Path(named), machine)
     else:
-        own, own_trouble = _read_if_there(user_file(machine), machine)
-        trouble = own_trouble or trouble
-    return Measured(machine.device, shipped | own, trouble)
+        own, own_error = _read_if_there(user_file(machine), machine)
+        table_error = own_error or table_error
+    return Measured(machine.device, shipped | own, table_error)
+
+
+@cache
+def measured_on(index: int, arch: str) -> Measured | None:
+    """What the tables say about one GPU, read once; None on a machine without one. Raises as `load` does."""
+    if not torch.cuda.is_available():
+        return None
+    return load(Machine.of(torch.device("cuda", index), arch))
+
+
+def forget_measured() -> None:
+    """Reads the tables again at the next product, since a file has changed."""
+    measured_on.cache_clear()
 
 
 def _read_named(file: Path, machine: Machine) -> dict[Key, Entry]:
@@ -124,23 +155,21 @@ def _read_named(file: Path, machine: Machine) -> dict[Key, Entry]:
 
 
 def _read_if_there(file: Path, machine: Machine) -> tuple[dict[Key, Entry], str]:
-    """(entries, why there are none although there is a file)."""
+    """(entries, why there are none although the file exists)."""
     try:
         _, entries = read(file, machine)
         _check_configs(file, entries)
     except FileNotFoundError:
         return {}, ""
     except (TableError, OSError) as error:
-        trouble = f"the measured table cannot be used: {error}"
-        warnings.warn(f"fastbert: {trouble}; matrix products go by the rules instead", RuntimeWarning, stacklevel=6)
-        return {}, trouble
+        table_error = f"the measured table cannot be used: {error}"
+        warnings.warn(f"fastbert: {table_error}; matrix products go by the rules instead", RuntimeWarning, stacklevel=6)
+        return {}, table_error
     return entries, ""
 
 
 def _check_configs(file: Path, entries: Mapping[Key, Entry]) -> None:
-    """That every tile named by an entry is one that this version has."""
-    from .config import GemmConfig
-
+    """Raises TableError where an entry names a tile that this version does not have."""
     for key, entry in entries.items():
         if entry.winner.config is None:
             continue
@@ -150,95 +179,95 @@ def _check_configs(file: Path, entries: Mapping[Key, Entry]) -> None:
             raise TableError(f"{file}: {key[0]} N={key[3]} K={key[4]} rows={key[5]}: winner.config: {error}") from error
 
 
-class _Place:
+class _Field:
     """A field of a file, for messages."""
 
     def __init__(self, file: Path, path: str = "") -> None:
         self.file, self.path = file, path
 
-    def __getitem__(self, name: str | int) -> "_Place":
+    def __getitem__(self, name: str | int) -> "_Field":
         step = f"[{name}]" if isinstance(name, int) else f".{name}" if self.path else name
-        return _Place(self.file, self.path + step)
+        return _Field(self.file, self.path + step)
 
     def error(self, expected: str, got: Any) -> TableError:
         return TableError(f"{self.file}: {self.path or 'the file'}: expected {expected}, got {got!r}")
 
 
-def _fields(content: Any, place: _Place, names: tuple[str, ...]) -> dict[str, Any]:
+def _fields(content: Any, field: _Field, names: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise place.error("an object", type(content).__name__)
+        raise field.error("an object", type(content).__name__)
     if set(content) != set(names):
-        raise place.error(f"the fields {', '.join(names)}", ", ".join(map(str, content)))
+        raise field.error(f"the fields {', '.join(names)}", ", ".join(map(str, content)))
     return content
 
 
-def _text(value: Any, place: _Place, among: tuple[str, ...] = ()) -> str:
+def _text(value: Any, field: _Field, among: tuple[str, ...] = ()) -> str:
     if not isinstance(value, str) or not value or (among and value not in among):
-        raise place.error("one of " + ", ".join(among) if among else "a text that is not empty", value)
+        raise field.error("one of " + ", ".join(among) if among else "a text that is not empty", value)
     return value
 
 
-def _count(value: Any, place: _Place) -> int:
+def _count(value: Any, field: _Field) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise place.error("a whole number of at least 1", value)
+        raise field.error("a whole number of at least 1", value)
     return value
 
 
-def _time(value: Any, place: _Place) -> float:
+def _time(value: Any, field: _Field) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise place.error("a number above 0", value)
+        raise field.error("a number above 0", value)
     return float(value)
 
 
-def _timed(content: Any, place: _Place) -> Timed:
-    content = _fields(content, place, _TIMED_FIELDS)
-    side = _text(content["side"], place["side"], ("triton", "library"))
+def _timed(content: Any, field: _Field) -> Timed:
+    content = _fields(content, field, _TIMED_FIELDS)
+    side = _text(content["side"], field["side"], ("triton", "library"))
     config = content["config"]
-    if side == "library" and config is not None:
-        raise place["config"].error("null, since the library chooses its own", config)
-    if side == "triton":
-        _text(config, place["config"])
-    return Timed(side, config, _time(content["microseconds"], place["microseconds"]))  # type: ignore[arg-type]
+    if side == "library":
+        if config is not None:
+            raise field["config"].error("null, since the library chooses its own", config)
+        return Timed("library", None, _time(content["microseconds"], field["microseconds"]))
+    return Timed("triton", _text(config, field["config"]), _time(content["microseconds"], field["microseconds"]))
 
 
-def _parse(content: Any, place: _Place, machine: Machine | None) -> tuple[Machine, dict[Key, Entry]]:
-    content = _fields(content, place, ("format", "device", "architecture", "versions", "entries"))
+def _parse(content: Any, field: _Field, machine: Machine | None) -> tuple[Machine, dict[Key, Entry]]:
+    content = _fields(content, field, ("format", "device", "architecture", "versions", "entries"))
     if content["format"] != FORMAT or isinstance(content["format"], bool):
-        raise place["format"].error(str(FORMAT), content["format"])
-    versions = _fields(content["versions"], place["versions"], ("torch", "triton"))
+        raise field["format"].error(str(FORMAT), content["format"])
+    versions = _fields(content["versions"], field["versions"], ("torch", "triton"))
     found = Machine(
-        _text(content["device"], place["device"]),
-        _text(content["architecture"], place["architecture"]),
-        _text(versions["torch"], place["versions"]["torch"]),
-        _text(versions["triton"], place["versions"]["triton"]),
+        _text(content["device"], field["device"]),
+        _text(content["architecture"], field["architecture"]),
+        _text(versions["torch"], field["versions"]["torch"]),
+        _text(versions["triton"], field["versions"]["triton"]),
     )
     if machine is not None:
-        places = (place["device"], place["architecture"], place["versions"]["torch"], place["versions"]["triton"])
-        for where, here, there in zip(places, astuple(machine), astuple(found)):
+        fields = (field["device"], field["architecture"], field["versions"]["torch"], field["versions"]["triton"])
+        for where, here, there in zip(fields, astuple(machine), astuple(found)):
             if here != there:
                 raise where.error(f"{here!r}, which is what this machine has", there)
     if not isinstance(content["entries"], list):
-        raise place["entries"].error("a list", type(content["entries"]).__name__)
+        raise field["entries"].error("a list", type(content["entries"]).__name__)
     entries: dict[Key, Entry] = {}
     for number, entry in enumerate(content["entries"]):
-        key, parsed = _parse_entry(entry, place["entries"][number])
+        key, parsed = _parse_entry(entry, field["entries"][number])
         if key in entries:
-            raise place["entries"][number].error("each product and number of rows once", entry["operation"])
+            raise field["entries"][number].error("each product and number of rows once", entry["operation"])
         entries[key] = parsed
     return found, entries
 
 
-def _parse_entry(content: Any, place: _Place) -> tuple[Key, Entry]:
-    content = _fields(content, place, _ENTRY_FIELDS)
-    operation = _text(content["operation"], place["operation"], tuple(OPERATIONS))
-    dtype = DTYPES[_text(content["dtype"], place["dtype"], tuple(DTYPES))]
-    precision = _text(content["precision"], place["precision"], ("ieee", "tf32"))
-    N, K, rows = (_count(content[name], place[name]) for name in ("N", "K", "rows"))
+def _parse_entry(content: Any, field: _Field) -> tuple[Key, Entry]:
+    content = _fields(content, field, _ENTRY_FIELDS)
+    operation = _text(content["operation"], field["operation"], tuple(OPERATIONS))
+    dtype = DTYPES[_text(content["dtype"], field["dtype"], tuple(DTYPES))]
+    precision = _text(content["precision"], field["precision"], ("ieee", "tf32"))
+    N, K, rows = (_count(content[name], field[name]) for name in ("N", "K", "rows"))
     if rows & (rows - 1):
-        raise place["rows"].error("a power of two", rows)
-    winner, runner_up = _timed(content["winner"], place["winner"]), None
+        raise field["rows"].error("a power of two", rows)
+    winner, runner_up = _timed(content["winner"], field["winner"]), None
     if content["runner_up"] is not None:
-        where = place["runner_up"]
+        where = field["runner_up"]
         runner_up = _timed(content["runner_up"], where)
         if runner_up.side == winner.side:
             raise where["side"].error("the side that did not win", runner_up.side)

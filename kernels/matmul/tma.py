@@ -1,10 +1,10 @@
-"""The forward of gemm.py for 16-bit tensors on Hopper and later: the tensor memory accelerator copies whole tiles.
+"""The forward for 16-bit tensors on Hopper and later: the tensor memory accelerator (TMA) copies whole tiles.
 
-It knows the tensors from descriptors that the host makes at each launch: no address is computed and no mask kept in the
-loop; what lies past an edge is read as zero and never stored. `tma` has a program for each tile. `tma_persistent` has as
-many programs as fit the device at once, each walking the tiles in the order of `tile_position`; `tma_flattened` makes
-one loop of the walk and the sum, so that the next tile is being read while this one is stored. Their epilogue takes a tile
-in halves of its columns: half the memory for staging the store, fewer registers.
+It reads through descriptors that the host makes at each launch: the loop computes no address and keeps no mask; what lies
+past an edge is read as zero and never stored. `tma` has one program for each tile. `tma_persistent` has as many programs as
+fit the device at once, each walking the tiles in the order of `tile_position`; `tma_flattened` makes one loop of the walk
+and the sum, so that the next tile is being read while this one is stored. Their epilogue takes a tile in halves of its
+columns: half the shared memory for the store, and fewer registers.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..device import num_programs
 from ..primitives.gelu import activate
 from ..primitives.tiles import halves, tile_position
-from ..specs.spec import KernelVariant
-from .config import GROUP_ROWS, TMA, GemmConfig
+from .config import GROUP_ROWS, GemmConfig
+from .epilogue import add_bias
 
 
 @triton.jit
@@ -28,8 +28,7 @@ def _store(
 ):  # fmt: skip
     """The epilogue of a tile whose left column is `column` of one weight, `first_column` after the first of the result."""
     if HAS_BIAS:
-        offs_n = column + tl.arange(0, acc.shape[1])
-        acc += tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+        acc = add_bias(acc, b_ptr, column + tl.arange(0, acc.shape[1]), N)
     if ACTIVATION is not None:
         u = acc.to(y_desc.dtype)
         if SAVE_U:
@@ -40,10 +39,12 @@ def _store(
 
 @triton.jit
 def _compute_tile(
-    tile, x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc, M, N, K,
+    tile, tensors, M, N, K,
     PARTS: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HALVES: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
+    """One tile of the result. tensors: the arguments of `gemm_fwd_tma_kernel` that are no numbers."""
+    x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc = tensors
     num_n = tl.cdiv(N, BLOCK_N)
     pid_m, pid_n = tile_position(tile, tl.cdiv(M, BLOCK_M), PARTS * num_n, GROUP_ROWS)
     w_desc, b_ptr, part = w0_desc, b0_ptr, 0
@@ -60,12 +61,12 @@ def _compute_tile(
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
-        x = x_desc.load([row, k])
-        w = w_desc.load([column, k])
-        acc = tl.dot(x, tl.trans(w), acc)
+        x = x_desc.load([row, k])  # [BLOCK_M, BLOCK_K]
+        w = w_desc.load([column, k])  # [BLOCK_N, BLOCK_K]
+        acc = tl.dot(x, tl.trans(w), acc)  # [BLOCK_M, BLOCK_N]
 
     if HALVES:
-        left, right = halves(acc)
+        left, right = halves(acc)  # [BLOCK_M, BLOCK_N // 2] each
         _store(left, b_ptr, y_desc, u_desc, row, column, part * N, N, HAS_BIAS, ACTIVATION, SAVE_U)
         _store(right, b_ptr, y_desc, u_desc, row, column + BLOCK_N // 2, part * N, N, HAS_BIAS, ACTIVATION, SAVE_U)
     else:
@@ -81,42 +82,52 @@ def gemm_fwd_tma_kernel(
     GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
     tl.assume(K > 0)  # a loop that may run zero times makes Triton 3.6 emit wgmma that ptxas serialises
+    tensors = (x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc)
     if PERSISTENT:
         tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) * PARTS
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
             _compute_tile(
-                tile, x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc, M, N, K, PARTS, HAS_BIAS,
-                ACTIVATION, SAVE_U, BLOCK_M, BLOCK_N, BLOCK_K, HALVES, GROUP_ROWS,
-            )  # fmt: skip
+                tile, tensors, M, N, K, PARTS, HAS_BIAS, ACTIVATION, SAVE_U, BLOCK_M, BLOCK_N, BLOCK_K, HALVES, GROUP_ROWS
+            )
     else:
+        tile = tl.program_id(0)
         _compute_tile(
-            tl.program_id(0), x_desc, w0_desc, w1_desc, w2_desc, b0_ptr, b1_ptr, b2_ptr, y_desc, u_desc, M, N, K, PARTS,
-            HAS_BIAS, ACTIVATION, SAVE_U, BLOCK_M, BLOCK_N, BLOCK_K, HALVES, GROUP_ROWS,
-        )  # fmt: skip
+            tile, tensors, M, N, K, PARTS, HAS_BIAS, ACTIVATION, SAVE_U, BLOCK_M, BLOCK_N, BLOCK_K, HALVES, GROUP_ROWS
+        )
 
 
-def _flags(config: GemmConfig) -> dict[str, int | bool]:
+def constants(config: GemmConfig) -> dict[str, int | bool]:
     """The constants of the kernel that a config decides."""
     persistent = config.structure != "tma"
     return dict(
-        PERSISTENT=persistent, FLATTEN=config.structure == "tma_flattened", HALVES=persistent or config.columns > 128,
-        BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner, GROUP_ROWS=GROUP_ROWS,
-    )  # fmt: skip
+        PERSISTENT=persistent,
+        FLATTEN=config.structure == "tma_flattened",
+        HALVES=persistent or config.columns > 128,
+        BLOCK_M=config.rows,
+        BLOCK_N=config.columns,
+        BLOCK_K=config.inner,
+        GROUP_ROWS=GROUP_ROWS,
+    )
 
 
-def _blocks(config: GemmConfig) -> tuple[list[int], list[int], list[int]]:
-    """What one copy takes of x, of a weight, and of the result."""
-    columns = config.columns // 2 if _flags(config)["HALVES"] else config.columns
+def blocks(config: GemmConfig) -> tuple[list[int], list[int], list[int]]:
+    """The shapes that one copy moves of x, of a weight, and of the result."""
+    columns = config.columns // 2 if constants(config)["HALVES"] else config.columns
     return [config.rows, config.inner], [config.columns, config.inner], [config.rows, columns]
 
 
 def gemm_fwd_tma(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], y: Tensor, u: Tensor, activation: str | None,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    y: Tensor,
+    u: Tensor,
+    activation: str | None,
     config: GemmConfig,
-) -> None:  # fmt: skip
-    """Writes y, and u unless it is empty, as `gemm.gemm_fwd` describes them. `gemm_config.obstacle` must have found none."""
+) -> None:
+    """Writes y, and u unless it is empty, as `pointers.gemm_fwd` describes them. `unsupported_reason` must have found none."""
     (M, K), N, parts, save_u = x.shape, weights[0].shape[0], len(weights), u.shape[0] > 0
-    x_block, w_block, y_block = _blocks(config)
+    x_block, w_block, y_block = blocks(config)
     w_descs = [TensorDescriptor(w, [N, K], list(w.stride()), w_block) for w in weights]
     y_desc = TensorDescriptor(y, [M, parts * N], [parts * N, 1], y_block)
     programs = config.num_tiles(M, N) * parts
@@ -127,25 +138,5 @@ def gemm_fwd_tma(
         *(biases if parts == 3 else list(biases) * 3), y_desc,
         TensorDescriptor(u, [M, parts * N], [parts * N, 1], y_block) if save_u else y_desc,
         M, N, K,
-        PARTS=parts, HAS_BIAS=biases[0] is not None, ACTIVATION=activation, SAVE_U=save_u, **_flags(config), **config.launch,
+        PARTS=parts, HAS_BIAS=biases[0] is not None, ACTIVATION=activation, SAVE_U=save_u, **constants(config), **config.launch,
     )  # fmt: skip
-
-
-def fwd_tma_variants(*, parts: int, bias: bool, activation: str | None, save_u: bool, main_only: bool) -> list[KernelVariant]:
-    """For the codegen table. main_only: sm_90 and bf16 alone."""
-    constexprs = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u)
-    name = f"fwd{' qkv' * (parts == 3)}{' bias' * bias} {activation or ''}{'+u' * save_u}"
-    variants = []
-    for dtype in ("bf16",) if main_only else ("bf16", "fp16"):
-        for config in TMA:
-            x, w, y = (f"tensordesc<{dtype}{block}>" for block in _blocks(config))
-            descriptors = dict(x_desc=x, w0_desc=w, w1_desc=w, w2_desc=w, y_desc=y, u_desc=y)
-            rest = dict.fromkeys(("b0_ptr", "b1_ptr", "b2_ptr"), f"*{dtype}") | dict.fromkeys("MNK", "i32")
-            variants.append(
-                KernelVariant(
-                    f"{name} {dtype} {config.name}", gemm_fwd_tma_kernel, descriptors | rest,
-                    constexprs | _flags(config), num_warps=config.num_warps, num_stages=config.num_stages, unit="tensor",
-                    divisible=("N", "K"), targets=("sm_90",) if main_only or dtype == "fp16" else ("sm_90", "sm_100"),
-                )
-            )  # fmt: skip
-    return variants

@@ -9,6 +9,7 @@ from .. import fp8
 from ..fp8_format import GROUP
 from ..fp8_kernels import LARGE, NORM_ROWS, QUANTIZE_ROWS, ROW_WARPS, SMALL, fp8_gemm_kernel, layer_norm_kernel, quantize_kernel
 from ..matmul.config import GROUP_ROWS
+from . import baselines
 from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
 from .variants import signature
 
@@ -145,6 +146,8 @@ SPECS = (
         flops=_flops,
         bytes_moved=_bytes_moved,
         variants=_variants,
-        obstacle=fp8.unsupported_reason,
+        unsupported_reason=fp8.unsupported_reason,
+        directions=("forward",),
+        baseline=baselines.linear_without_quantization,
     ),
 )

@@ -1,8 +1,8 @@
-"""Each matrix product of dispatch.OPERATIONS alone, as the layers of linear.py run it, and in plain PyTorch: for measuring.
+"""Each matrix product of keys.OPERATIONS alone, as the layers run it, and in plain PyTorch: candidates for tuning.
 
-What is made besides the product is what a layer of BERT asks for: the forward saves nothing (as in inference), the
-derivative comes with its sum over the rows and the activation made again, a weight gradient comes with the bias gradient
-where the layer's bias is not another kernel's.
+What is computed besides the product is what a layer of BERT asks for: the forward saves nothing (as in inference), the
+derivative comes with its sum over the rows and the recomputed activation, a weight gradient comes with the bias gradient
+where that is not left to another kernel.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import linear, reference
-from ..matmul.choose import OPERATIONS
+from .. import reference
+from ..device import architecture, dot_precision
+from ..matmul import products
+from ..matmul.config import GemmConfig, candidates, unsupported_reason
+from ..matmul.keys import GEMM_PRODUCTS, OPERATIONS
 
 Operands = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Product:
-    """One product of a layer. N, K: of its weight, or of the three side by side. with_bias: or with the bias gradient."""
+    """One product of a layer. N, K: of its weight, or of the three side by side. with_bias: in a wgrad, the bias gradient."""
 
     operation: str
     N: int
@@ -50,14 +53,18 @@ class Product:
             made["u"] = draw(M, K)
         return made
 
-    def weights(self, operands: Operands) -> tuple[Tensor, ...]:
-        """Those that a forward reads; none for a product of the backward."""
-        if "x" not in operands or "weight" not in operands:
-            return ()
-        return _thirds(operands["weight"]) if self.operation == "qkv_linear" else (operands["weight"],)
+    def tiles(self, operands: Operands) -> list[GemmConfig]:
+        """Every tile that ships for this product and can read these operands."""
+        one = next(iter(operands.values()))
+        arch = architecture(one.device)
+        tiles = candidates(GEMM_PRODUCTS[self.operation], one.dtype, dot_precision(one.dtype, arch), arch)
+        if "x" not in operands or "weight" not in operands:  # of the backward, whose tiles read everything
+            return list(tiles)
+        weights = _thirds(operands["weight"]) if self.operation == "qkv_linear" else (operands["weight"],)
+        return [tile for tile in tiles if unsupported_reason(tile, operands["x"], weights) is None]
 
     def run(self, operands: Operands) -> tuple[Tensor, ...]:
-        """By the kernels or the library, as dispatch.py decides. What the reference does not make is empty, or left out."""
+        """By the kernels or the library, as choose.py decides. What the reference does not return is left out."""
         return _RUN[self.operation](self, **operands)
 
     def reference(self, operands: Operands) -> tuple[Tensor, ...]:
@@ -71,20 +78,20 @@ def _thirds(tensor: Tensor | None) -> tuple:
 
 def _run_linear(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
     activation = product.activation if product.operation == "linear_activation" else None
-    return linear._forward(x, weight, bias, activation, False)[:1]
+    return products.forward(x, weight, bias, activation, False)[:1]
 
 
 def _run_wgrad(product: Product, dy: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    return linear._wgrad(dy, x, product.with_bias)[: 1 + product.with_bias]
+    return products.wgrad(dy, x, product.with_bias)[: 1 + product.with_bias]
 
 
 _RUN: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "linear": _run_linear,
     "linear_activation": _run_linear,
-    "qkv_linear": lambda product, x, weight, bias=None: (linear._qkv_fwd(x, *_thirds(weight), *_thirds(bias)),),
-    "dgrad": lambda product, dy, weight: (linear._dgrad(dy, weight),),
-    "dgrad_activation": lambda product, dy, weight, u: linear._dgrad_activation(dy, weight, u, product.activation, True, True),
-    "qkv_dgrad": lambda product, dy, weight: (linear._qkv_dgrad(dy, _thirds(weight)),),
+    "qkv_linear": lambda product, x, weight, bias=None: (products.qkv_forward(x, _thirds(weight), _thirds(bias)),),
+    "dgrad": lambda product, dy, weight: (products.dgrad(dy, weight),),
+    "dgrad_activation": lambda product, dy, weight, u: products.dgrad_activation(dy, weight, u, product.activation, True, True),
+    "qkv_dgrad": lambda product, dy, weight: (products.qkv_dgrad(dy, _thirds(weight)),),
     "wgrad": _run_wgrad,
 }
 

@@ -1,8 +1,6 @@
 """Every operation's spec. Importing this module imports Triton."""
 
-from .. import cross_entropy, linear
-from ..attention import forward as attention
-from . import embedding, fp8, layer_norm
+from . import attention, cross_entropy, embedding, fp8, layer_norm, linear
 from .spec import OperationSpec
 
 ALL_SPECS: tuple[OperationSpec, ...] = (

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-import fastbert.kernels.linear
 from fastbert.cli.app import app
 from fastbert.deploy import tune as tuning
-from fastbert.deploy.tune import TableFile, measure_product, tune
+from fastbert.deploy.measure import WARM_UP, measure_product
+from fastbert.deploy.tune import TableFile, tune
 from fastbert.kernels.device import architecture
-from fastbert.kernels.matmul.choose import GEMM_PRODUCTS
+from fastbert.kernels.matmul import products
 from fastbert.kernels.matmul.config import candidates
+from fastbert.kernels.matmul.keys import GEMM_PRODUCTS
 from fastbert.kernels.matmul.table import Machine, TableError, read
 from fastbert.kernels.specs.products import Product, of_layer
 
@@ -49,13 +50,13 @@ def measure(device, clock, product=PRODUCT, rows=32):
 
 def spoil(monkeypatch, name, change):
     """Lets gemm_fwd give something else on the tile of that name."""
-    original = fastbert.kernels.linear.gemm_fwd
+    original = products.gemm_fwd
 
     def spoiled(*args, config=None):
         y, u = original(*args, config=config)
         return (change(y), u) if config is not None and config.name == name else (y, u)
 
-    monkeypatch.setattr(fastbert.kernels.linear, "gemm_fwd", spoiled)
+    monkeypatch.setattr(products, "gemm_fwd", spoiled)
 
 
 def test_the_fastest_tile_wins_against_the_library(device, tiles):
@@ -74,7 +75,7 @@ def test_the_library_wins_against_the_fastest_tile_and_in_a_draw(device, tiles):
 
 def test_a_single_slow_turn_does_not_decide(device, tiles):
     """Medians count, of the turns after the first ones."""
-    slow = iter([9.0] * tuning.WARM_UP + [9.0, 1e-6, 1e-6])
+    slow = iter([9.0] * WARM_UP + [9.0, 1e-6, 1e-6])
 
     class Hiccup(Clock):
         def __call__(self, contender):
@@ -103,7 +104,7 @@ def test_what_is_wrong_or_fails_is_never_timed(change, why, device, tiles, monke
     assert name == tiles[0]
     assert why in reason
     assert result.entry.winner.config == tiles[1]
-    assert clock.calls == (tuning.WARM_UP + 3) * len(tiles)  # the library and all tiles but one
+    assert clock.calls == (WARM_UP + 3) * len(tiles)  # the library and all tiles but one
 
 
 def test_a_store_that_is_missing_is_seen_although_others_left_right_numbers(device, tiles, monkeypatch):

@@ -2,19 +2,35 @@
 
 import torch
 
-from fastbert.kernels.specs.accuracy import check_operation, measure, noise, noise_rounded_to, run, tensors_of
+from fastbert.kernels.specs.accuracy import (
+    as_list,
+    check_operation,
+    compare_with_float64,
+    forward_backward,
+    random_gradient,
+    random_gradient_rounded_to,
+)
 from fastbert.kernels.specs.spec import Inputs, OperationSpec
 
-__all__ = ["DTYPES", "GPU", "assert_error_within", "compare", "noise", "noise_rounded_to", "run", "tensors_of"]
+__all__ = [
+    "DTYPES",
+    "GPU",
+    "as_list",
+    "assert_error_within",
+    "compare",
+    "forward_backward",
+    "random_gradient",
+    "random_gradient_rounded_to",
+]
 
 GPU = torch.cuda.is_available()
 # The interpreter's dot multiplies the bit patterns of bfloat16: right numbers for it exist on a GPU only.
 DTYPES = [torch.float32, torch.float16, torch.bfloat16] if GPU else [torch.float32, torch.float16]
 
 
-def assert_error_within(name: str, ours, same_dtype, exact, factor: float) -> float:
-    """Fails where ours errs more than the rule allows; returns the ratio of the two errors."""
-    accuracy = measure(name, ours, same_dtype, exact, factor)
+def assert_error_within(name: str, result, same_dtype, exact, factor: float) -> float:
+    """Fails where the result errs more than the rule allows; returns the ratio of its error to PyTorch's."""
+    accuracy = compare_with_float64(name, result, same_dtype, exact, factor)
     assert accuracy.passed, str(accuracy)
     return accuracy.ratio
 

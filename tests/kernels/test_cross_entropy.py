@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastbert.kernels import cross_entropy as kernel
-from fastbert.kernels.cross_entropy import SPECS, chunk_rows, cross_entropy_bwd, cross_entropy_fwd
+from fastbert.kernels.cross_entropy import chunk_rows, cross_entropy_bwd, cross_entropy_fwd
 from fastbert.kernels.functional import cross_entropy
 from fastbert.kernels.matmul.choose import use_gemm
 from fastbert.kernels.reference import cross_entropy_ref
+from fastbert.kernels.specs.cross_entropy import SPECS
 from fastbert.kernels.specs.spec import generator, normal
-from tests.kernels.harness import GPU, assert_error_within, compare, run
+from tests.kernels.harness import GPU, assert_error_within, compare, forward_backward
 
 (SPEC,) = SPECS
 NAMES = SPEC.differentiable
@@ -58,13 +59,13 @@ def test_several_chunks_give_what_one_gives(device, set_chunk):
     """Rows do not know of their chunk: bit for bit the same loss and dhidden, as long as the products have one tile shape,
     which float32 has. The gradients of the decoder are sums over rows, and there the rule holds."""
     inputs = make(50, 32, 130, device)
-    exact = run(cross_entropy_ref, inputs, NAMES, torch.float64, torch.ones_like)
-    in_torch = run(cross_entropy_ref, inputs, NAMES, None, torch.ones_like)
+    exact = forward_backward(cross_entropy_ref, inputs, NAMES, torch.float64, torch.ones_like)
+    in_torch = forward_backward(cross_entropy_ref, inputs, NAMES, None, torch.ones_like)
     results = []
     for limit in (1 << 20, 17 * 192 * 4, 6 * 192 * 4):  # one chunk, three, nine
         set_chunk(limit)
         with use_gemm("triton"):
-            results.append(run(cross_entropy, inputs, NAMES, None, torch.ones_like))
+            results.append(forward_backward(cross_entropy, inputs, NAMES, None, torch.ones_like))
         for name, value in results[-1].items():
             assert_error_within(name, value, in_torch[name], exact[name], 2.0)
     for name in ("out", "dhidden"):
@@ -83,8 +84,8 @@ def test_library_products_obey_the_same_rule(name, dtype, device):
 def test_only_the_bias_needs_a_gradient(gemm, device):
     inputs = make(20, 16, 70, device)
     with use_gemm(gemm):
-        everything = run(cross_entropy, inputs, NAMES, None, torch.ones_like)
-        alone = run(cross_entropy, inputs, ("bias",), None, torch.ones_like)
+        everything = forward_backward(cross_entropy, inputs, NAMES, None, torch.ones_like)
+        alone = forward_backward(cross_entropy, inputs, ("bias",), None, torch.ones_like)
     torch.testing.assert_close(alone["dbias"], everything["dbias"])
 
 
@@ -113,8 +114,8 @@ def test_logits_are_never_whole(device, set_chunk):
 
 def test_incoming_gradient_scales(device):
     inputs = make(9, 32, 70, device)
-    one = run(cross_entropy, inputs, NAMES, None, torch.ones_like)
-    scaled = run(cross_entropy, inputs, NAMES, None, lambda out: torch.full_like(out, -2.5))
+    one = forward_backward(cross_entropy, inputs, NAMES, None, torch.ones_like)
+    scaled = forward_backward(cross_entropy, inputs, NAMES, None, lambda out: torch.full_like(out, -2.5))
     for name in ("dhidden", "dweight", "dbias"):
         torch.testing.assert_close(scaled[name], -2.5 * one[name])
 
@@ -133,7 +134,7 @@ def test_a_loss_scale_is_not_too_late(device):
     """probability / count lies below float16; as PyTorch does, the gradients must survive once the scale is in."""
     inputs = make(400, 32, 1000, device, torch.float16)
     results = [
-        run(function, inputs, NAMES, dtype, lambda out: torch.full_like(out, 4096.0))
+        forward_backward(function, inputs, NAMES, dtype, lambda out: torch.full_like(out, 4096.0))
         for function, dtype in ((cross_entropy, None), (cross_entropy_ref, None), (cross_entropy_ref, torch.float64))
     ]
     ours, _, exact = results
@@ -162,8 +163,8 @@ def test_ignored_rows_in_the_kernel(device):
     """While tracing no row is gathered: ignored ones add nothing, count nothing and receive zeros."""
     inputs = make(40, 24, 50, device, labelled=0.4)
     ignored = inputs["labels"] == -100
-    expected = run(cross_entropy, inputs, NAMES, None, torch.ones_like)
-    got = run(
+    expected = forward_backward(cross_entropy, inputs, NAMES, None, torch.ones_like)
+    got = forward_backward(
         lambda hidden, weight, bias, labels: cross_entropy_fwd(hidden, weight, bias, labels, -100, True, True, True, True)[0],
         inputs, NAMES, None, torch.ones_like,
     )  # fmt: skip
@@ -180,7 +181,7 @@ def test_impossible_labels_are_loud_and_stay_inside(device):
     logits = torch.zeros(6, pitch, device=device)
     losses = torch.zeros(6, device=device)
     labels = torch.tensor([3, V, -1, 1 << 40, -100, 29], device=device)
-    kernel._cross_entropy_rows_kernel[(5,)](logits, labels, losses, V, pitch, -100, WRITE_GRADIENT=True, BLOCK_V=64)
+    kernel.cross_entropy_rows_kernel[(5,)](logits, labels, losses, V, pitch, -100, WRITE_GRADIENT=True, BLOCK_V=64)
     assert losses.isnan().tolist() == [False, True, True, True, False, False]
     assert logits[:, :V].isnan().any(1).tolist() == [False, True, True, True, False, False]
     assert not logits[4:].any()  # the ignored row, and the one that no program has
@@ -192,8 +193,8 @@ def test_banned_tokens(device):
     inputs = make(2, 16, 4200, device)
     inputs["bias"][:4100] = float("-inf")  # the whole of the first block
     inputs["labels"] = inputs["labels"] % 100 + 4100
-    got = run(cross_entropy, inputs, NAMES, None, torch.ones_like)
-    exact = run(cross_entropy_ref, inputs, NAMES, torch.float64, torch.ones_like)
+    got = forward_backward(cross_entropy, inputs, NAMES, None, torch.ones_like)
+    exact = forward_backward(cross_entropy_ref, inputs, NAMES, torch.float64, torch.ones_like)
     for name, value in got.items():
         torch.testing.assert_close(value.double(), exact[name], rtol=1e-4, atol=1e-5)
 
@@ -235,7 +236,9 @@ def test_compiles_without_a_graph_break(labelled, device):
     inputs = make(11, 16, 30, device, labelled=labelled)
     compiled = torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")
     for present in (inputs, inputs | {"bias": None}):
-        expected, got = (run(function, present, NAMES, None, torch.ones_like) for function in (cross_entropy, compiled))
+        expected, got = (
+            forward_backward(function, present, NAMES, None, torch.ones_like) for function in (cross_entropy, compiled)
+        )
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value)
 

@@ -13,7 +13,7 @@ from fastbert.kernels.primitives.segment_sum import CHUNK, segment_sum
 from fastbert.kernels.specs.embedding import SPECS
 from fastbert.kernels.specs.layer_norm import dropout_mask
 from fastbert.kernels.specs.spec import seed_tensor
-from tests.kernels.harness import compare, noise, run
+from tests.kernels.harness import compare, forward_backward, random_gradient
 
 (SPEC,) = SPECS
 SAMPLES = {sample.name: sample for sample in SPEC.samples}
@@ -74,8 +74,8 @@ def test_sums_are_kept_in_float32(device):
 
 def test_padding_idx_receives_no_gradient(device):
     inputs = make("padding", device)
-    padded = run(embedding, inputs, TABLES, None, noise)
-    free = run(embedding, inputs | {"padding_idx": None}, TABLES, None, noise)
+    padded = forward_backward(embedding, inputs, TABLES, None, random_gradient)
+    free = forward_backward(embedding, inputs | {"padding_idx": None}, TABLES, None, random_gradient)
     assert torch.equal(padded["out"], free["out"])
     assert not padded["dword_weight"][0].any()
     assert free["dword_weight"][0].any()
@@ -85,7 +85,7 @@ def test_padding_idx_receives_no_gradient(device):
 
 def test_rows_without_a_token_receive_zero(device):
     inputs = make("axis-not-a-power-of-two", device)
-    grad = run(embedding, inputs, TABLES, None, noise)["dword_weight"]
+    grad = forward_backward(embedding, inputs, TABLES, None, random_gradient)["dword_weight"]
     unused = torch.ones(len(grad), dtype=torch.bool, device=device)
     unused[inputs["input_ids"]] = False
     assert unused.any()
@@ -119,9 +119,11 @@ def test_frozen_tables_cost_no_backward(device, monkeypatch):
 
     monkeypatch.setattr(kernel, "segment_sum", counted)
     inputs = make("dropout", device)
-    run(embedding, inputs, ("weight", "bias", "token_type_weight"), None, noise)  # two token types: summed in registers
+    forward_backward(
+        embedding, inputs, ("weight", "bias", "token_type_weight"), None, random_gradient
+    )  # two token types: summed in registers
     assert summed == []
-    run(embedding, inputs, ("position_weight",), None, noise)
+    forward_backward(embedding, inputs, ("position_weight",), None, random_gradient)
     assert summed == [len(inputs["position_weight"])]
 
 
@@ -169,7 +171,9 @@ def test_opcheck(deterministic, device):
 def test_compiles_without_a_graph_break(device):
     inputs = make("dropout", device)
     compiled = torch.compile(embedding, fullgraph=True, backend="aot_eager")
-    expected, got = (run(function, inputs, SPEC.differentiable, None, noise) for function in (embedding, compiled))
+    expected, got = (
+        forward_backward(function, inputs, SPEC.differentiable, None, random_gradient) for function in (embedding, compiled)
+    )
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value)
 

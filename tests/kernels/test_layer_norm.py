@@ -9,7 +9,7 @@ from fastbert.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from fastbert.kernels.reference import layer_norm_ref
 from fastbert.kernels.specs.layer_norm import dropout_mask
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
-from tests.kernels.harness import DTYPES, run
+from tests.kernels.harness import DTYPES, forward_backward
 
 
 def make(shape, dtype, device):
@@ -61,8 +61,8 @@ def test_float32_residual_keeps_float32(dtype, device):
     """Under autocast the sub-layer is 16-bit and the residual stream float32, as in transformers."""
     x, weight, bias, residual, x_bias = make((9, 96), torch.float32, device)
     inputs = dict(x=x.to(dtype), weight=weight, bias=bias, residual=residual, x_bias=x_bias)
-    got = run(layer_norm, inputs, tuple(inputs), None, lambda out: out.cos())
-    exact = run(layer_norm_ref, inputs, tuple(inputs), torch.float64, lambda out: out.cos())
+    got = forward_backward(layer_norm, inputs, tuple(inputs), None, lambda out: out.cos())
+    exact = forward_backward(layer_norm_ref, inputs, tuple(inputs), torch.float64, lambda out: out.cos())
     assert got["out"].dtype == got["dresidual"].dtype == torch.float32
     assert got["dx"].dtype == dtype
     torch.testing.assert_close(got["out"].double(), exact["out"], rtol=1e-5, atol=1e-5)
@@ -97,8 +97,10 @@ def test_opcheck(device):
 def test_compiles_without_a_graph_break(device):
     x, weight, bias, residual, _ = (t.requires_grad_() for t in make((5, 72), torch.float32, device))
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
-    expected = run(layer_norm, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
-    got = run(compiled, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
+    expected = forward_backward(
+        layer_norm, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos
+    )
+    got = forward_backward(compiled, dict(x=x, weight=weight, bias=bias, residual=residual), ("x", "weight"), None, torch.cos)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value)
 

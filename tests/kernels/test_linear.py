@@ -8,26 +8,21 @@ import torch
 import triton
 import triton.language as tl
 
-import fastbert.kernels.linear
 from fastbert.kernels.device import dot_precision, pretend
+from fastbert.kernels.feed_forward import feed_forward_bwd, feed_forward_fwd
 from fastbert.kernels.functional import feed_forward, linear, qkv_linear
 from fastbert.kernels.limits import ACTIVATIONS
-from fastbert.kernels.linear import (
-    SPECS,
-    feed_forward_bwd,
-    feed_forward_fwd,
-    linear_bwd,
-    linear_fwd,
-    qkv_linear_bwd,
-    qkv_linear_fwd,
-)
-from fastbert.kernels.matmul import pointers as gemm
-from fastbert.kernels.matmul.choose import OPERATIONS, RULES, choose, use_gemm
+from fastbert.kernels.linear import linear_bwd, linear_fwd, qkv_linear_bwd, qkv_linear_fwd
+from fastbert.kernels.matmul import pointers, products
+from fastbert.kernels.matmul.choose import RULES, select_gemm, use_gemm
 from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
-from fastbert.kernels.matmul.pointers import gemm_wgrad, offsets
+from fastbert.kernels.matmul.keys import OPERATIONS
+from fastbert.kernels.matmul.pointers import gemm_wgrad
+from fastbert.kernels.primitives.tiles import offsets
 from fastbert.kernels.reference import linear_ref
+from fastbert.kernels.specs.linear import SPECS
 from fastbert.kernels.specs.spec import generator, normal
-from tests.kernels.harness import DTYPES, GPU, compare, noise, run, tensors_of
+from tests.kernels.harness import DTYPES, GPU, as_list, compare, forward_backward, random_gradient
 
 SAMPLES = [(spec, sample) for spec in SPECS for sample in spec.samples]
 ON_GPU = SAMPLES if GPU else SAMPLES[:1]  # one to show as skipped
@@ -52,7 +47,7 @@ def test_library_side_matches_float64(pair, device):
     with use_gemm("library"):
         for dtype in (torch.float16, torch.float32):
             inputs = sample.make(dtype, device)
-            tensors = [t for value in inputs.values() for t in tensors_of(value) if isinstance(t, torch.Tensor)]
+            tensors = [t for value in inputs.values() for t in as_list(value) if isinstance(t, torch.Tensor)]
             compare(spec, inputs, dtype, summed_rows=max(max(t.shape) for t in tensors))
 
 
@@ -83,39 +78,44 @@ def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
     asked, launched = set(), []
 
     def spy(name, note):
-        original = getattr(fastbert.kernels.linear, name)
-        monkeypatch.setattr(fastbert.kernels.linear, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
+        original = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
 
-    spy("side", lambda name, args: asked.add(args[0]))
+    spy("select_gemm", lambda name, args: asked.add(args[0]))
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
         spy(launcher, lambda name, args: launched.append(name))
     x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
     for side, launches in (("triton", 12), ("library", 0)):
         asked.clear(), launched.clear()
         with use_gemm(side):
-            run(linear, dict(x=x, weight=w, bias=b), ("x", "weight", "bias"), None, noise)
-            run(qkv_linear, dict(x=x, weights=(w,) * 3, biases=(b,) * 3), ("x", "weights", "biases"), None, noise)
+            forward_backward(linear, dict(x=x, weight=w, bias=b), ("x", "weight", "bias"), None, random_gradient)
+            forward_backward(
+                qkv_linear, dict(x=x, weights=(w,) * 3, biases=(b,) * 3), ("x", "weights", "biases"), None, random_gradient
+            )
             inputs = dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)
-            run(feed_forward, inputs, tuple(inputs), None, noise)
+            forward_backward(feed_forward, inputs, tuple(inputs), None, random_gradient)
         assert asked == set(OPERATIONS)
         assert len(launched) == launches, launched
 
 
 def test_choices_on_a_gpu_that_need_not_exist():
-    cuda = torch.device("cuda")
+    def select(operation, M, N, K, dtype=torch.bfloat16, device="cuda"):
+        choice = select_gemm(operation, M, N, K, dtype, torch.device(device))
+        assert choice.config is None
+        return choice.side, choice.reason
+
     for operation in OPERATIONS:
-        side, reason = choose(operation, 8192, 3072, 768, torch.bfloat16, cuda)
+        side, reason = select(operation, 8192, 3072, 768)
         assert side == ("triton" if operation in ("linear_activation", "dgrad_activation") else "library")
         assert reason.endswith("not yet timed")
-        assert choose(operation, 8192, 3072, 768, torch.float32, cuda)[0] == "library"
-        assert choose(operation, 8192, 3072, 770, torch.bfloat16, cuda) == (
-            "library", "Triton would load element by element: N = 3072 and K = 770 are not both multiples of 16",
-        )  # fmt: skip
-        assert choose(operation, 0, 3072, 768, torch.bfloat16, cuda) == ("library", "the product is empty")
-        assert choose(operation, 8, 32, 32, torch.float16, torch.device("cpu"))[0] == "triton"
+        assert select(operation, 8192, 3072, 768, torch.float32)[0] == "library"
+        uneven = "Triton would load element by element: N = 3072 and K = 770 are not both multiples of 16"
+        assert select(operation, 8192, 3072, 770) == ("library", uneven)
+        assert select(operation, 0, 3072, 768) == ("library", "the product is empty")
+        assert select(operation, 8, 32, 32, torch.float16, "cpu")[0] == "triton"
         for forced in ("triton", "library"):
             with use_gemm(forced):
-                assert choose(operation, 8192, 3072, 770, torch.bfloat16, cuda) == (forced, "forced")
+                assert select(operation, 8192, 3072, 770) == (forced, "forced")
     assert not RULES[-1].operations + RULES[-1].dtypes + RULES[-1].architectures, "the last rule must fit everything"
     assert all(set(rule.operations) <= set(OPERATIONS) for rule in RULES)
 
@@ -127,7 +127,7 @@ def test_tf32_float32_takes_the_fused_kernels():
             torch.backends.cuda.matmul.fp32_precision = precision
             assert dot_precision(torch.float32, "sm_90") == precision
             with pretend("sm_90"):
-                assert choose("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda"))[0] == side
+                assert select_gemm("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda")).side == side
         assert dot_precision(torch.float32, "gfx90a") == "ieee"
         assert dot_precision(torch.float16, "sm_90") == "ieee"
     finally:
@@ -136,7 +136,7 @@ def test_tf32_float32_takes_the_fused_kernels():
 
 def test_rejects_unknown_choices():
     with pytest.raises(ValueError, match=r"expected an operation among linear, .*got 'conv'"):
-        choose("conv", 1, 1, 1, torch.float32, torch.device("cpu"))
+        select_gemm("conv", 1, 1, 1, torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match="must be 'auto', 'triton' or 'library', got 'cublas'"), use_gemm("cublas"):
         pass
 
@@ -172,7 +172,7 @@ def test_splits_fill_the_last_wave(device):
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_split_wgrad_repeats_and_agrees(splits, device, monkeypatch):
     """Every split has its own slot: same bits each time, and another number of splits differs by rounding only."""
-    monkeypatch.setattr(gemm, "wgrad_splits", lambda *_: splits)
+    monkeypatch.setattr(pointers, "wgrad_splits", lambda *_: splits)
     dy, x = make((331, 40), (331, 24), device=device)
     first, second = (gemm_wgrad(dy, x, True) for _ in range(2))
     for mine, again, exact in zip(first, second, (dy.double().t() @ x.double(), dy.double().sum(0))):
@@ -215,7 +215,7 @@ def test_neighbours_in_memory_are_never_read_into_a_result(device):
             (qkv_linear, dict(x=x, weights=(w, w, w), biases=(bias, bias, bias))),
             (feed_forward, dict(x=x, weight_in=w, bias_in=bias, weight_out=w_out)),
         ):
-            for name, value in run(function, inputs, tuple(inputs), None, noise).items():
+            for name, value in forward_backward(function, inputs, tuple(inputs), None, random_gradient).items():
                 assert value.isfinite().all(), name
 
 
@@ -223,8 +223,8 @@ def test_qkv_weights_may_have_different_strides(device):
     x, q, k, v = make((6, 16), (8, 16), (8, 24), (16, 8), device=device)
     weights = (q, k[:, 4:20], v.t())
     with use_gemm("triton"):
-        got = run(qkv_linear, dict(x=x, weights=weights), ("x", "weights"), None, noise)
-    expected = run(linear_ref, dict(x=x, weight=torch.cat(weights)), ("x", "weight"), None, noise)
+        got = forward_backward(qkv_linear, dict(x=x, weights=weights), ("x", "weights"), None, random_gradient)
+    expected = forward_backward(linear_ref, dict(x=x, weight=torch.cat(weights)), ("x", "weight"), None, random_gradient)
     torch.testing.assert_close(got["out"], expected["out"])
     torch.testing.assert_close(got["dx"], expected["dx"])
     torch.testing.assert_close(torch.cat([got[f"dweights{i}"] for i in range(3)]), expected["dweight"])
@@ -246,8 +246,8 @@ def test_axes_of_zero_and_one(N, K, device):
     x, weight, bias = make((4, K), (N, K), (N,), device=device)
     for activation in (None, "gelu_erf"):
         inputs = dict(x=x, weight=weight, bias=bias, activation=activation)
-        got = run(linear, inputs, ("x", "weight", "bias"), None, noise)
-        expected = run(linear_ref, inputs, ("x", "weight", "bias"), None, noise)
+        got = forward_backward(linear, inputs, ("x", "weight", "bias"), None, random_gradient)
+        expected = forward_backward(linear_ref, inputs, ("x", "weight", "bias"), None, random_gradient)
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6)
 
@@ -298,15 +298,19 @@ def _operator(node):
 
 @pytest.mark.parametrize("side", ["triton", "library"])
 @pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh", "relu"])
-def test_the_inner_state_made_again_gives_the_gradients_of_the_one_kept(side, activation, device):
+def test_the_recomputed_inner_state_gives_the_gradients_of_the_one_kept(side, activation, device):
     """To the bit where one side makes both; also where only the last weight is trained."""
     inputs = dict(zip(("x", "weight_in", "bias_in", "weight_out"), make((37, 16), (72, 16), (72,), (24, 72), device=device)))
     found = {}
     for keep in (False, True):
         with use_gemm(side):
             for names in (tuple(inputs), ("weight_out",)):
-                found[keep, names] = run(
-                    functools.partial(feed_forward, keep_inner=keep), inputs | {"activation": activation}, names, None, noise
+                found[keep, names] = forward_backward(
+                    functools.partial(feed_forward, keep_inner=keep),
+                    inputs | {"activation": activation},
+                    names,
+                    None,
+                    random_gradient,
                 )
     for names in (tuple(inputs), ("weight_out",)):
         for name, gradient in found[True, names].items():
@@ -331,7 +335,9 @@ def test_float32_backward_inside_autocast_stays_float32(side, device):
         y = linear(x, w, b, activation="gelu_erf")
         with torch.autocast(device.type, dtype=torch.float16):
             y.sum().backward()
-    expected = run(linear_ref, dict(x=x, weight=w, activation="gelu_erf", bias=b), ("x", "weight"), None, torch.ones_like)
+    expected = forward_backward(
+        linear_ref, dict(x=x, weight=w, activation="gelu_erf", bias=b), ("x", "weight"), None, torch.ones_like
+    )
     torch.testing.assert_close(w.grad, expected["dweight"])
     torch.testing.assert_close(x.grad, expected["dx"])
 
@@ -366,8 +372,8 @@ def test_compiles_without_a_graph_break(device):
         (feed_forward, dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)),
     ):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-        expected = run(function, inputs, tuple(inputs), None, torch.cos)
-        for name, value in run(compiled, inputs, tuple(inputs), None, torch.cos).items():
+        expected = forward_backward(function, inputs, tuple(inputs), None, torch.cos)
+        for name, value in forward_backward(compiled, inputs, tuple(inputs), None, torch.cos).items():
             torch.testing.assert_close(value, expected[name])
 
 

@@ -9,8 +9,8 @@ import transformers
 import fastbert
 from fastbert.kernels import use_backend
 from fastbert.kernels.batch_invariance import batch_invariant_kernels, is_batch_invariant
-from fastbert.kernels.matmul.choose import choose, use_gemm
-from fastbert.kernels.matmul.pointers import GemmConfig
+from fastbert.kernels.matmul.choose import select_gemm, use_gemm
+from fastbert.kernels.matmul.config import GemmConfig
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -119,18 +119,18 @@ def test_one_tile_and_one_side_for_every_number_of_rows():
     for dtype in (torch.float32, torch.bfloat16):
         with batch_invariant_kernels():
             tiles = {GemmConfig.for_shape("fwd", rows, 3072, dtype, DEVICE) for rows in (1, 64, 1000, 65536)}
-            sides = {choose("linear", rows, 3072, 768, dtype, torch.device("cuda"))[0] for rows in (1, 1000, 65536)}
+            sides = {select_gemm("linear", rows, 3072, 768, dtype, torch.device("cuda")).side for rows in (1, 1000, 65536)}
         assert len(tiles) == 1
         assert sides == {"triton"}
     with use_gemm("library"), batch_invariant_kernels(), pytest.raises(RuntimeError, match="not in batch-invariant mode"):
-        choose("linear", 8, 16, 16, torch.float32, DEVICE)
+        select_gemm("linear", 8, 16, 16, torch.float32, DEVICE)
 
 
 def test_what_only_transformers_computes_is_refused():
     model = make_model("BertModel", torch.float32)
     ids, _ = make_batch((9,))
     cube = torch.ones(1, 1, 9, 9, device=DEVICE)
-    with fastbert.batch_invariant(), pytest.raises(RuntimeError, match="got one for theirs"):
+    with fastbert.batch_invariant(), pytest.raises(RuntimeError, match="got one that needs transformers' encoder"):
         model(ids, attention_mask=cube)
     model(ids, attention_mask=cube)
 

@@ -5,17 +5,16 @@ import mmap
 import pytest
 import torch
 
-from fastbert.kernels.attention import blocks as attention_tiles
-from fastbert.kernels.attention import forward as module
-from fastbert.kernels.attention.backward import attention_bwd
-from fastbert.kernels.attention.forward import SPECS, attention_fwd, dropout_mask
+from fastbert.kernels.attention.config import Problem
+from fastbert.kernels.attention.op import MAX_STRIDE, attention_bwd, attention_fwd
 from fastbert.kernels.attention.packing import attention_packs
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.dropout import scale, threshold
 from fastbert.kernels.functional import attention, attention_schedule
 from fastbert.kernels.reference import attention_ref
+from fastbert.kernels.specs.attention import SPECS, dropout_mask
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
-from tests.kernels.harness import DTYPES, GPU, compare, run
+from tests.kernels.harness import DTYPES, GPU, compare, forward_backward
 
 SPEC = SPECS[0]
 SHORT, LONG = (17, 64, 3), (17, 130, 64)  # through the whole-sequence kernels; through the loops
@@ -77,7 +76,7 @@ def test_forward_and_backward_drop_the_same(seqlens, device):
     qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
     options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, dropout_p=0.3, seed=seed_tensor(11, device))
     dout = normal((qkv.shape[0], *qkv.shape[2:]), torch.float32, device, generator(1))
-    got = run(attention, dict(qkv=qkv, **options), ("qkv",), None, lambda out: dout)
+    got = forward_backward(attention, dict(qkv=qkv, **options), ("qkv",), None, lambda out: dout)
     torch.testing.assert_close((dout * got["out"]).sum(), (got["dqkv"][:, 2] * qkv[:, 2]).sum(), rtol=1e-4, atol=1e-3)
 
     direction, step = normal(qkv.shape, torch.float32, device, generator(2)), 1e-2
@@ -97,11 +96,11 @@ def test_tiles_of_every_target_match_float64(target, precision, device, monkeypa
     chosen = set()
 
     def of(qkv, max_seqlen, dropout_p):
-        problem = attention_tiles.Problem(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target)
+        problem = Problem(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target)
         chosen.add(problem)
         return problem
 
-    monkeypatch.setattr(attention_tiles.Problem, "of", of)
+    monkeypatch.setattr(Problem, "of", of)
     short, long = "up-to-64-causal-dropout", "tokens-inside-heads"
     cases = [(dtype, name) for dtype in (torch.float32, torch.float16) for name in (short, long, "unused-keys-up-to-64")]
     cases += [(torch.float32, "head-dim-40-causal"), (torch.float32, "head-dim-80-dropout")]
@@ -117,11 +116,11 @@ def test_sequences_do_not_leak_into_each_other(seqlens, device):
     """What stands before, after and behind a sequence in memory does not touch it, not even as 0 * NaN."""
     qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
     options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-    clean = run(attention, dict(qkv=qkv, **options), ("qkv",), None, torch.cos)
+    clean = forward_backward(attention, dict(qkv=qkv, **options), ("qkv",), None, torch.cos)
     for place, (start, end) in enumerate(zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:])):
         poisoned = torch.full_like(qkv, float("nan"))
         poisoned[start:end] = qkv[start:end]
-        got = run(attention, dict(qkv=poisoned, **options), ("qkv",), None, torch.cos)
+        got = forward_backward(attention, dict(qkv=poisoned, **options), ("qkv",), None, torch.cos)
         for name, value in clean.items():
             assert torch.equal(got[name][start:end], value[start:end]), f"{name} of sequence {place} differs"
 
@@ -133,10 +132,10 @@ def test_what_is_not_finite_stays_in_its_sequence_of_a_shared_tile(place, value,
     qkv, cu_seqlens, max_seqlen = make((9, 20, 30), device=device)
     options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, dropout_p=0.1, seed=seed_tensor(1, device))
     dout = normal((59, 2, 16), torch.float32, device, generator(1))
-    clean = run(attention, dict(qkv=qkv, **options), ("qkv",), None, lambda out: dout)
+    clean = forward_backward(attention, dict(qkv=qkv, **options), ("qkv",), None, lambda out: dout)
     bad_qkv, bad_dout = qkv.clone(), dout.clone()
     (bad_dout[13] if place == "dout" else bad_qkv[13, "qkv".index(place)])[1, 3] = value
-    got = run(attention, dict(qkv=bad_qkv, **options), ("qkv",), None, lambda out: bad_dout)
+    got = forward_backward(attention, dict(qkv=bad_qkv, **options), ("qkv",), None, lambda out: bad_dout)
     for name in clean:
         assert torch.equal(got[name][:9], clean[name][:9])
         assert torch.equal(got[name][29:], clean[name][29:])
@@ -151,11 +150,11 @@ def test_unused_keys_are_not_read(seqlens, keys, device):
     qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
     seqused_k = torch.tensor(keys, dtype=torch.int32, device=device)
     options = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, seqused_k=seqused_k)
-    clean = run(attention, dict(qkv=qkv, **options), ("qkv",), None, torch.cos)
+    clean = forward_backward(attention, dict(qkv=qkv, **options), ("qkv",), None, torch.cos)
     unused = torch.cat([torch.arange(n) >= used for n, used in zip(seqlens, keys)])
     poisoned = qkv.clone()
     poisoned[unused, 1:] = float("nan")
-    got = run(attention, dict(qkv=poisoned, **options), ("qkv",), None, torch.cos)
+    got = forward_backward(attention, dict(qkv=poisoned, **options), ("qkv",), None, torch.cos)
     assert all(torch.equal(got[name], clean[name]) for name in clean)
     assert (got["dqkv"][unused, 1:] == 0).all()
     assert (got["out"][-seqlens[-1] :] == 0).all(), "a sequence without keys gives zeros"
@@ -253,8 +252,8 @@ def test_compiles_without_a_graph_break(device):
         for seqlens in (LONG, SHORT, (100, 7, 2)):
             qkv, cu_seqlens, max_seqlen = make(seqlens, device=device)
             inputs = dict(qkv=qkv, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-            expected = run(step, inputs, ("qkv",), None, torch.cos)
-            for name, value in run(compiled, inputs, ("qkv",), None, torch.cos).items():
+            expected = forward_backward(step, inputs, ("qkv",), None, torch.cos)
+            for name, value in forward_backward(compiled, inputs, ("qkv",), None, torch.cos).items():
                 assert torch.equal(value, expected[name]), name
     assert graphs == 1
 
@@ -274,7 +273,7 @@ def test_strides_past_two_to_the_31_elements(axis):
     """Real launches on a view so spread out that 32-bit offsets would wrap to the zeros before it."""
     qkv, cu_seqlens, max_seqlen = make(LONG, dtype=torch.float16)
     T, _, H, D = qkv.shape
-    strides = {"token": (module.MAX_STRIDE, 2 * D, D), "part": (D, 2**31 + 8, T * D), "head": (D, T * D, 2**31 + 8)}[axis]
+    strides = {"token": (MAX_STRIDE, 2 * D, D), "part": (D, 2**31 + 8, T * D), "head": (D, T * D, 2**31 + 8)}[axis]
     before = 2**31
     length = before + sum(stride * (size - 1) for stride, size in zip(strides, (T, 3, H))) + D
     if axis == "token":
@@ -283,8 +282,8 @@ def test_strides_past_two_to_the_31_elements(axis):
     far = reserve(length)[before:].as_strided(qkv.shape, (*strides, 1))
     far.copy_(qkv)
     arguments = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-    expected = run(attention, dict(qkv=qkv, **arguments), ("qkv",), None, torch.cos)
-    for name, value in run(attention, dict(qkv=far, **arguments), ("qkv",), None, torch.cos).items():
+    expected = forward_backward(attention, dict(qkv=qkv, **arguments), ("qkv",), None, torch.cos)
+    for name, value in forward_backward(attention, dict(qkv=far, **arguments), ("qkv",), None, torch.cos).items():
         assert torch.equal(value, expected[name]), name
 
 

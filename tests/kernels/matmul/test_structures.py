@@ -9,9 +9,20 @@ from torch.nn.functional import gelu
 
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.device import architecture, has_wide_matrix_unit, pretend
-from fastbert.kernels.matmul import pointers as gemm
-from fastbert.kernels.matmul.config import LARGE, PRODUCTS, SMALL, SPLIT, TMA, TMA_LARGE, TMA_WIDE, WIDE
-from fastbert.kernels.matmul.pointers import GemmConfig, candidates, gemm_dgrad, gemm_fwd, gemm_wgrad, obstacle
+from fastbert.kernels.matmul.config import (
+    LARGE,
+    PRODUCTS,
+    SMALL,
+    SPLIT,
+    TMA,
+    TMA_LARGE,
+    TMA_WIDE,
+    WIDE,
+    GemmConfig,
+    candidates,
+    unsupported_reason,
+)
+from fastbert.kernels.matmul.pointers import gemm_dgrad, gemm_fwd, gemm_wgrad
 from fastbert.kernels.specs.accuracy import OUT_FACTOR
 from fastbert.kernels.specs.spec import generator, normal
 from tests.kernels.harness import DTYPES, GPU, assert_error_within
@@ -188,10 +199,10 @@ def test_names_and_what_has_none():
 )
 def test_what_descriptors_cannot_take_is_said(change, reason, device):
     x, (weight,), _ = make(16, 64, 64, device=device)
-    assert obstacle(TMA_WIDE, x, [weight]) is None
+    assert unsupported_reason(TMA_WIDE, x, [weight]) is None
     x, weights = change(x, weight)
-    assert reason in obstacle(TMA_WIDE, x, weights)
-    assert obstacle(WIDE, x, weights) is None
+    assert reason in unsupported_reason(TMA_WIDE, x, weights)
+    assert unsupported_reason(WIDE, x, weights) is None
     with pytest.raises(ValueError, match=r"a forward cannot take tma_persistent 128x256x64 w8 s3: "):
         gemm_fwd(x, weights, [None] * len(weights), None, False, config=TMA_WIDE)
 
@@ -200,10 +211,10 @@ def test_architectures_without_the_hardware_are_said(device):
     x, weights, _ = make(16, 64, 64, device=device)
     for arch in ("sm_80", "gfx942", "unknown"):
         with pretend(arch, 1):
-            assert obstacle(TMA_WIDE, x, weights) == f"{arch} has no hardware that copies tiles"
-            assert obstacle(SPLIT[0], x, weights) is None
+            assert unsupported_reason(TMA_WIDE, x, weights) == f"{arch} has no hardware that copies tiles"
+            assert unsupported_reason(SPLIT[0], x, weights) is None
     with pretend("sm_90"):
-        assert "only pointers" in obstacle(replace(TMA_WIDE, splits=2), x, weights)
+        assert "only pointers" in unsupported_reason(replace(TMA_WIDE, splits=2), x, weights)
 
 
 def test_the_other_products_take_pointers(device):
@@ -218,4 +229,3 @@ def test_the_other_products_take_pointers(device):
     exact = dy.double().t() @ dy.double()
     for config in (*candidates("wgrad", DTYPE, "ieee", "cpu"), replace(SMALL, inner=16, splits=2)):
         torch.testing.assert_close(gemm_wgrad(dy, dy, config=config)[0].double(), exact, rtol=2e-3, atol=2e-2)
-    assert gemm.GemmConfig is GemmConfig

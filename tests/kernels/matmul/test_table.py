@@ -7,31 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-import fastbert.kernels.linear
 from fastbert.kernels import device as device_facts
 from fastbert.kernels.batch_invariance import batch_invariant_kernels
 from fastbert.kernels.device import architecture, pretend
-from fastbert.kernels.matmul import choose as dispatch
-from fastbert.kernels.matmul import sides
-from fastbert.kernels.matmul import table as tuned_table
-from fastbert.kernels.matmul.choose import (
-    GEMM_PRODUCTS,
-    OPERATIONS,
-    Choice,
-    Entry,
-    Measured,
-    Timed,
-    choose,
-    row_bucket,
-    use_gemm,
-)
+from fastbert.kernels.matmul import choose, products, table
+from fastbert.kernels.matmul.choose import GemmChoice, select_gemm, use_choice, use_gemm
 from fastbert.kernels.matmul.config import candidates
+from fastbert.kernels.matmul.keys import GEMM_PRODUCTS, OPERATIONS, Entry, Measured, Timed, row_bucket
 from fastbert.kernels.matmul.table import Machine, TableError, load, read, to_json, user_file
 from fastbert.kernels.specs.products import of_layer
 
 CUDA = torch.device("cuda", 0)
 MACHINE = Machine("NVIDIA H200", "sm_90", "2.13", "3.7")
-TILE = candidates("fwd", torch.bfloat16, "ieee", "sm_90")[0].name
+CONFIG = candidates("fwd", torch.bfloat16, "ieee", "sm_90")[0]
+TILE = CONFIG.name
 KEY = ("linear", torch.bfloat16, "ieee", 768, 768, 1024)
 BY_TRITON = Entry(Timed("triton", TILE, 41.0), Timed("library", None, 155.2))
 BY_LIBRARY = Entry(Timed("library", None, 7.0))
@@ -48,7 +37,7 @@ def homes(tmp_path, monkeypatch) -> tuple[Path, Path]:
     """Where a user's own table and a shipped one would be, both empty."""
     monkeypatch.delenv("FASTBERT_TUNED", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuned_table, "SHIPPED", tmp_path / "tuned")
+    monkeypatch.setattr(table, "SHIPPED", tmp_path / "tuned")
     return user_file(MACHINE), tmp_path / "tuned" / MACHINE.file_name
 
 
@@ -56,11 +45,11 @@ def homes(tmp_path, monkeypatch) -> tuple[Path, Path]:
 def on_h200(monkeypatch):
     """Choices as on that GPU; set `.entries` to what was measured there."""
     measured = Measured("NVIDIA H200", {})
-    monkeypatch.setattr(dispatch, "measured_on", lambda index, arch: measured)
-    dispatch._decide.cache_clear()
+    monkeypatch.setattr(choose, "measured_on", lambda index, arch: measured)
+    choose._select.cache_clear()
     with pretend("sm_90"):
         yield measured
-    dispatch._decide.cache_clear()
+    choose._select.cache_clear()
 
 
 # The file.
@@ -160,9 +149,9 @@ def test_an_unusable_table_is_a_warning_and_a_reason(which, homes, monkeypatch):
         measured = load(MACHINE)
     assert len(caught) == 1
     assert measured.entries == {KEY: BY_LIBRARY}, "the shipped one is whole"
-    monkeypatch.setattr(dispatch, "measured_on", lambda index, arch: measured)
+    monkeypatch.setattr(choose, "measured_on", lambda index, arch: measured)
     with pretend("sm_90"):
-        reason = choose("wgrad", 64, 768, 768, KEY[1], CUDA)[1]
+        reason = select_gemm("wgrad", 64, 768, 768, KEY[1], CUDA).reason
     assert f"not yet timed; the measured table cannot be used: {own}: " in reason
 
 
@@ -179,27 +168,25 @@ def test_a_table_that_the_user_named_is_used_or_raises(homes, tmp_path, monkeypa
     write(named)
     assert load(MACHINE).entries == {KEY: BY_TRITON}
     monkeypatch.setenv("FASTBERT_TUNED", "off")
-    assert (load(MACHINE).entries, load(MACHINE).trouble) == ({}, "")
+    assert (load(MACHINE).entries, load(MACHINE).table_error) == ({}, "")
 
 
 def test_the_tables_are_read_once(homes, monkeypatch):
     reads = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    monkeypatch.setattr(
-        tuned_table, "load", lambda machine: reads.append(machine) or Measured(machine.device, {KEY: BY_TRITON})
-    )
+    monkeypatch.setattr(table, "load", lambda machine: reads.append(machine) or Measured(machine.device, {KEY: BY_TRITON}))
     monkeypatch.setattr(device_facts, "_architecture", lambda index: "sm_90")
-    dispatch.forget_measured()
+    table.forget_measured()
     try:
         for M in (1, 1000, 1024, 0):
-            choose("linear", M, 768, 768, torch.bfloat16, CUDA)
+            select_gemm("linear", M, 768, 768, torch.bfloat16, CUDA)
         assert [machine.device for machine in reads] == ["NVIDIA H200"]
-        dispatch.forget_measured()
-        choose("linear", 1, 768, 768, torch.bfloat16, CUDA)
+        table.forget_measured()
+        select_gemm("linear", 1, 768, 768, torch.bfloat16, CUDA)
         assert len(reads) == 2
     finally:
-        dispatch.forget_measured()
+        table.forget_measured()
 
 
 # The choice.
@@ -209,40 +196,45 @@ def test_what_was_measured_decides_before_the_rules(on_h200):
     on_h200.entries.update({KEY: BY_TRITON, (*KEY[:-1], 64): BY_LIBRARY})
     expected = f"measured on NVIDIA H200 at 1024 rows: 41.0 us with tile {TILE} against the library's 155 us"
     for M in (725, 1024, 1448):  # whose power of two is 1024
-        assert dispatch.decide("linear", M, 768, 768, torch.bfloat16, CUDA) == Choice("triton", expected, TILE)
-    assert choose("linear", 64, 768, 768, torch.bfloat16, CUDA)[1].endswith("7.0 us; the other side gave no right result")
-    for other in (("linear", 724, 768, 768, torch.bfloat16), ("linear", 1024, 768, 768, torch.float16),
-                  ("dgrad", 1024, 768, 768, torch.bfloat16), ("linear", 1024, 768, 3072, torch.bfloat16)):  # fmt: skip
-        assert choose(*other, CUDA)[1].endswith("not yet timed")
+        assert select_gemm("linear", M, 768, 768, torch.bfloat16, CUDA) == GemmChoice("triton", expected, CONFIG)
+    alone = select_gemm("linear", 64, 768, 768, torch.bfloat16, CUDA)
+    assert alone.reason.endswith("7.0 us; the other side gave no right result")
+    for other in (
+        ("linear", 724, 768, 768, torch.bfloat16),
+        ("linear", 1024, 768, 768, torch.float16),
+        ("dgrad", 1024, 768, 768, torch.bfloat16),
+        ("linear", 1024, 768, 3072, torch.bfloat16),
+    ):
+        assert select_gemm(*other, CUDA).reason.endswith("not yet timed")
 
 
 def test_what_is_forced_comes_before_what_was_measured(on_h200):
     on_h200.entries[KEY] = BY_TRITON
     arguments = ("linear", 1024, 768, 768, torch.bfloat16, CUDA)
     with use_gemm("library"):
-        assert dispatch.decide(*arguments) == Choice("library", "forced")
+        assert select_gemm(*arguments) == GemmChoice("library", "forced")
     with use_gemm("triton"):
-        assert dispatch.decide(*arguments) == Choice("triton", "forced")
+        assert select_gemm(*arguments) == GemmChoice("triton", "forced")
     with batch_invariant_kernels():
-        choice = dispatch.decide(*arguments)
+        choice = select_gemm(*arguments)
         assert (choice.side, choice.config) == ("triton", None)
         assert choice.reason.startswith("batch-invariant mode")
-    assert dispatch.decide(*arguments).config == TILE
+    assert select_gemm(*arguments).config == CONFIG
 
 
 def test_a_cpu_never_looks_for_a_table(monkeypatch):
     def looked(*_):
         raise AssertionError("a table was looked for")
 
-    monkeypatch.setattr(dispatch, "measured_on", looked)
+    monkeypatch.setattr(choose, "measured_on", looked)
     for operation in OPERATIONS:
-        choose(operation, 8, 32, 32, torch.float32, torch.device("cpu"))
+        select_gemm(operation, 8, 32, 32, torch.float32, torch.device("cpu"))
 
 
 def test_a_gpu_that_is_not_there_has_no_table():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert dispatch._measured(CUDA, "sm_90") is None
+    assert choose._measured(CUDA, "sm_90") is None
 
 
 def test_rows_go_to_the_nearest_power_of_two():
@@ -254,39 +246,40 @@ def test_rows_go_to_the_nearest_power_of_two():
 def test_the_measured_tile_reaches_the_launcher(device, monkeypatch):
     seen = []
     for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
-        original = getattr(fastbert.kernels.linear, launcher)
+        original = getattr(products, launcher)
 
-        def spy(*args, config=None, original=original):
-            seen.append(config.name)
-            return original(*args, config=config)
+        def spy(*args, config=None, original=original, **options):
+            seen.append(config)
+            return original(*args, config=config, **options)
 
-        monkeypatch.setattr(fastbert.kernels.linear, launcher, spy)
-    products = of_layer(16, 32, "gelu_erf", training=True)
-    assert {product.operation for product in products} == set(OPERATIONS)
-    for product in {product.operation: product for product in products}.values():
-        name = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", architecture(device))[0].name
+        monkeypatch.setattr(products, launcher, spy)
+    layer = of_layer(16, 32, "gelu_erf", training=True)
+    assert {product.operation for product in layer} == set(OPERATIONS)
+    for product in {product.operation: product for product in layer}.values():
+        config = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", architecture(device))[0]
         seen.clear()
-        with dispatch.use_choice(Choice("triton", "measured", name)):
+        with use_choice(GemmChoice("triton", "measured", config)):
             product.run(product.operands(8, torch.float16, device, torch.Generator(device)))
-        assert seen == [name], product
+        assert seen == [config], product
 
 
 def test_a_measured_tile_that_cannot_read_the_tensors_is_left_to_the_rules(device, monkeypatch):
     """Some tiles want aligned rows; the table knows shapes only."""
-    name = candidates("fwd", torch.float16, "ieee", "sm_90")[0].name
+    config = candidates("fwd", torch.float16, "ieee", "sm_90")[0]
     x, weight = torch.zeros(8, 16, device=device), torch.zeros(32, 16, device=device)
-    with dispatch.use_choice(Choice("triton", "measured", name)):
-        assert sides.side("linear", 8, (32, 16), x, (weight,))[1].name == name
-        monkeypatch.setattr(sides, "obstacle", lambda config, x, weights: "rows are not aligned")
-        assert sides.side("linear", 8, (32, 16), x, (weight,)) == (True, None)
-        assert sides.side("dgrad", 8, (32, 16), x)[1] is not None
+    shape = (8, 32, 16, x.dtype, device)
+    with use_choice(GemmChoice("triton", "measured", config)):
+        assert select_gemm("linear", *shape, x, (weight,)).config is config
+        monkeypatch.setattr(choose, "unsupported_reason", lambda config, x, weights: "rows are not aligned")
+        assert select_gemm("linear", *shape, x, (weight,)) == GemmChoice("triton", "measured")
+        assert select_gemm("dgrad", *shape).config is config
 
 
 # Nothing is searched at start-up: tiles come from the table or from rules, so the first call of a process is like the last.
 
 
 def test_no_kernel_searches_for_its_configuration():
-    for file in sorted(Path(dispatch.__file__).parent.glob("*.py")):
+    for file in sorted(Path(choose.__file__).parent.glob("*.py")):
         names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
         names |= {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
         assert not names & {"autotune", "heuristics", "Autotuner", "Heuristics", "do_bench"}, file

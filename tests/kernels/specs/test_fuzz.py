@@ -14,7 +14,7 @@ DEFAULT_CASES = 200  # over all operations, a few hundred with the interpreter i
 
 @pytest.mark.parametrize("spec", [pytest.param(spec, id=spec.name) for spec in ALL_SPECS])
 def test_random_inputs_match_float64(spec, device, request):
-    if reason := spec.obstacle(device):
+    if reason := spec.unsupported_reason(device):
         pytest.skip(reason)
     cases = request.config.getoption("--fuzz")
 

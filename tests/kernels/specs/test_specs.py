@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastbert.kernels.specs.registry import ALL_SPECS
-from tests.kernels.harness import DTYPES, compare, noise, run
+from tests.kernels.harness import DTYPES, compare, forward_backward, random_gradient
 
 CASES = [pytest.param(spec, sample, id=f"{spec.name}-{sample.name}") for spec in ALL_SPECS for sample in spec.samples]
 BY_SPEC = [pytest.param(spec, id=spec.name) for spec in ALL_SPECS]
@@ -12,7 +12,7 @@ BY_SPEC = [pytest.param(spec, id=spec.name) for spec in ALL_SPECS]
 
 @pytest.fixture(autouse=True)
 def _runs_here(spec, device):
-    if reason := spec.obstacle(device):
+    if reason := spec.unsupported_reason(device):
         pytest.skip(reason)
 
 
@@ -47,8 +47,10 @@ def test_only_requested_gradients(spec, device):
         sample = next((s for s in spec.samples if name in s.make(dtype, device)), None)
         assert sample is not None, f"no sample of {spec.name} has {name}"
         inputs = sample.make(dtype, device)
-        alone = run(spec.function, inputs, (name,), None, noise)
-        everything = run(spec.function, inputs, tuple(n for n in spec.differentiable if n in inputs), None, noise)
+        alone = forward_backward(spec.function, inputs, (name,), None, random_gradient)
+        everything = forward_backward(
+            spec.function, inputs, tuple(n for n in spec.differentiable if n in inputs), None, random_gradient
+        )
         assert {"out", *(key for key in everything if key.rstrip("0123456789") == f"d{name}")} == set(alone)
         for key, value in alone.items():
             largest = max([1.0, *everything[key].abs().flatten().tolist()])  # sums may be cut otherwise: they round as it does
@@ -59,7 +61,7 @@ def test_only_requested_gradients(spec, device):
 def test_repeats_bitwise(spec, sample, device):
     inputs = sample.make(torch.float16, device)
     differentiable = tuple(name for name in spec.differentiable if name in inputs)
-    first, second = (run(spec.function, inputs, differentiable, None, noise) for _ in range(2))
+    first, second = (forward_backward(spec.function, inputs, differentiable, None, random_gradient) for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), f"{name} differs between two runs on the same inputs"
 
@@ -72,7 +74,7 @@ def test_no_grad_gives_the_same_output(spec, device):
         differentiable = tuple(name for name in spec.differentiable if name in inputs)
         with torch.no_grad():
             inference = spec.function(**inputs)
-        assert torch.equal(inference, run(spec.function, inputs, differentiable)["out"])
+        assert torch.equal(inference, forward_backward(spec.function, inputs, differentiable)["out"])
 
 
 @pytest.mark.parametrize("spec", BY_SPEC)
@@ -86,3 +88,22 @@ def test_flops_bytes_and_workload(spec):
         assert spec.flops(inputs, backward) > 0
         assert spec.bytes_moved(inputs, backward) > 0
     assert spec.variants(), "no variant to compile ahead of time"
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_baseline_and_prepared_inputs_give_the_same_output(spec, device):
+    from fastbert.kernels.specs.spec import Workload
+
+    work = Workload(hidden_size=128, num_heads=2, intermediate_size=256, vocab_size=300, seqlens=(16, 5, 30))
+    inputs = spec.workload(work, torch.float32, device)
+    baseline = spec.build_baseline(inputs)
+    with torch.no_grad():
+        out, expected = spec.function(**spec.prepare(inputs)), baseline.function(**baseline.inputs)
+    expected = expected if baseline.kept is None else expected[baseline.kept]
+    assert (out - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("spec", BY_SPEC)
+def test_only_differentiable_operations_have_a_backward_to_time(spec):
+    assert "forward" in spec.directions
+    assert spec.differentiable or spec.directions == ("forward",)

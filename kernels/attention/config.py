@@ -1,0 +1,152 @@
+"""Tile sizes of the attention kernels per architecture. Imports no Triton."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..device import architecture, dot_precision, has_wide_matrix_unit, is_amd, is_nvidia
+from .schedule import PACK_ROWS
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice of tiles depends on.
+
+    precision: of float32 products, 'ieee' or 'tf32'. target: an architecture as `device.architecture` names it.
+    """
+
+    max_seqlen: int
+    head_dim: int
+    dtype: torch.dtype
+    precision: str
+    has_dropout: bool
+    target: str
+
+    @classmethod
+    def of(cls, qkv: Tensor, max_seqlen: int, dropout_p: float) -> "Problem":
+        arch = architecture(qkv.device)
+        return cls(max_seqlen, qkv.shape[-1], qkv.dtype, dot_precision(qkv.dtype, arch), dropout_p > 0, arch)
+
+    @property
+    def is_wide(self) -> bool:
+        return self.head_dim > 64
+
+    @property
+    def is_float32(self) -> bool:
+        return self.dtype == torch.float32
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether products are float32 without tensor cores. AMD's matrix cores multiply float32 exactly."""
+        return self.is_float32 and self.precision == "ieee" and is_nvidia(self.target)
+
+    @property
+    def has_free_registers(self) -> bool:
+        """Whether products read operands from shared memory (wgmma, tcgen05), which leaves registers free."""
+        return has_wide_matrix_unit(self.target)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """BLOCK_M query rows by BLOCK_N keys in one program. num_stages: depth of the loop's asynchronous loads."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def capped_for_causal(self, causal: bool) -> "Tile":
+        """With at most BLOCK_N rows where causal, so that the diagonal crosses only the last block of keys."""
+        return replace(self, BLOCK_M=min(self.BLOCK_M, self.BLOCK_N)) if causal else self
+
+
+# Float32 products without tensor cores are unrolled over head_dim with both operands in registers: larger tiles spill by the
+# kilobyte. No spill up to head_dim 64.
+EXACT_TILE = Tile(32, 32, num_warps=8)
+PACKED_TILE = Tile(PACK_ROWS, PACK_ROWS)
+LOG2_E = 1.4426950408889634  # the kernels exponentiate in base 2
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """ONE_BLOCK: all keys of every sequence fit one block, so the kernel has no loop. short: the tile of packed sequences.
+
+    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: short 74 registers (six thread blocks per
+    multiprocessor), one block 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three), 64x128 167 (three, a fifth
+    fewer instructions per score than 64x64). Not yet timed.
+    """
+
+    tile: Tile
+    ONE_BLOCK: bool
+    short: Tile | None = PACKED_TILE
+
+    @classmethod
+    def choose(cls, problem: Problem) -> "ForwardConfig":
+        if problem.is_exact:
+            return cls(EXACT_TILE, ONE_BLOCK=False, short=None)
+        if problem.is_float32 and problem.is_wide:
+            return cls(Tile(64 if problem.has_free_registers else 32, 32, num_warps=8), ONE_BLOCK=False, short=None)
+        if problem.is_float32 and not problem.has_free_registers and not is_amd(problem.target):
+            return cls(Tile(32, 64), ONE_BLOCK=False)
+        if problem.max_seqlen <= 128:
+            return cls(Tile(64, 128), ONE_BLOCK=True)
+        is_long = problem.max_seqlen >= 256 and problem.target in ("sm_90", "cpu")
+        if is_long and not (problem.is_float32 or problem.is_wide or problem.has_dropout):
+            return cls(Tile(64, 128), ONE_BLOCK=False)
+        return cls(Tile(64, 64, num_stages=3 if problem.head_dim <= 32 and problem.target == "sm_80" else 2), ONE_BLOCK=False)
+
+
+@dataclass(frozen=True)
+class BackwardConfig:
+    """whole: tiles that hold a whole sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: tiles for longer sequences.
+
+    short: the tile of packed sequences, or None where they are not packed.
+    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, short 152 and 168,
+    whole 128 177 and 250 (one thread block per multiprocessor, but it moves 7 tensors where dq and dkdv move 12), dq 122 and
+    154, dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
+    """
+
+    whole: tuple[Tile, ...]
+    dq: Tile
+    dkdv: Tile
+    short: Tile | None = None
+
+    @classmethod
+    def choose(cls, problem: Problem) -> "BackwardConfig":
+        if problem.is_exact:
+            low = replace(EXACT_TILE, BLOCK_M=16)
+            return cls((), low if problem.head_dim > 32 else EXACT_TILE, low)
+        amd, has_room = is_amd(problem.target), problem.has_free_registers
+        if problem.is_float32 and problem.is_wide:
+            if amd:
+                return cls((), Tile(32, 32, num_stages=1), Tile(16, 64))
+            if has_room:
+                return cls((), Tile(64, 32, num_warps=8), Tile(32, 32, num_warps=8, num_stages=1))
+            return cls((), Tile(32, 32), Tile(16, 32))
+        if problem.is_float32:
+            if has_room or amd:
+                return cls((Tile(64, 64),), Tile(64, 64), Tile(32, 64), short=PACKED_TILE)
+            return cls((), Tile(32, 64), Tile(16, 64))
+        whole = [Tile(64, 64)]
+        short = Tile(PACK_ROWS, PACK_ROWS, num_warps=8 if problem.is_wide and not amd else 4)
+        if has_room and not problem.is_wide:
+            whole.append(Tile(128, 128, num_warps=8))
+        if problem.is_wide:
+            if not has_room and not amd:
+                whole = [Tile(64, 64, num_warps=8)]
+            dq = Tile(64 if has_room or amd else 32, 64)
+            return cls(tuple(whole), dq, Tile(16 if problem.has_dropout else 32, 64), short)
+        if not problem.has_dropout:
+            return cls(tuple(whole), Tile(64, 64), Tile(64, 64), short)
+        return cls(tuple(whole), Tile(64, 64), Tile(32, 64, num_stages=2 if has_room or amd else 1), short)
+
+    def whole_tiles_for(self, max_seqlen: int) -> tuple[Tile, ...]:
+        """The whole-sequence tiles worth a launch: only the smallest where some sequence is longer than all of them."""
+        if not self.whole or max_seqlen > self.whole[-1].BLOCK_M:
+            return self.whole[:1]
+        return tuple(tile for i, tile in enumerate(self.whole) if not i or max_seqlen > self.whole[i - 1].BLOCK_M)
