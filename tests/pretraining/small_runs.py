@@ -35,6 +35,7 @@ def options(prepared, out: Path, **changes) -> Options:
         save_every=4,
         evaluate_every=6,
         log_every=1,
+        peak_tflops=1.0,  # to measure it takes as long as the run; `test_commands` does
     )
     return Options(**(values | changes))
 
@@ -107,6 +108,8 @@ def command(prepared, out: Path, *more: str) -> list[str]:
         str(out),
         "--config",
         str(prepared.config),
+        "--peak-tflops",
+        "1",
         "--batch-tokens",
         "512",
         "--micro-batch-tokens",
