@@ -1,5 +1,6 @@
 """Settings that must precede every import: without a GPU the kernels run in Triton's interpreter, on the CPU."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -48,6 +49,13 @@ def _fresh_compiler() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports_are_not_garbage() -> None:
+    """Full collections, of which every training does one, skip what the imports left: they take most of a short one's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

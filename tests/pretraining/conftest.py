@@ -6,6 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
+from fastbert.pretraining import plot
+from tests.pictures import stub_pictures
 from tests.pretraining.small_data import TINY, Prepared, write_data
 
 
@@ -21,3 +23,13 @@ def prepared(tmp_path_factory) -> Prepared:
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture
+def drawn_pictures() -> None:
+    """Pictures are drawn in tests that ask for this."""
+
+
+@pytest.fixture(autouse=True)
+def _stub_pictures(request, monkeypatch) -> None:
+    stub_pictures(request, monkeypatch, plot)

@@ -147,7 +147,7 @@ def _padded(batch) -> dict[str, torch.Tensor]:
     return out | {"next_sentence_label": batch["next_sentence_label"]}
 
 
-def test_every_checkpoint_is_a_folder_of_transformers(prepared, console, tmp_path):
+def test_every_checkpoint_is_a_folder_of_transformers(drawn_pictures, prepared, console, tmp_path):
     assert run(options(prepared, tmp_path), console, resume=False) == 0
     for folder in checkpoints.all_of(tmp_path):
         model, info = transformers.BertForPreTraining.from_pretrained(folder, output_loading_info=True)
