@@ -66,5 +66,5 @@ def refuse_where_invariant(why: str) -> None:
     """
     if is_batch_invariant():
         raise RuntimeError(
-            f"batch-invariant mode: expected a call for fastbert's encoder, got one that needs transformers': {why}"
+            f"batch-invariant mode: expected a call for fastbert's encoder, got one that needs transformers' encoder: {why}"
         )

@@ -29,5 +29,5 @@ def with_cache_name(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     signature = inspect.signature(forward)
     parameters = [parameter.replace(name=NEW) if name == OLD else parameter for name, parameter in signature.parameters.items()]
-    renamed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    renamed.__dict__["__signature__"] = signature.replace(parameters=parameters)
     return deprecate_kwarg(OLD, version="5.40.0", new_name=NEW)(renamed)

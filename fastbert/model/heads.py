@@ -1,7 +1,7 @@
-"""BERT's heads: transformers' own classes, told where their loss reads hidden states.
+"""BERT's heads: transformers' classes that declare which positions their loss reads, and take packed batches.
 
 Padding positions hold zeros, which no loss of transformers may see. A head that reads token states therefore passes
-`loss_positions` to its BertModel, whose one transfer to the host then tells whether any of them is padding; only then is
+`loss_positions` to its BertModel, whose one transfer to the host then finds out whether any of them is padding; only then is
 padding computed. What a pooler reads always is.
 
 B batch, C choices, S sequence, T tokens of a batch packed by its caller, V vocabulary. With cu_seqlens and max_seqlen every
@@ -9,14 +9,12 @@ head takes a packed batch: inputs and token labels (T,), token outputs (T, ...),
 """
 
 import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from transformers.cache_utils import Cache
 from transformers.loss.loss_utils import LOSS_MAPPING
@@ -33,16 +31,23 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils.generic import can_return_tuple
 
-from fastbert.kernels import functional
-from fastbert.model.bert import BertModel, BertPreTrainedModel, berts
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.model.bert import BertPreTrainedModel
 from fastbert.model.cache_name import CACHE, with_cache_name
-from fastbert.model.hooks import find_intervention, is_plain
+from fastbert.model.head_inputs import bert_inputs, declare, is_padded, outputs_at, token_caller
+from fastbert.model.losses import labelled_loss, mean_or_sum_over
 from fastbert.model.padding_policy import Caller, policy_from_option, policy_of, set_policy
-from fastbert.model.parts import unwrap
 from fastbert.model.registry import replaces
-from fastbert.model.span_logits import fill_padding_logits
+from fastbert.model.span_logits import fill_padding_logits, pad_packed_logits, span_loss
 
-IGNORED = -100
+
+class _Head(BertPreTrainedModel):
+    """The option `padding` of `BertModel`, for a head of transformers that builds one."""
+
+    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
+        policy = policy_from_option(padding, type(self).__name__)
+        super().__init__(config)
+        set_policy(self.bert, policy)
 
 
 @dataclass
@@ -54,16 +59,11 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
 
 
 @replaces(hf.BertForPreTraining)
-class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
+class BertForPreTraining(_Head, hf.BertForPreTraining):
     """Masked language model and next-sentence prediction."""
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
     @can_return_tuple
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -79,29 +79,31 @@ class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
         num_pairs_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | hf.BertForPreTrainingOutput:
-        """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
-        positions only and leaves prediction_logits None.
+        """As in transformers, and:
+
+        return_logits: False, together with labels, computes the vocabulary projection at labelled positions only and leaves
+            prediction_logits None.
         num_items_in_batch, num_pairs_in_batch: labelled tokens and pairs of all batches whose gradients are added up; each
-        loss is then a sum divided by its number instead of a mean, and a `BertForPreTrainingOutput` of fastbert's tells both;
-        they need return_logits=False. With return_logits, num_items_in_batch is ignored as in
-        transformers, whose Trainer passes it."""
+            loss is then a sum divided by its number instead of a mean, and the output is fastbert's `BertForPreTrainingOutput`
+            with both losses. They need return_logits=False; with True num_items_in_batch is ignored as in transformers, whose
+            Trainer passes it.
+        """
         if return_logits and num_pairs_in_batch is not None:
             raise ValueError("expected return_logits=False beside num_pairs_in_batch, got True")
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = labels is not None and next_sentence_label is not None
-        positions: Any = labels != IGNORED if with_loss and _padded(inputs) else None
-        inputs |= _told(self, _token_caller(self, with_loss), positions)
+        positions: Any = labels != IGNORE_INDEX if with_loss and is_padded(inputs) else None
+        inputs |= declare(self, token_caller(self, with_loss), positions)
         if return_logits or labels is None:
-            return super().forward(
-                **inputs, labels=labels, next_sentence_label=next_sentence_label, return_dict=True, **kwargs
-            )  # fmt: skip
-        labelled = labels != IGNORED if with_loss else torch.zeros_like(labels, dtype=torch.bool)
-        outputs = self.bert(**inputs, **_only(labelled), return_dict=True, **kwargs)
+            targets = {"labels": labels, "next_sentence_label": next_sentence_label}
+            return super().forward(**inputs, **targets, return_dict=True, **kwargs)
+        labelled = labels != IGNORE_INDEX if with_loss else torch.zeros_like(labels, dtype=torch.bool)
+        outputs = self.bert(**inputs, **outputs_at(labelled), return_dict=True, **kwargs)
         scores = self.cls.seq_relationship(outputs.pooler_output)
         loss = mlm_loss = next_sentence_loss = None
         if labels is not None and next_sentence_label is not None:
             mlm_loss = labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels, num_items_in_batch)
-            next_sentence_loss = mean_or_share(
+            next_sentence_loss = mean_or_sum_over(
                 functools.partial(F.cross_entropy, scores.view(-1, 2), next_sentence_label.view(-1)), num_pairs_in_batch
             )
             loss = mlm_loss + next_sentence_loss
@@ -119,16 +121,11 @@ class BertForPreTraining(hf.BertForPreTraining, BertPreTrainedModel):
 
 
 @replaces(hf.BertForMaskedLM)
-class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
+class BertForMaskedLM(_Head, hf.BertForMaskedLM):
     """Masked language model."""
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
     @can_return_tuple
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -144,14 +141,15 @@ class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | MaskedLMOutput:
         """As in transformers. return_logits: False, together with labels, computes the vocabulary projection at labelled
-        positions only and leaves logits None."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        positions only and leaves logits None.
+        """
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
-        labelled = None if labels is None else labels != IGNORED
-        inputs |= _told(self, _token_caller(self, labels is not None), labelled if _padded(inputs) else None)
+        labelled = None if labels is None else labels != IGNORE_INDEX
+        inputs |= declare(self, token_caller(self, labels is not None), labelled if is_padded(inputs) else None)
         if return_logits or labels is None or labelled is None:
             return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
-        outputs = self.bert(**inputs, **_only(labelled), return_dict=True, **kwargs)
+        outputs = self.bert(**inputs, **outputs_at(labelled), return_dict=True, **kwargs)
         return MaskedLMOutput(
             loss=labelled_loss(self.cls.predictions, outputs.last_hidden_state, labels),
             logits=None,
@@ -161,17 +159,12 @@ class BertForMaskedLM(hf.BertForMaskedLM, BertPreTrainedModel):
 
 
 @replaces(hf.BertLMHeadModel)
-class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
+class BertLMHeadModel(_Head, hf.BertLMHeadModel):
     """Left-to-right language model."""
-
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
 
     @can_return_tuple
     @with_cache_name
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -189,26 +182,26 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | CausalLMOutputWithCrossAttentions:
         """As in transformers. In a packed batch no token predicts the first one of the next sequence, and logits_to_keep
-        is not supported."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        is not supported.
+        """
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         inputs |= {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
         inputs[CACHE] = past_key_values
-        positions = None if labels is None or not _padded(inputs) else self._loss_positions(labels, **kwargs)
-        inputs |= _told(self, _token_caller(self, labels is not None), positions)
-        if _padded(inputs):
-            return super().forward(
-                **inputs, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs
-            )  # fmt: skip
+        positions = None if labels is None or not is_padded(inputs) else self._loss_positions(labels, **kwargs)
+        inputs |= declare(self, token_caller(self, labels is not None), positions)
+        if is_padded(inputs):
+            options = {"use_cache": use_cache, "logits_to_keep": logits_to_keep, "return_dict": True}
+            return super().forward(**inputs, labels=labels, **options, **kwargs)
         if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
             raise ValueError(f"expected no logits_to_keep for a packed input, got {logits_to_keep}")
         outputs = self.bert(**inputs, use_cache=use_cache, return_dict=True, **kwargs)
         logits = self.cls(outputs.last_hidden_state)
         loss = None
-        if labels is not None:
-            shifted = F.pad(labels, (0, 1), value=IGNORED)[1:]
+        if labels is not None and cu_seqlens is not None:
+            shifted = F.pad(labels, (0, 1), value=IGNORE_INDEX)[1:]
             # The last token of each sequence predicts nothing; an index before the first token of all wraps to the last.
-            ends = (cu_seqlens[1:].long() - 1).remainder(max(labels.shape[0], 1))  # type: ignore[index]
-            shifted = shifted.index_fill(0, ends, IGNORED) if labels.shape[0] else shifted
+            ends = (cu_seqlens[1:].long() - 1).remainder(max(labels.shape[0], 1))
+            shifted = shifted.index_fill(0, ends, IGNORE_INDEX) if labels.shape[0] else shifted
             options = {"vocab_size": self.config.vocab_size, "shift_labels": shifted} | kwargs
             loss = self.loss_function(logits=logits, labels=labels, **options)
         return CausalLMOutputWithCrossAttentions(
@@ -219,7 +212,7 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
         )
 
     def _loss_positions(
-        self, labels: Tensor, *, ignore_index: int = IGNORED, shift_labels: Tensor | None = None, **_: Any
+        self, labels: Tensor, *, ignore_index: int = IGNORE_INDEX, shift_labels: Tensor | None = None, **_: Any
     ) -> Tensor:
         if self.loss_function is not LOSS_MAPPING["ForCausalLM"]:
             return torch.ones_like(labels, dtype=torch.bool)  # a user's own loss may read anything
@@ -228,15 +221,10 @@ class BertLMHeadModel(hf.BertLMHeadModel, BertPreTrainedModel):
 
 
 @replaces(hf.BertForNextSentencePrediction)
-class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTrainedModel):
+class BertForNextSentencePrediction(_Head, hf.BertForNextSentencePrediction):
     """Whether the second sentence follows the first."""
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -249,20 +237,15 @@ class BertForNextSentencePrediction(hf.BertForNextSentencePrediction, BertPreTra
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | NextSentencePredictorOutput:
         """As in transformers."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        return super().forward(**inputs, **declare(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
 
 
 @replaces(hf.BertForSequenceClassification)
-class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTrainedModel):
+class BertForSequenceClassification(_Head, hf.BertForSequenceClassification):
     """One label, several or a number per sequence."""
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -275,21 +258,16 @@ class BertForSequenceClassification(hf.BertForSequenceClassification, BertPreTra
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
         """As in transformers."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        return super().forward(**inputs, **_told(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        return super().forward(**inputs, **declare(self, Caller.POOLED_HEAD), labels=labels, **kwargs)
 
 
 @replaces(hf.BertForMultipleChoice)
-class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
+class BertForMultipleChoice(_Head, hf.BertForMultipleChoice):
     """Which of several sequences fits."""
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
     @can_return_tuple
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -302,11 +280,12 @@ class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
         num_choices: int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | MultipleChoiceModelOutput:
-        """As in transformers. num_choices: needed with cu_seqlens, whose B * C sequences are the choices, question by
-        question."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        inputs |= _told(self, Caller.POOLED_HEAD)
-        if _padded(inputs):
+        """As in transformers. num_choices: C, needed with cu_seqlens, whose B * C sequences are the choices question by
+        question.
+        """
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        inputs |= declare(self, Caller.POOLED_HEAD)
+        if is_padded(inputs):
             return super().forward(**inputs, labels=labels, return_dict=True, **kwargs)
         if num_choices is None:
             raise ValueError("expected num_choices beside cu_seqlens, got None")
@@ -324,15 +303,10 @@ class BertForMultipleChoice(hf.BertForMultipleChoice, BertPreTrainedModel):
 
 
 @replaces(hf.BertForTokenClassification)
-class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedModel):
+class BertForTokenClassification(_Head, hf.BertForTokenClassification):
     """A label per token."""
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -345,27 +319,22 @@ class BertForTokenClassification(hf.BertForTokenClassification, BertPreTrainedMo
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | TokenClassifierOutput:
         """As in transformers."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
-        positions = labels != IGNORED if labels is not None and _padded(inputs) else None
-        inputs |= _told(self, _token_caller(self, labels is not None), positions)
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        positions = labels != IGNORE_INDEX if labels is not None and is_padded(inputs) else None
+        inputs |= declare(self, token_caller(self, labels is not None), positions)
         return super().forward(**inputs, labels=labels, **kwargs)
 
 
 @replaces(hf.BertForQuestionAnswering)
-class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel):
+class BertForQuestionAnswering(_Head, hf.BertForQuestionAnswering):
     """Where an answer starts and ends.
 
-    Its loss is a softmax over all positions, padding included, so labels on a batch with padding take the padded layout.
+    Its loss is a softmax over all positions, padding included, so with labels every padding position is computed.
     Without labels the logits at padding lie a fixed distance below the smallest real one of their row.
     """
 
-    def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
-        policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
-        set_policy(self.bert, policy)
-
     @can_return_tuple
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -380,22 +349,23 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel)
         **kwargs: Any,
     ) -> tuple[Tensor, ...] | QuestionAnsweringModelOutput:
         """As in transformers. real_tokens_only: True takes the softmax over real tokens, which keeps a batch with padding
-        packed. In a packed batch it always is, and start_positions, end_positions count from each sequence's start."""
-        inputs = _inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
+        packed. In a packed batch it always is, and start_positions, end_positions count from each sequence's start.
+        """
+        inputs = bert_inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen)
         with_loss = start_positions is not None and end_positions is not None
-        over_padding = _padded(inputs) and with_loss and not real_tokens_only
+        over_padding = is_padded(inputs) and with_loss and not real_tokens_only
         tokens = input_ids if input_ids is not None else inputs_embeds
         positions = None
         if over_padding and tokens is not None:
             positions = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        inputs |= _told(self, _token_caller(self, with_loss), positions)
+        inputs |= declare(self, token_caller(self, with_loss), positions)
         options = {"return_dict": True} | kwargs
         if over_padding:
             return super().forward(**inputs, start_positions=start_positions, end_positions=end_positions, **options)
-        outputs = super().forward(**inputs, **options) if _padded(inputs) else self._packed_logits(inputs, options)
+        outputs = super().forward(**inputs, **options) if is_padded(inputs) else self._packed_logits(inputs, options)
         logits = [outputs.start_logits, outputs.end_logits]
-        if not _padded(inputs):
-            logits = [_rows_of(value, cu_seqlens, max_seqlen) for value in logits]
+        if cu_seqlens is not None and max_seqlen is not None:
+            logits = [pad_packed_logits(value, cu_seqlens, max_seqlen) for value in logits]
         elif attention_mask is not None and attention_mask.dim() <= 2:
             padding = ~attention_mask.to(logits[0].device, torch.bool).expand(logits[0].shape)
             if not policy_of(self.bert).exact:
@@ -403,7 +373,7 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel)
             logits = [value.masked_fill(padding, torch.finfo(value.dtype).min) for value in logits]
         if start_positions is None or end_positions is None:
             return outputs
-        loss = (_span_loss(logits[0], start_positions) + _span_loss(logits[1], end_positions)) / 2
+        loss = (span_loss(logits[0], start_positions) + span_loss(logits[1], end_positions)) / 2
         return QuestionAnsweringModelOutput(loss=loss, **outputs)
 
     def _packed_logits(self, inputs: dict[str, Any], options: dict[str, Any]) -> QuestionAnsweringModelOutput:
@@ -415,107 +385,3 @@ class BertForQuestionAnswering(hf.BertForQuestionAnswering, BertPreTrainedModel)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _inputs(
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    token_type_ids: Tensor | None,
-    position_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int | None,
-) -> dict[str, Any]:
-    """What the BertModel inside is called with."""
-    inputs: dict[str, Any] = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-        "inputs_embeds": inputs_embeds,
-    }
-    if cu_seqlens is not None or max_seqlen is not None:
-        inputs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-    return inputs
-
-
-def _told(head: nn.Module, caller: Caller, loss_positions: Tensor | None = None) -> dict[str, Any]:
-    """What the BertModel inside is told beside its inputs. Nothing where a module of a user's own stands in its place whose
-    forward takes no more than transformers passes to it.
-
-    Raises TypeError where that module hides a BertModel of ours whose states at padding the loss may read.
-    """
-    told: dict[str, Any] = {"caller": caller}
-    if loss_positions is not None:
-        told["loss_positions"] = loss_positions
-    inside: Any = head.bert
-    bert = unwrap(getattr(inside, "_orig_mod", inside))  # torch.compile keeps the module there
-    if (isinstance(bert, BertModel) and type(bert).forward is BertModel.forward) or _takes(type(bert), tuple(told)):
-        return told
-    if loss_positions is not None and any(berts(bert)):
-        raise TypeError(
-            f"expected a forward of {type(bert).__name__} that takes **kwargs and passes them on to the BertModel inside, "
-            "which must know where the loss reads padding, got one without"
-        )
-    return {}
-
-
-def _takes(cls: type[nn.Module], names: tuple[str, ...]) -> bool:
-    parameters = inspect.signature(cls.forward).parameters
-    return all(name in parameters for name in names) or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-
-
-def _token_caller(head: nn.Module, with_loss: bool) -> Caller:
-    if with_loss or not head.training:
-        return Caller.TOKEN_HEAD
-    return Caller.TOKEN_HEAD_WITHOUT_LOSS
-
-
-def _padded(inputs: dict[str, Any]) -> bool:
-    return "cu_seqlens" not in inputs
-
-
-def _only(labelled: Tensor) -> dict[str, Tensor]:
-    """Asks the BertModel for the labelled positions alone; while tracing, when their number is unknown, for all."""
-    return {} if torch.compiler.is_compiling() else {"output_positions": labelled}
-
-
-def mean_or_share(loss: Callable[..., Tensor], total: Tensor | int | None) -> Tensor:
-    """The mean, or this batch's share of the mean over `total`."""
-    return loss(reduction="mean") if total is None else loss(reduction="sum") / total
-
-
-def labelled_loss(
-    predictions: hf.BertLMPredictionHead, hidden: Tensor, labels: Tensor, total: Tensor | int | None = None
-) -> Tensor:
-    """The masked-language-model loss from the hidden states of the labelled positions, or of all while tracing."""
-    labels = labels.reshape(-1).to(hidden.device)
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    if not torch.compiler.is_compiling() or hidden.shape[0] != labels.shape[0]:
-        labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
-    decoder = predictions.decoder
-    if not (
-        type(predictions) is hf.BertLMPredictionHead and find_intervention(predictions) is None and is_plain(decoder, nn.Linear)
-    ):
-        logits = predictions(hidden)
-        return mean_or_share(functools.partial(F.cross_entropy, logits.view(-1, logits.shape[-1]), labels), total)
-    hidden = predictions.transform(hidden)
-    num_labelled = None if torch.compiler.is_compiling() else labels.shape[0]
-    loss = functools.partial(functional.cross_entropy, hidden, decoder.weight, decoder.bias, labels, num_labelled=num_labelled)
-    return mean_or_share(loss, total)
-
-
-def _span_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """One half of the question-answering loss, as transformers takes it; positions past the input are ignored."""
-    positions = positions.squeeze(-1) if positions.dim() > 1 else positions
-    ignored = logits.shape[1]
-    return CrossEntropyLoss(ignore_index=ignored)(logits, positions.to(logits.device).clamp(0, ignored))
-
-
-def _rows_of(logits: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> Tensor:
-    """(T,) -> (B, max_seqlen), the dtype's minimum past the end of each sequence."""
-    lengths, starts = cu_seqlens.diff(), cu_seqlens[:-1]  # type: ignore[union-attr,index]
-    place = torch.arange(max_seqlen, device=logits.device)  # type: ignore[arg-type]
-    inside = place < lengths[:, None]
-    rows = torch.where(inside, starts[:, None] + place, 0)
-    return logits[rows].masked_fill(~inside, torch.finfo(logits.dtype).min)

@@ -51,7 +51,7 @@ class _PackedLosses:
         if head is not None:
             scores = head(found.pooler_output)
             pair_loss = functools.partial(nn.functional.cross_entropy, scores, next_sentence_label)
-            next_sentence_loss = heads.mean_or_share(pair_loss, num_pairs_in_batch)
+            next_sentence_loss = heads.mean_or_sum_over(pair_loss, num_pairs_in_batch)
             loss = token_loss + next_sentence_loss
         return BertForPreTrainingOutput(loss=loss, mlm_loss=token_loss, next_sentence_loss=next_sentence_loss)
 

@@ -130,7 +130,7 @@ def test_what_only_transformers_computes_is_refused():
     model = make_model("BertModel", torch.float32)
     ids, _ = make_batch((9,))
     cube = torch.ones(1, 1, 9, 9, device=DEVICE)
-    with fastbert.batch_invariant(), pytest.raises(RuntimeError, match="got one for theirs"):
+    with fastbert.batch_invariant(), pytest.raises(RuntimeError, match="got one that needs transformers' encoder"):
         model(ids, attention_mask=cube)
     model(ids, attention_mask=cube)
 
