@@ -10,13 +10,10 @@ change of the machine code is seen in review.
 import json
 import multiprocessing
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -25,196 +22,74 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from fastbert.kernels.specs.spec import KernelVariant
 from fastbert.utils.files import write_whole
 
-# Largest shared memory of one block in bytes; the matrix instruction that a tensor row is meant to use.
-TARGETS = {
-    "sm_80": ("cuda", 80, 32, 163 * 1024, "mma.sync"),
-    "sm_90": ("cuda", 90, 32, 227 * 1024, "wgmma"),
-    "sm_100": ("cuda", 100, 32, 227 * 1024, "tcgen05"),
-    "gfx942": ("hip", "gfx942", 64, 64 * 1024, "mfma"),
-}
-INSTRUCTIONS = {
-    "wgmma": r"\bwgmma\.mma_async",
-    "tcgen05": r"\btcgen05\.mma",
-    "mma.sync": r"\bmma\.sync",
-    "mfma": r"\bv_s?mfmac?_",
-}
-BULK_COPY = r"\bcp\.async\.bulk\.(?!commit_group|wait_group)"
+from .harness.ahead_of_time import TARGETS, Row, compile_variant
 
-
-@dataclass(frozen=True)
-class Row:
-    """One kernel on one target. spill: bytes of stack per thread on NVIDIA, spilled vector registers on AMD."""
-
-    operation: str
-    variant: str
-    target: str
-    num_warps: int
-    num_stages: int
-    registers: int = 0
-    spill: int = 0
-    shared_bytes: int = 0
-    blocks_per_multiprocessor: int | None = None
-    matrix_instructions: str = ""
-    matrix_count: int = 0
-    async_copies: int = 0
-    bulk_copies: int = 0
-    problems: tuple[str, ...] = ()
-    note: str = ""
-
-
-def compile_row(job: tuple[int, int, str]) -> Row:
-    """Compiles variant number job[1] of spec number job[0] for target job[2]."""
-    from fastbert.kernels.specs.registry import ALL_SPECS
-
-    spec = ALL_SPECS[job[0]]
-    variant = spec.variants()[job[1]]
-    try:
-        return _compile(spec.name, variant, job[2])
-    except Exception as error:
-        problem = f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1][:200] if str(error) else ''}"
-        return Row(spec.name, variant.name, job[2], variant.num_warps, variant.num_stages, problems=(problem,))
-
-
-def _compile(operation: str, variant, target: str) -> Row:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    backend, arch, warp_size, max_shared, _ = TARGETS[target]
-    names = variant.kernel.arg_names
-    signature = {name: "constexpr" if name in variant.constexprs else variant.signature[name] for name in names}
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(names)
-        if signature[name].startswith("*") or name in variant.divisible
-    }
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    if variant.maxnreg is not None and backend == "cuda":
-        options["maxnreg"] = variant.maxnreg
-    source = ASTSource(variant.kernel, signature, dict(variant.constexprs), attributes)
-    compiled = triton.compile(source, target=GPUTarget(backend, arch, warp_size), options=options)
-
-    assembly = compiled.asm["ptx" if backend == "cuda" else "amdgcn"]
-    counts = {kind: len(re.findall(pattern, assembly)) for kind, pattern in INSTRUCTIONS.items()}
-    bulk_copies = len(re.findall(BULK_COPY, assembly))
-    kind = next((kind for kind, count in counts.items() if count), "")
-    shared, problems, note = compiled.metadata.shared, [], ""
-    if backend == "cuda":
-        registers, spill = _resource_usage(compiled.asm["cubin"])
-        blocks = _blocks_per_multiprocessor(registers, shared, variant.num_warps, target)
-        if kind == "wgmma" and (code := serialised(_ptxas_log(assembly, arch))) is not None:
-            problems.append(f"wgmma serialised (ptxas {code})")
-    else:
-        registers, spill = (int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1]) for key in ("vgpr_count", "vgpr_spill_count"))
-        blocks = None
-    if spill:
-        problems.append(f"spills {spill}")
-    if shared > max_shared:
-        problems.append(f"{shared} bytes of shared memory, {max_shared} fit")
-    if bulk_copies == 0 and any(kind.startswith("tensordesc") for kind in variant.signature.values()):
-        problems.append("tensor descriptors, and no bulk copy")
-    if variant.unit == "tensor":
-        if not kind:
-            problems.append("no matrix instruction")
-        elif target == "sm_90" and counts["mma.sync"]:
-            if variant.older_unit:
-                note = f"mma.sync: {variant.older_unit}"
-            else:
-                problems.append(f"{counts['mma.sync']} mma.sync where wgmma is meant")
-    elif variant.unit == "scalar" and backend == "cuda" and kind:
-        problems.append(f"{counts[kind]} {kind} where float32 products are meant to be exact")
-    return Row(
-        operation, variant.name, target, variant.num_warps, variant.num_stages, registers, spill, shared, blocks, kind,
-        counts.get(kind, 0), len(re.findall(r"\bcp\.async\.c[ag]\.", assembly)),
-        bulk_copies, tuple(problems), note,
-    )  # fmt: skip
-
-
-def _resource_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack per thread, as cuobjdump reads them from the machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage printed no registers: {text!r}")
-    return int(found[1]), int(found[2])
-
-
-def _ptxas_log(ptx: str, arch: int) -> str:
-    """What the assembler that Triton itself uses for this architecture says of the code."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target[1]}", file.name, "-o", os.devnull]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
-
-
-def serialised(log: str) -> str | None:
-    """The code under which ptxas says that it waits for each wgmma before the next; it has ten reasons, C7515 is one."""
-    found = re.search(r"\((C\d+)\).*wgmma\.mma_async instructions are serialized", log)
-    return found[1] if found else None
-
-
-def _tool(name: str) -> str:
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def _blocks_per_multiprocessor(registers: int, shared: int, num_warps: int, target: str) -> int:
-    """How many blocks fit at once: registers come in units of 256 per warp, a block takes 1 KiB of shared memory on top."""
-    per_warp = -(-registers * 32 // 256) * 256
-    total_shared = (164 if target == "sm_80" else 228) * 1024
-    return min(65536 // (per_warp * num_warps), total_shared // (shared + 1024), 2048 // (32 * num_warps), 32)
+Job = tuple[int, int, str]  # number of the spec, number of its variant, name of the target
 
 
 def rows(operations: list[str], targets: list[str], jobs: int) -> list[Row]:
     """Compiles everything asked for in `jobs` processes, with a progress bar on standard error."""
     from fastbert.kernels.specs.registry import ALL_SPECS
 
-    work = [
-        (place, number, target)
-        for place, spec in enumerate(ALL_SPECS)
+    work: list[Job] = [
+        (spec_number, number, target)
+        for spec_number, spec in enumerate(ALL_SPECS)
         if not operations or spec.name in operations
         for number, variant in enumerate(spec.variants())
         for target in targets
         if not variant.targets or target in variant.targets
     ]
     done: list[Row] = []
-    progress = track(range(len(work)), "compiling", total=len(work), console=Console(stderr=True), transient=True)
-    bar = iter(progress)
+    console = Console(stderr=True)
+    progress = iter(track(range(len(work)), "compiling", total=len(work), console=console, transient=True))
     while len(done) < len(work):
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with _pool(jobs) as pool:
             try:
                 for row in pool.map(compile_row, work[len(done) :]):
                     done.append(row)
-                    next(bar)
+                    next(progress)
             except BrokenProcessPool:  # a compiler that crashes takes its process along: the row is one of the next few
                 done.append(_compile_alone(work[len(done)]))
-                next(bar)
-    list(bar)
+                next(progress)
+    list(progress)
     return done
 
 
-def _compile_alone(job: tuple[int, int, str]) -> Row:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+def compile_row(job: Job) -> Row:
+    """The row of one job; one that does not compile is a row with a problem."""
+    operation, variant = _variant_of(job)
+    try:
+        return compile_variant(operation, variant, job[2])
+    except Exception as error:
+        last_line = str(error).strip().splitlines()[-1][:200] if str(error) else ""
+        return _without_code(job, f"does not compile: {type(error).__name__}: {last_line}")
+
+
+def _compile_alone(job: Job) -> Row:
+    with _pool(1) as pool:
         try:
             return pool.submit(compile_row, job).result()
         except BrokenProcessPool:
-            from fastbert.kernels.specs.registry import ALL_SPECS
+            return _without_code(job, "the compiler crashed")
 
-            spec = ALL_SPECS[job[0]]
-            variant = spec.variants()[job[1]]
-            return Row(
-                spec.name, variant.name, job[2], variant.num_warps, variant.num_stages, problems=("the compiler crashed",)
-            )
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _without_code(job: Job, problem: str) -> Row:
+    operation, variant = _variant_of(job)
+    return Row(operation, variant.name, job[2], variant.num_warps, variant.num_stages, problems=(problem,))
+
+
+def _variant_of(job: Job) -> tuple[str, KernelVariant]:
+    from fastbert.kernels.specs.registry import ALL_SPECS
+
+    spec = ALL_SPECS[job[0]]
+    return spec.name, spec.variants()[job[1]]
 
 
 def table(results: list[Row]) -> Table:
@@ -228,10 +103,8 @@ def table(results: list[Row]) -> Table:
         blocks = "" if row.blocks_per_multiprocessor is None else str(row.blocks_per_multiprocessor)
         matrix = f"{row.matrix_count} {row.matrix_instructions}" if row.matrix_count else ""
         numbers = (row.num_warps, row.num_stages, row.registers, row.spill, f"{row.shared_bytes / 1024:.0f}")
-        out.add_row(
-            row.operation, row.variant, row.target, *map(str, numbers), blocks, matrix, str(row.async_copies),
-            str(row.bulk_copies), _remarks(row),
-        )  # fmt: skip
+        copies = str(row.async_copies), str(row.bulk_copies)
+        out.add_row(row.operation, row.variant, row.target, *map(str, numbers), blocks, matrix, *copies, _remarks(row))
     return out
 
 
@@ -250,14 +123,17 @@ def as_text(results: list[Row], version: str) -> str:
 
 
 def differences(results: list[Row], version: str, recorded: str) -> list[str]:
-    """Lines that only one of the two has, marked - (recorded) or + (compiled now), operations and targets not compiled now
-    left out. Raises ValueError where the recorded ones are of another version of Triton."""
+    """Lines that only one of the two has, marked - (recorded) or + (compiled now).
+
+    Operations and targets that were not compiled now are left out. Raises ValueError where the recorded lines are of another
+    version of Triton.
+    """
     head, columns, *before = recorded.splitlines()
     now_head, now_columns, *now = as_text(results, version).splitlines()
     if head != now_head:
         raise ValueError(f"recorded with {head.removeprefix('# ')}")
-    asked = {(row.operation, row.target) for row in results}
-    before = [line for line in before if tuple(line.split("\t")[place] for place in (0, 2)) in asked]
+    compiled = {(row.operation, row.target) for row in results}
+    before = [line for line in before if tuple(line.split("\t")[column] for column in (0, 2)) in compiled]
     changes = [f"-{line}" for line in before if line not in set(now)] + [f"+{line}" for line in now if line not in set(before)]
     return ([] if columns == now_columns else [f"-{columns}", f"+{now_columns}"]) + sorted(changes, key=lambda line: line[1:])
 
@@ -315,7 +191,7 @@ def _compared(results: list[Row], version: str, file: Path) -> list[str]:
     except ValueError as error:
         print(f"{file}: {error}, not compared with triton {version}")
         return []
-    print(f"{file}: {'as recorded' if not changes else 'differs; --record writes it anew'}")
+    print(f"{file}: {'as recorded' if not changes else 'differs; --record rewrites it'}")
     for line in changes:
         print(line)
     return changes

@@ -29,11 +29,12 @@ Key = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Move:
-    """What became of one contender of one workload.
+    """How one contender of one workload changed.
 
     verdict: 'slower' or 'faster' by more than the noise, 'within the noise'; 'not judged', too few rounds; 'lost' or 'gained'
-    its number, 'changed' its reason's kind; 'baseline', which judges the machine and is not judged. raw: how many times as
-    long a real token takes now. relative: raw over the baseline's, None where there is none. noise: what a factor must exceed.
+    its number, 'changed' the kind of its reason; 'baseline', which measures the machine and is not judged. raw: the time of a
+    real token now, over what it was. relative: raw over the baseline's, None where there is none. noise: what a factor must
+    exceed.
     """
 
     workload: str
@@ -109,7 +110,7 @@ def judge(old: Row, new: Row, floor: float) -> Iterator[Move]:
 
 
 def _factor(old: Row, new: Row, before: Contender, after: Contender) -> float:
-    """How many times as long a real token takes now."""
+    """The time of a real token now, over what it was."""
     tokens = (before.real_tokens or old.case.real_tokens) / (after.real_tokens or new.case.real_tokens)
     return after.median / before.median * tokens
 
@@ -127,7 +128,7 @@ def _verdict(factor: float, noise: float) -> str:
 
 
 def only_in(rows: dict[Key, Row], others: dict[Key, Row]) -> Iterator[str]:
-    """Workloads, and contenders of shared workloads, that the other side lacks."""
+    """Workloads, and contenders of shared workloads, that `others` lack."""
     for key, row in rows.items():
         if key not in others:
             yield row.case.title
@@ -138,16 +139,16 @@ def only_in(rows: dict[Key, Row], others: dict[Key, Row]) -> Iterator[str]:
 
 
 def differences(old: Sequence[Record], new: Sequence[Record]) -> Iterator[str]:
-    """Where the conditions of the two sides differ in what a time depends on; fastbert's own version may."""
+    """Differences between the conditions of the two runs that affect times; fastbert's own version may differ."""
 
     def pairs(record: Record) -> dict[str, str]:
         found = {name: str(record.conditions.get(name, "unknown")) for name in ("device", "driver", "threads")}
         versions = record.conditions.get("versions") or {}
         return found | {name: str(version) for name, version in versions.items() if name != FASTBERT}
 
-    sides = [[pairs(record) for record in side] for side in (old, new)]
-    for name in dict.fromkeys(name for side in sides for found in side for name in found):
-        before, after = (" and ".join(sorted({found.get(name, "absent") for found in side})) for side in sides)
+    runs = [[pairs(record) for record in run] for run in (old, new)]
+    for name in dict.fromkeys(name for run in runs for found in run for name in found):
+        before, after = (" and ".join(sorted({found.get(name, "absent") for found in run})) for run in runs)
         if before != after:
             yield f"{name}: {before} -> {after}"
 
@@ -177,14 +178,14 @@ def main(
     if not 0 <= floor < 1:
         raise typer.BadParameter(f"expected --floor from 0 to below 1, got {floor}")
     try:
-        sides = read(old), read(new)
+        runs = read(old), read(new)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    with_device = any(several_devices(side) for side in sides)
-    (before, older), (after, newer) = (by_workload(side, with_device) for side in sides)
+    with_device = any(several_devices(run) for run in runs)
+    (before, older), (after, newer) = (by_workload(run, with_device) for run in runs)
     moves = [move for key in before if key in after for move in judge(before[key], after[key], floor)]
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    for line in differences(*sides):
+    for line in differences(*runs):
         console.print(f"[yellow]warning[/yellow]: the conditions differ in {escape(line)}")
     moved = [move for move in moves if move.verdict in (SLOWER, FASTER, LOST, GAINED, CHANGED)]
     unjudged = [move for move in moves if move.verdict == NOT_JUDGED]
@@ -202,7 +203,7 @@ def main(
         span = f"{min(machine):.3f}x to {max(machine):.3f}x"
         print(f"baselines: {len(machine)}, {statistics.median(machine):.3f}x as long as before (median; {span})")
     if not moves:
-        console.print("[yellow]warning[/yellow]: no contender of one workload on both sides: nothing was compared")
+        console.print("[yellow]warning[/yellow]: no contender of one workload in both runs: nothing was compared")
     regressions = sum(move.is_regression for move in moves)
     quiet = sum(move.verdict == WITHIN_NOISE for move in moves)
     counts = f"{quiet} within the noise, {len(unjudged)} not judged"

@@ -65,9 +65,13 @@ def main(out: Annotated[Path, typer.Option(help="Folder for logs and numbers.")]
             except subprocess.TimeoutExpired:
                 status = 124
         summary["steps"].append(
-            {"name": name, "command": " ".join(["python", "-m", *arguments]), "status": status,
-             "seconds": round(time.monotonic() - start, 1)}
-        )  # fmt: skip
+            {
+                "name": name,
+                "command": " ".join(["python", "-m", *arguments]),
+                "status": status,
+                "seconds": round(time.monotonic() - start, 1),
+            }
+        )
         lines = (out / f"{name}.log").read_text(errors="replace").splitlines()
         typer.echo("\n".join([f"== {name}: status {status}", *lines[-40:]]))
         write_whole(out / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -22,14 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastbert
 from fastbert.kernels.backend import use_backend
 from fastbert.kernels.functional import cross_entropy
+from fastbert.utils.sizes import SIZES
 
 MASKED = 0.15
-SIZES = {
-    "bert-base": dict(),
-    "bert-large": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
-}
 PRECISIONS = {"autocast to bf16": torch.float32, "bf16 weights": torch.bfloat16}
-OURS, THEIRS = "fastbert", "transformers"
+FASTBERT, TRANSFORMERS = "fastbert", "transformers"
 
 
 @dataclass(frozen=True)
@@ -62,16 +59,16 @@ def saved_bytes(name: str, case: Case, batch_size: int) -> int:
 
 
 def bytes_per_token(name: str, case: Case, count: Callable[[str, Case, int], int] = saved_bytes, batch_size: int = 4) -> float:
-    """What a further token of a micro-batch costs, from micro-batches of batch_size and twice that."""
+    """The bytes of one more token of a micro-batch, from micro-batches of batch_size and twice that."""
     few, many = (count(name, case, size) for size in (batch_size, 2 * batch_size))
     return (many - few) / (batch_size * case.seq_len)
 
 
 def peak_bytes(name: str, case: Case, batch_size: int) -> int:
-    """The most that a real forward and backward hold on the GPU."""
+    """The peak of a real forward and backward on the GPU."""
     device = torch.device("cuda")
     model = _model(name, case).to(device)
-    for _ in range(2):  # the first one also makes what stays
+    for _ in range(2):  # the first step also allocates what stays
         model.zero_grad()
         torch.cuda.reset_peak_memory_stats()
         _STEPS[name](model, case, batch_size, device).backward()
@@ -82,17 +79,17 @@ def peak_bytes(name: str, case: Case, batch_size: int) -> int:
 
 
 def _model(name: str, case: Case) -> Any:
-    attention = {} if name == OURS else {"attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
+    attention = {} if name == FASTBERT else {"attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
     before = torch.get_default_dtype()
     torch.set_default_dtype(case.weights)
     try:
-        classes = fastbert if name == OURS else transformers
+        classes = fastbert if name == FASTBERT else transformers
         return classes.BertForPreTraining(transformers.BertConfig(**case.config, **attention)).train()
     finally:
         torch.set_default_dtype(before)
 
 
-def _their_step(model: Any, case: Case, batch_size: int, device: torch.device) -> Tensor:
+def _transformers_step(model: Any, case: Case, batch_size: int, device: torch.device) -> Tensor:
     shape = batch_size, case.seq_len
     zeros, ones = (torch.full(shape, value, dtype=torch.int64, device=device) for value in (0, 1))
     with _autocast(case, device):
@@ -100,7 +97,7 @@ def _their_step(model: Any, case: Case, batch_size: int, device: torch.device) -
         return model(zeros, attention_mask=ones, token_type_ids=zeros, labels=zeros, next_sentence_label=next_sentence).loss
 
 
-def _our_step(model: Any, case: Case, batch_size: int, device: torch.device) -> Tensor:
+def _fastbert_step(model: Any, case: Case, batch_size: int, device: torch.device) -> Tensor:
     """Packed, the loss at the masked positions only; their number is a constant, which counting fake labels could not give."""
     tokens = batch_size * case.seq_len
     ids = torch.zeros(tokens, dtype=torch.int64, device=device)
@@ -115,7 +112,7 @@ def _our_step(model: Any, case: Case, batch_size: int, device: torch.device) -> 
         return loss + torch.nn.functional.cross_entropy(scores.float(), ids[:batch_size])
 
 
-_STEPS = {OURS: _our_step, THEIRS: _their_step}
+_STEPS = {FASTBERT: _fastbert_step, TRANSFORMERS: _transformers_step}
 
 
 def _autocast(case: Case, device: torch.device) -> Any:
@@ -124,7 +121,7 @@ def _autocast(case: Case, device: torch.device) -> Any:
 
 @contextmanager
 def _masks_of_a_byte() -> Iterator[None]:
-    """Dropout as a GPU does it: PyTorch's CPU path keeps its masks in the dtype of the activations."""
+    """Dropout with masks of bytes, as on a GPU: PyTorch's CPU path keeps them in the dtype of the activations."""
     original = torch.nn.functional.dropout
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -151,8 +148,8 @@ def main(
         for precision, weights in PRECISIONS.items():
             case = Case(config, seq_len, weights)
             count, batch = (peak_bytes, batch_size) if on_gpu else (saved_bytes, 4)
-            theirs, ours = (bytes_per_token(name, case, count, batch) for name in (THEIRS, OURS))
-            table.add_row(f"{size}, {precision}", f"{theirs / 1024:.0f}", f"{ours / 1024:.0f}", f"{theirs / ours:.2f}x")
+            peer, fused = (bytes_per_token(name, case, count, batch) for name in (TRANSFORMERS, FASTBERT))
+            table.add_row(f"{size}, {precision}", f"{peer / 1024:.0f}", f"{fused / 1024:.0f}", f"{peer / fused:.2f}x")
     Console(width=120, highlight=False).print(table)
 
 

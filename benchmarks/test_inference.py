@@ -23,8 +23,15 @@ def test_inference(inference_case, race, device):
     batch = work.batch(seqlens, encoders.config.vocab_size, device)
     contest = Inference(encoders, batch, inference_case.modes)
     case = Case(
-        suite="inference", model=inference_case.model, dtype=inference_case.dtype, batch_size=len(seqlens), seqlen=batch.seqlen,
-        lengths=inference_case.lengths, real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens,
-        flops=encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
-    )  # fmt: skip
+        suite="inference",
+        model=inference_case.model,
+        dtype=inference_case.dtype,
+        batch_size=len(seqlens),
+        seqlen=batch.seqlen,
+        lengths=inference_case.lengths,
+        real_tokens=batch.real_tokens,
+        padded_tokens=batch.padded_tokens,
+        flops=encoder_flops(encoders.config, seqlens),
+        num_layers=encoders.config.num_hidden_layers,
+    )
     race(case, list(contest.candidates()))

@@ -7,7 +7,7 @@ from benchmarks.harness import lengths
 from benchmarks.harness.arena import Absent, Candidate, Prepared
 from benchmarks.harness.plan import VOCAB_SIZE, KernelCase
 from benchmarks.harness.records import Case
-from benchmarks.harness.work import SIZES
+from benchmarks.harness.work import MODELS
 from benchmarks.peers.kernels import Build, peers
 from fastbert.kernels.specs.accuracy import as_list, check_operation, random_gradient
 from fastbert.kernels.specs.spec import PeerCall, Workload
@@ -25,7 +25,7 @@ def workload(case: KernelCase) -> Workload:
         seqlens.append(min(seqlen, case.tokens - sum(seqlens)))
         if sum(seqlens) == case.tokens:
             break
-    size = SIZES[case.model]
+    size = MODELS[case.model]
     vocab_size = VOCAB_SIZE if case.model != "tiny" else 1000
     return Workload(size["hidden_size"], size["num_attention_heads"], size["intermediate_size"], vocab_size, tuple(seqlens))
 

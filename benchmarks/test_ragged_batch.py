@@ -35,10 +35,17 @@ def test_one_thread(lengths, race, size, device):
         assert lengths == "full" or batch.real_tokens <= 0.40 * batch.padded_tokens
         contest = Inference(encoders, batch, ("default",) if size != "check" else ())
         case = Case(
-            suite="inference", model=f"{model}, one CPU thread", dtype="float32", batch_size=BATCH_SIZE, seqlen=SEQLEN,
-            lengths=lengths, real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens,
-            flops=encoder_flops(encoders.config, seqlens), num_layers=encoders.config.num_hidden_layers,
-        )  # fmt: skip
+            suite="inference",
+            model=f"{model}, one CPU thread",
+            dtype="float32",
+            batch_size=BATCH_SIZE,
+            seqlen=SEQLEN,
+            lengths=lengths,
+            real_tokens=batch.real_tokens,
+            padded_tokens=batch.padded_tokens,
+            flops=encoder_flops(encoders.config, seqlens),
+            num_layers=encoders.config.num_hidden_layers,
+        )
         wanted = ("transformers, SDPA", "transformers, torch.compile", "fastbert")
         race(case, [candidate for candidate in contest.candidates() if candidate.name in wanted])
     finally:

@@ -29,9 +29,17 @@ def test_growth(scaling_case, race, size, device):
         contest = Inference(encoders, batch, ())
         flops = encoder_flops(config, seqlens)
     case = Case(
-        suite="scaling", model=model, dtype=dtype, batch_size=len(seqlens), seqlen=scaling_case.seqlen, lengths="fixed",
-        real_tokens=batch.real_tokens, padded_tokens=batch.padded_tokens, flops=flops,
-        operation="training step" if scaling_case.training else "inference", num_layers=scaling_case.num_layers,
-    )  # fmt: skip
+        suite="scaling",
+        model=model,
+        dtype=dtype,
+        batch_size=len(seqlens),
+        seqlen=scaling_case.seqlen,
+        lengths="fixed",
+        real_tokens=batch.real_tokens,
+        padded_tokens=batch.padded_tokens,
+        flops=flops,
+        operation="training step" if scaling_case.training else "inference",
+        num_layers=scaling_case.num_layers,
+    )
     wanted = [candidate for candidate in contest.candidates() if candidate.name in WANTED]
     race(case, wanted, details={"axis": scaling_case.axis, "value": scaling_case.value})

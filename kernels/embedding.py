@@ -1,9 +1,10 @@
 """The embedding of BERT: y = dropout(norm(word[id] + token_type[id] + position[id])), forward and backward.
 
 input_ids, token_type_ids, position_ids: (M,) int32 or int64; tables: (rows, N); weight, bias: (N,); mean, rstd: (M,)
-float32. Saved for the backward: mean and rstd. The sum is gathered again: that reads no more than a stored copy would.
-Gradients: the norm's, and those of a token type table of at most two rows, as float32 partial sums per program, added in
-a fixed order; the other tables' by sorting the ids (segment_sum), or with float32 atomics where the caller allows them.
+float32. Saved for the backward: mean and rstd. The backward gathers the rows of the tables again, which reads no more than
+a saved sum of them would. Gradients of the layer norm, and of a token type table of at most two rows: float32 partial sums per
+program, added in a fixed order. Gradients of the other tables: by sorting the ids (segment_sum), or with float32 atomics where
+the caller allows them.
 """
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
 from .layer_norm import LayerNormConfig
+from .primitives.layout import last_contiguous
 from .primitives.philox import keep_adjacent
 from .primitives.reduce import sum_partials
 from .primitives.segment_sum import segment_sum
 from .registration import register, wants_grad
 
-REGISTER_TOKEN_TYPES = 2  # so many rows of a token type table have their gradient summed in registers
+REGISTER_TOKEN_TYPES = 2  # up to this many rows, the gradient of the token type table is summed in registers
 
 
 @triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
@@ -35,21 +37,23 @@ def embedding_fwd_kernel(
     mask_n = offs_n < N
     mask = mask_m[:, None] & mask_n[None, :]
 
+    # Each [BLOCK_M, 1]: where the row of a token begins in its table.
     word = tl.load(input_ids_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)[:, None] * stride_word_row
     token_type = tl.load(token_type_ids_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)[:, None] * stride_token_type_row
     position = tl.load(position_ids_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)[:, None] * stride_position_row
-    z = tl.load(word_ptr + word + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-    z += tl.load(token_type_ptr + token_type + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-    z += tl.load(position_ptr + position + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(word_ptr + word + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    z += tl.load(token_type_ptr + token_type + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    z += tl.load(position_ptr + position + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
-    mean = tl.sum(z, axis=1) / N
-    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
+    mean = tl.sum(z, axis=1) / N  # [BLOCK_M]
+    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)  # [BLOCK_M]
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]  # [BLOCK_M, BLOCK_N]
     if HAS_DROPOUT:
-        keep = keep_adjacent(tl.load(seed_ptr), stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)
+        seed = tl.load(seed_ptr)  # scalar
+        keep = keep_adjacent(seed, stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)  # [BLOCK_M, BLOCK_N]
         y = tl.where(keep, y * keep_scale, 0.0)
     tl.store(y_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
     if SAVE:
@@ -67,12 +71,12 @@ def embedding_bwd_kernel(
     HAS_DROPOUT: tl.constexpr, WRITE_DZ: tl.constexpr, ADD_WORD: tl.constexpr, ADD_TOKEN_TYPE: tl.constexpr,
     ADD_POSITION: tl.constexpr, SUM_NORM: tl.constexpr, SUM_TOKEN_TYPE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """WRITE_DZ: stores the gradient of the summed rows. ADD_*: adds it to a float32 table with atomics. SUM_*: leaves
-    this program's share of the norm's gradients and of those of token types 0 and 1."""
+    """WRITE_DZ: stores dz, the gradient of the summed rows. ADD_*: adds dz to a float32 table with atomics. SUM_*: stores this
+    program's partial sums for the layer norm's parameters, and for token types 0 and 1."""
     program = tl.program_id(0)
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
     dweight = tl.zeros([BLOCK_N], tl.float32)
     dbias = tl.zeros([BLOCK_N], tl.float32)
     dtype_0 = tl.zeros([BLOCK_N], tl.float32)
@@ -81,26 +85,29 @@ def embedding_bwd_kernel(
     first = program * rows_per_program
     for row in range(first, tl.minimum(first + rows_per_program, M)):
         row_64 = row + tl.zeros([], tl.int64)
-        word = tl.load(input_ids_ptr + row).to(tl.int64)
-        token_type = tl.load(token_type_ids_ptr + row).to(tl.int64)
-        position = tl.load(position_ids_ptr + row).to(tl.int64)
-        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        z = tl.load(word_ptr + word * stride_word_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        z += tl.load(token_type_ptr + token_type * stride_token_type_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        z += tl.load(position_ptr + position * stride_position_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
-        xhat = tl.where(mask_n, (z - tl.load(mean_ptr + row)) * rstd, 0.0)
+        word = tl.load(input_ids_ptr + row).to(tl.int64)  # scalar
+        token_type = tl.load(token_type_ids_ptr + row).to(tl.int64)  # scalar
+        position = tl.load(position_ids_ptr + row).to(tl.int64)  # scalar
+        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        z = tl.load(word_ptr + word * stride_word_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        token_type_ptrs = token_type_ptr + token_type * stride_token_type_row + offs_n
+        z += tl.load(token_type_ptrs, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        z += tl.load(position_ptr + position * stride_position_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        rstd = tl.load(rstd_ptr + row)  # scalar
+        mean = tl.load(mean_ptr + row)  # scalar
+        xhat = tl.where(mask_n, (z - mean) * rstd, 0.0)  # [BLOCK_N]
         if HAS_DROPOUT:
-            keep = keep_adjacent(tl.load(seed_ptr), stream, row + tl.zeros([1], tl.int32), keep_threshold, 1, BLOCK_N)
+            seed = tl.load(seed_ptr)  # scalar
+            keep = keep_adjacent(seed, stream, row + tl.zeros([1], tl.int32), keep_threshold, 1, BLOCK_N)  # [1, BLOCK_N]
             dy = tl.where(keep.reshape(BLOCK_N), dy * keep_scale, 0.0)
         g = dy * weight
         c1 = tl.sum(g * xhat, axis=0) / N
         c2 = tl.sum(g, axis=0) / N
-        dz = (g - (xhat * c1 + c2)) * rstd
+        dz = (g - (xhat * c1 + c2)) * rstd  # [BLOCK_N]
         if WRITE_DZ:
             tl.store(dz_ptr + row_64 * N + offs_n, dz.to(dz_ptr.dtype.element_ty), mask=mask_n)
         if ADD_WORD:
-            counted = word + tl.zeros([BLOCK_N], tl.int64) != padding_idx  # [BLOCK_N], whole: Triton 3.9 takes no scalar here
+            counted = word + tl.zeros([BLOCK_N], tl.int64) != padding_idx  # [BLOCK_N]: Triton 3.9 takes no scalar here
             tl.atomic_add(dword_ptr + word * N + offs_n, dz, mask=mask_n & counted, sem="relaxed")
         if ADD_TOKEN_TYPE:
             tl.atomic_add(dtoken_type_ptr + token_type * N + offs_n, dz, mask=mask_n, sem="relaxed")
@@ -122,56 +129,40 @@ def embedding_bwd_kernel(
         tl.store(token_type_partial_ptr + partial + N, dtype_1, mask=mask_n)
 
 
-def _embedding_fwd(
-    input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias, padding_idx, eps,
-    dropout_p, seed, stream, deterministic, out_dtype, save,
-):  # fmt: skip
-    M, N = input_ids.shape[0], weight.shape[0]
-    y, mean, rstd = _embedding_fwd_fake(
-        input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias, padding_idx,
-        eps, dropout_p, seed, stream, deterministic, out_dtype, save,
-    )  # fmt: skip
+def _embedding_fwd(*inputs):
+    *tensors, _, eps, dropout_p, seed, stream, _, _, save = inputs
+    y, mean, rstd = _embedding_fwd_fake(*inputs)
+    M, N = y.shape
     if M == 0:
         return y, mean, rstd
     config = LayerNormConfig.for_size(N)
     embedding_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
-        input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
-        seed, y, mean, rstd,
-        M, N, word_weight.stride(0), token_type_weight.stride(0), position_weight.stride(0),
-        eps, threshold(dropout_p), scale(dropout_p), stream,
+        *tensors, seed, y, mean, rstd,
+        M, N, *(table.stride(0) for table in tensors[3:6]), eps, threshold(dropout_p), scale(dropout_p), stream,
         HAS_DROPOUT=dropout_p > 0, SAVE=save, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
     )  # fmt: skip
     return y, mean, rstd
 
 
-def _embedding_fwd_fake(
-    input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias, padding_idx, eps,
-    dropout_p, seed, stream, deterministic, out_dtype, save,
-):  # fmt: skip
-    M, N = input_ids.shape[0], weight.shape[0]
+def _embedding_fwd_fake(input_ids, token_type_ids, position_ids, word_weight, *rest):
+    *_, out_dtype, save = rest
+    M, N = input_ids.shape[0], word_weight.shape[1]
     y = torch.empty((M, N), dtype=out_dtype, device=word_weight.device)
     mean, rstd = (torch.empty((M if save else 0,), dtype=torch.float32, device=word_weight.device) for _ in range(2))
     return y, mean, rstd
 
 
-def _embedding_bwd(
-    dy, input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, mean, rstd,
-    padding_idx, dropout_p, seed, stream, deterministic, want_word, want_token_type, want_position, want_norm,
-):  # fmt: skip
+def _embedding_bwd(*inputs):
+    dy, ids, tables, (weight, mean, rstd, padding_idx, dropout_p, seed, stream, deterministic, *wanted) = _split(inputs)
     M, N = dy.shape
-    ids = (input_ids, token_type_ids, position_ids)
-    tables = (word_weight, token_type_weight, position_weight)
-    in_registers = want_token_type and token_type_weight.shape[0] <= REGISTER_TOKEN_TYPES
-    wanted = (want_word, want_token_type and not in_registers, want_position)  # the tables not summed in registers
-    sorts, adds = (tuple(want and deterministic is choice for want in wanted) for choice in (True, False))
-
     if M == 0:
-        gradients = _embedding_bwd_fake(
-            dy, *ids, *tables, weight, mean, rstd, padding_idx, dropout_p, seed, stream, deterministic,
-            want_word, want_token_type, want_position, want_norm,
-        )  # fmt: skip
-        return tuple(gradient.zero_() for gradient in gradients)
-    dz = torch.empty((M if any(sorts) else 0, N), dtype=word_weight.dtype, device=dy.device)
+        return tuple(gradient.zero_() for gradient in _embedding_bwd_fake(*inputs))
+    want_word, want_token_type, want_position, want_norm = wanted
+    in_registers = want_token_type and tables[1].shape[0] <= REGISTER_TOKEN_TYPES
+    others = (want_word, want_token_type and not in_registers, want_position)  # tables not summed in registers
+    sorts, adds = (tuple(want and deterministic is choice for want in others) for choice in (True, False))
+
+    dz = torch.empty((M if any(sorts) else 0, N), dtype=tables[0].dtype, device=dy.device)
     dtables = [
         torch.zeros((table.shape[0] if add else 0, N), dtype=torch.float32, device=dy.device)
         for table, add in zip(tables, adds)
@@ -192,27 +183,27 @@ def _embedding_bwd(
         SUM_NORM=want_norm, SUM_TOKEN_TYPE=in_registers, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
     )  # fmt: skip
 
-    for place, skip in enumerate((padding_idx, None, None)):
-        if sorts[place]:
-            dtables[place] = segment_sum(dz, ids[place], tables[place].shape[0], skip, tables[place].dtype)
-        else:
-            dtables[place] = dtables[place].to(tables[place].dtype)
+    for i, (table, skip) in enumerate(zip(tables, (padding_idx, None, None))):
+        dtables[i] = segment_sum(dz, ids[i], table.shape[0], skip, table.dtype) if sorts[i] else dtables[i].to(table.dtype)
     if in_registers:
-        dtables[1] = sum_partials(token_type_partial, token_type_weight.dtype)[: token_type_weight.shape[0]]
+        dtables[1] = sum_partials(token_type_partial, tables[1].dtype)[: tables[1].shape[0]]
     norm = sum_partials(norm_partial, weight.dtype) if want_norm else weight.new_empty((2, 0))
     return *dtables, norm
 
 
-def _embedding_bwd_fake(
-    dy, input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, mean, rstd,
-    padding_idx, dropout_p, seed, stream, deterministic, want_word, want_token_type, want_position, want_norm,
-):  # fmt: skip
+def _embedding_bwd_fake(*inputs):
+    dy, _, tables, (weight, *_, want_word, want_token_type, want_position, want_norm) = _split(inputs)
     N = dy.shape[1]
     dtables = (
         torch.empty((table.shape[0] if want else 0, N), dtype=table.dtype, device=dy.device)
-        for table, want in zip((word_weight, token_type_weight, position_weight), (want_word, want_token_type, want_position))
+        for table, want in zip(tables, (want_word, want_token_type, want_position))
     )
     return *dtables, weight.new_empty((2, N if want_norm else 0))
+
+
+def _split(inputs):
+    """(dy, ids, tables, the rest) of the backward operator's inputs."""
+    return inputs[0], inputs[1:4], inputs[4:7], inputs[7:]
 
 
 embedding_bwd = register(
@@ -236,19 +227,14 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dy, *_):
     *tensors, mean, rstd, seed = ctx.saved_tensors
-    want_word, want_token_type, want_position, want_weight, want_bias = ctx.needs_input_grad[3:8]
+    want_tables, (want_weight, want_bias) = ctx.needs_input_grad[3:6], ctx.needs_input_grad[6:8]
     if dy is None:
         return (None,) * 16
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-    dword, dtoken_type, dposition, norm = embedding_bwd(
-        dy, *tensors, mean, rstd, ctx.padding_idx, ctx.dropout_p, seed, ctx.stream, ctx.deterministic,
-        want_word, want_token_type, want_position, want_weight or want_bias,
-    )  # fmt: skip
+    options = (ctx.padding_idx, ctx.dropout_p, seed, ctx.stream, ctx.deterministic)
+    *dtables, norm = embedding_bwd(last_contiguous(dy), *tensors, mean, rstd, *options, *want_tables, want_weight or want_bias)
     return (
         *(None,) * 3,
-        dword if want_word else None,
-        dtoken_type if want_token_type else None,
-        dposition if want_position else None,
+        *(dtable if want else None for dtable, want in zip(dtables, want_tables)),
         norm[0] if want_weight else None,
         norm[1] if want_bias else None,
         *(None,) * 8,
@@ -268,14 +254,15 @@ embedding_fwd = register(
 
 
 def embedding(
-    input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias, padding_idx, eps,
-    dropout_p, seed, stream, deterministic, out_dtype,
-) -> Tensor:  # fmt: skip
-    """The kernel behind `functional.embedding`, which documents and checks the arguments."""
-    tables = [
-        table if table.stride(-1) == 1 else table.contiguous() for table in (word_weight, token_type_weight, position_weight)
-    ]
-    ids = [ids.reshape(-1).contiguous() for ids in (input_ids, token_type_ids, position_ids)]
+    ids, tables, weight, bias, padding_idx, eps, dropout_p, seed, stream, deterministic: bool, out_dtype: torch.dtype
+) -> Tensor:
+    """The kernel of `functional.embedding`, which documents and checks the arguments.
+
+    ids: input, token type and position ids. tables: word, token type and position embeddings.
+    """
+    shape = (*ids[0].shape, weight.shape[0])
+    ids = [values.reshape(-1).contiguous() for values in ids]
+    tables = [last_contiguous(table) for table in tables]
     save = wants_grad(*tables, weight, bias)
     y = embedding_fwd(*ids, *tables, weight, bias, padding_idx, eps, dropout_p, seed, stream, deterministic, out_dtype, save)[0]
-    return y.view(*input_ids.shape, weight.shape[0])
+    return y.view(shape)

@@ -1,9 +1,9 @@
 """Inference in 8-bit floating point (e4m3, Micikevicius et al. 2022): the operations and their emulation. Imports no Triton.
 
-A quantised tensor is a pair (q, scale) with x ≈ q * scale: q in float8_e4m3fn, one float32 scale per row, or per row and
-`GROUP` columns, chosen so that the largest magnitude it covers becomes 448, the format's largest. Products accumulate in
-float32. On a GPU with fp8 matrix units (NVIDIA, compute capability 8.9 and newer) each function is a kernel; on a CPU it is
-emulated in float32, with the same numbers up to the order of sums. No operation here has a gradient.
+A quantised tensor is a pair (q, scale) with x ≈ q * scale: q in float8_e4m3fn, one float32 scale per row, or per row and group
+of `GROUP` columns. A scale maps the largest magnitude under it to 448, the largest number of the format. Products accumulate in
+float32. On a GPU with fp8 matrix units (NVIDIA, compute capability 8.9 and newer) each function is a kernel. On a CPU it is
+emulated in float32, and results differ in the order of sums only. No operation here has a gradient.
 """
 
 import torch
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from .backend import resolve_backend
+from .backend import KERNEL_DTYPES, resolve_backend
 from .device import too_old_reason
 from .fp8_format import E4M3, GROUP, LARGEST, MIN_COMPUTE_CAPABILITY, SMALLEST, num_groups
+from .limits import ACTIVATIONS
 
 
 def unsupported_reason(device: torch.device) -> str | None:
@@ -26,7 +27,7 @@ def unsupported_reason(device: torch.device) -> str | None:
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of x in fp8 with a scale of its own.
+    """Quantises each row of x with one scale.
 
     x: (M, K) in float32, float16 or bfloat16. Returns (q, scale): float8_e4m3fn (M, K) and float32 (M, 1).
     Raises ValueError for another number of axes, TypeError for another dtype.
@@ -42,7 +43,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *, x_bias: Tensor | None = None, eps: float = 1e-12
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = layer_norm(x + x_bias + residual) and its rows quantised in the same pass.
+    """y = layer_norm(x + x_bias + residual), and y quantised by rows in the same kernel.
 
     x, residual: (M, N), one dtype. weight, bias, x_bias: (N,). Returns (y, q, scale): y like x, and `quantize(y)`.
     Raises ValueError for shapes that do not fit, TypeError for a dtype that does not.
@@ -71,15 +72,16 @@ def linear(
     activation: str | None = None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """activation(x @ weight.T + bias) of a quantised x and weight; the result is not quantised.
+    """activation(x @ weight.T + bias) for quantised x and weight; the result is not quantised.
 
     q: float8_e4m3fn (M, K). scale: float32 (M, 1), or (M, ceil(K / GROUP)): one per GROUP columns. weight_q: float8_e4m3fn
     (N, K). weight_scale: float32 (N,), one per output. bias: (N,) or None. activation: 'gelu_erf', 'gelu_tanh', 'relu' or
-    None. out_dtype: of the result, (M, N).
+    None. out_dtype: dtype of the result.
+    Returns (M, N).
     Raises ValueError for shapes that do not fit or another activation, TypeError for other dtypes.
     """
     _check_product("linear", q, scale, weight_q, weight_scale, bias)
-    if activation not in ("gelu_erf", "gelu_tanh", "relu", None):
+    if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: expected 'gelu_erf', 'gelu_tanh', 'relu' or None, got {activation!r}")
     if _on_torch(q):
         y = linear_ref(q, scale, weight_q, weight_scale, bias).to(out_dtype)
@@ -93,14 +95,14 @@ def linear(
 def linear_activation(
     q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor, *, activation: str
 ) -> tuple[Tensor, Tensor]:
-    """activation(x @ weight.T + bias), quantised in the product's epilogue: (q, scale) with one scale per GROUP columns.
+    """activation(x @ weight.T + bias), quantised in the epilogue of the product with a scale per row and GROUP columns.
 
-    Arguments as in `linear`. activation: 'gelu_erf', 'gelu_tanh' or 'relu'. Returns float8_e4m3fn (M, N) and float32
-    (M, ceil(N / GROUP)).
+    Arguments as in `linear`. activation: 'gelu_erf', 'gelu_tanh' or 'relu'.
+    Returns (q, scale): float8_e4m3fn (M, N) and float32 (M, ceil(N / GROUP)).
     Raises ValueError for shapes that do not fit or another activation, TypeError for other dtypes.
     """
     _check_product("linear_activation", q, scale, weight_q, weight_scale, bias)
-    if activation not in ("gelu_erf", "gelu_tanh", "relu"):
+    if activation not in ACTIVATIONS:
         raise ValueError(f"linear_activation: expected 'gelu_erf', 'gelu_tanh' or 'relu', got {activation!r}")
     if _on_torch(q):
         return quantize_ref(linear_activation_ref(q, scale, weight_q, weight_scale, bias, activation), GROUP)
@@ -109,11 +111,11 @@ def linear_activation(
     return fp8_kernels.linear_activation(q, scale, weight_q, weight_scale, bias, activation)
 
 
-# The emulation, and on float64 the oracle of the kernel tests.
+# The emulation. On float64 inputs it is what the kernel tests compare with.
 
 
 def quantize_ref(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
-    """(q, scale) of each row, or of each `group` columns of it."""
+    """(q, scale) with a scale per row, or per row and `group` columns."""
     rows, columns = x.shape
     group = columns if group is None else group
     wide = F.pad(x.float(), (0, -columns % max(group, 1))).unflatten(1, (-1, max(group, 1)))
@@ -124,14 +126,14 @@ def quantize_ref(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """q * scale in `dtype`. scale: (M, 1), or one per GROUP columns."""
+    """q * scale in `dtype`. scale: (M, 1), or one per row and GROUP columns."""
     if scale.shape[1] > 1:
         scale = scale.repeat_interleave(GROUP, 1)[:, : q.shape[1]]
     return q.to(dtype) * scale.to(dtype)
 
 
 def linear_ref(q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The product in scale's dtype."""
+    """x @ weight.T + bias in the dtype of scale."""
     dtype = scale.dtype
     with torch.autocast(q.device.type, enabled=False):
         y = F.linear(dequantize(q, scale, dtype), weight_q.to(dtype) * weight_scale[:, None].to(dtype))
@@ -141,12 +143,12 @@ def linear_ref(q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor,
 def linear_activation_ref(
     q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
 ) -> Tensor:
-    """What `linear_activation` quantises."""
+    """activation(x @ weight.T + bias) in the dtype of scale: what `linear_activation` quantises."""
     return reference.activate(linear_ref(q, scale, weight_q, weight_scale, bias), activation)
 
 
 def _on_torch(q: Tensor) -> bool:
-    """The backend of a quantised tensor is that of the states it came from, whose dtype has kernels."""
+    """Whether PyTorch is the backend, asked with a dtype that kernels have: that of q says nothing."""
     return resolve_backend(q.new_empty(0, dtype=torch.float32)) == "torch"
 
 
@@ -157,7 +159,7 @@ def _about(tensor: Tensor) -> str:
 def _check_states(operation: str, x: Tensor) -> None:
     if x.dim() != 2:
         raise ValueError(f"{operation}: expected x of two axes, got shape {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if x.dtype not in KERNEL_DTYPES:
         raise TypeError(f"{operation}: expected x in float32, float16 or bfloat16, got {x.dtype}")
 
 

@@ -1,9 +1,9 @@
-"""The kernels of fp8.py: rows quantised, with the layer norm before them or not, and products of quantised tensors.
+"""The kernels of fp8.py: quantising rows, layer norm followed by quantising, and products of quantised tensors.
 
-x, residual, y: (M, N); q: (M, K) float8_e4m3fn with scale (M, 1) or one per GROUP columns; weight_q: (N, K) with one scale per
-row; all float32 scales. A product's tile is GROUP columns wide where its result is quantised, so that one program sees every
-value that a scale covers. Hopper's matrix unit keeps about 14 bits of an fp8 sum: the sum over GROUP columns goes into a
-float32 accumulator, by the scale of these columns where there is one. Rows past M are read as copies of the last one.
+x, residual, y: (M, N); q: (M, K) float8_e4m3fn with scale (M, 1) or (M, ceil(K / GROUP)); weight_q: (N, K) with one scale per
+row; all scales float32. A tile of a product is GROUP columns wide, so that one program sees every value under a scale of a
+quantised result. Hopper's matrix unit keeps about 14 bits of an fp8 sum: after every GROUP columns of K the sum is added to a
+float32 accumulator, times the scale of these columns where there is one. Rows past M are read as copies of the last row.
 """
 
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ from .device import cdiv, num_programs
 from .fp8_format import E4M3, GROUP, LARGEST, SMALLEST, num_groups
 from .matmul.config import GROUP_ROWS
 from .primitives.gelu import activate
+from .primitives.layout import last_contiguous
 from .primitives.tiles import offsets, tile_position
 from .registration import register
 
-assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # written out below: the interpreter divides no constexpr by a tensor
+assert (LARGEST, SMALLEST) == (448.0, 1e-12)  # literals below: the interpreter cannot divide a constexpr by a tensor
 
-
-# The interpreter's conversion loses the carry of a rounding (125 becomes 64) and cuts subnormals off; numbers that e4m3 has it
-# converts right.
+# The interpreter's conversion to e4m3 loses the carry of a rounding (125 becomes 64) and drops subnormals. It is right for
+# numbers that e4m3 has, so they are rounded before.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def _nearest_e4m3(x):
     """float32 x, at most 448 in magnitude, rounded to the nearest number of e4m3, ties to even."""
-    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # of two, at most |x|
-    shift = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps: the sum drops what is less than one
-    nan = tl.full([], 0x7FF00000, tl.int32).to(tl.float32, bitcast=True)  # whose first bits are e4m3's only NaN
+    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # the largest power of two up to |x|
+    shift = tl.maximum(power * 0.125, 0.001953125) * 12582912.0  # 1.5 * 2^23 steps of e4m3: adding it rounds to whole steps
+    nan = tl.full([], 0x7FF00000, tl.int32).to(tl.float32, bitcast=True)  # its leading bits are e4m3's only NaN
     return tl.where(x == x, (x + shift) - shift, nan)
 
 
 @triton.jit
 def _row_scales(x):
-    """(x as fp8, scale per row) of float32 x [R, C]; a NaN stays a NaN."""
-    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)
+    """(x as fp8 [R, C], scale [R]) of float32 x [R, C]. A NaN stays a NaN."""
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)  # [R]
     q = x * (448.0 / largest)[:, None]
     q = tl.clamp(q, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     if INTERPRETED:
@@ -54,7 +54,8 @@ def quantize_kernel(x_ptr, q_ptr, scale_ptr, M, N, stride_x_row, BLOCK_M: tl.con
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    q, scale = _row_scales(tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32))
+    x = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    q, scale = _row_scales(x)  # [BLOCK_M, BLOCK_N], [BLOCK_M]
     tl.store(q_ptr + offsets(offs_m, offs_n, N), q, mask=mask)
     tl.store(scale_ptr + offs_m, scale, mask=offs_m < M)
 
@@ -69,18 +70,19 @@ def layer_norm_kernel(
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
-    z = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(x_ptr + offsets(offs_m, offs_n, stride_x_row), mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if HAS_X_BIAS:
-        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    z += tl.load(residual_ptr + offsets(offs_m, offs_n, stride_residual_row), mask=mask, other=0.0).to(tl.float32)
+        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_N]
+    residual_ptrs = residual_ptr + offsets(offs_m, offs_n, stride_residual_row)
+    z += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
-    mean = tl.sum(z, axis=1) / N
-    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = (centred * rstd[:, None] * weight[None, :] + bias[None, :]).to(y_ptr.dtype.element_ty)
-    q, scale = _row_scales(y.to(tl.float32))
+    mean = tl.sum(z, axis=1) / N  # [BLOCK_M]
+    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)  # [BLOCK_M]
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    y = (centred * rstd[:, None] * weight[None, :] + bias[None, :]).to(y_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
+    q, scale = _row_scales(y.to(tl.float32))  # [BLOCK_M, BLOCK_N], [BLOCK_M]
     out = offsets(offs_m, offs_n, N)
     tl.store(y_ptr + out, y, mask=mask)
     tl.store(q_ptr + out, q, mask=mask)
@@ -94,7 +96,8 @@ def fp8_gemm_kernel(
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, GROUPED: tl.constexpr, QUANTIZE: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per BLOCK_N columns."""
+    """y = ACTIVATION(x @ w.T + b). GROUPED: x has a scale per BLOCK_K columns. QUANTIZE: y is stored as fp8 with a scale per
+    BLOCK_N columns."""
     tl.assume(K > 0)
     pid_m, pid_n = tile_position(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_ROWS)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -109,32 +112,32 @@ def fp8_gemm_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
         if EVEN_K:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
+            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs)  # [BLOCK_N, BLOCK_K]
         else:
             mask_k = (offs_k < K - k)[None, :]
-            x = tl.load(x_ptrs, mask=mask_k, other=0.0)
-            w = tl.load(w_ptrs, mask=mask_k, other=0.0)
+            x = tl.load(x_ptrs, mask=mask_k, other=0.0)  # [BLOCK_M, BLOCK_K]
+            w = tl.load(w_ptrs, mask=mask_k, other=0.0)  # [BLOCK_N, BLOCK_K]
         if GROUPED:
-            acc += tl.dot(x, tl.trans(w)) * tl.load(scale_ptrs)[:, None]
+            acc += tl.dot(x, tl.trans(w)) * tl.load(scale_ptrs)[:, None]  # [BLOCK_M, BLOCK_N] * [BLOCK_M, 1]
             scale_ptrs += 1
         else:
-            acc = tl.dot(x, tl.trans(w), acc, max_num_imprecise_acc=BLOCK_K)
+            acc = tl.dot(x, tl.trans(w), acc, max_num_imprecise_acc=BLOCK_K)  # [BLOCK_M, BLOCK_N]
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
     if not GROUPED:
-        acc *= tl.load(scale_ptrs)[:, None]
-    acc *= tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)[None, :]
+        acc *= tl.load(scale_ptrs)[:, None]  # [BLOCK_M, 1]
+    acc *= tl.load(w_scale_ptr + offs_n, mask=mask_n, other=0.0)[None, :]  # [1, BLOCK_N]
     if HAS_BIAS:
-        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(b_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_N]
     if ACTIVATION is not None:
         acc = activate(acc, ACTIVATION, False)
     out = offsets(offs_m, offs_n, N)
     if QUANTIZE:
-        q, scale = _row_scales(tl.where(mask_n[None, :], acc, 0.0))
+        q, scale = _row_scales(tl.where(mask_n[None, :], acc, 0.0))  # [BLOCK_M, BLOCK_N], [BLOCK_M]
         tl.store(y_ptr + out, q, mask=mask)
         tl.store(y_scale_ptr + offs_m.to(tl.int64) * tl.cdiv(N, BLOCK_N) + pid_n, scale, mask=offs_m < M)
     else:
@@ -143,7 +146,7 @@ def fp8_gemm_kernel(
 
 @dataclass(frozen=True)
 class Fp8Config:
-    """A tile of rows x GROUP columns, summed GROUP at a time."""
+    """A tile of rows x GROUP columns; K is summed GROUP columns at a time."""
 
     rows: int
     num_warps: int
@@ -151,7 +154,7 @@ class Fp8Config:
 
     @classmethod
     def for_shape(cls, M: int, N: int, device: torch.device) -> "Fp8Config":
-        """The larger tile where it gives every multiprocessor work; in batch-invariant mode always the smaller."""
+        """The larger tile where that gives every multiprocessor one; the smaller always in batch-invariant mode."""
         if is_batch_invariant():
             return SMALL
         tiles = cdiv(M, LARGE.rows) * cdiv(N, GROUP)
@@ -160,7 +163,8 @@ class Fp8Config:
 
 LARGE = Fp8Config(128, num_warps=8, num_stages=3)
 SMALL = Fp8Config(64, num_warps=4, num_stages=4)
-QUANTIZE_ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4  # of a program that sees whole rows; four rows of the norm spill on sm_90
+# Rows per program of the kernels that hold whole rows, and their warps. Four rows of the layer norm spill on sm_90.
+QUANTIZE_ROWS, NORM_ROWS, ROW_WARPS = 4, 2, 4
 
 
 def _quantize(x):
@@ -251,12 +255,12 @@ linear_activation_op = register(
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel behind `fp8.quantize`, which documents and checks the arguments; so below."""
-    return quantize_op(_rows(x))
+    """The kernel of `fp8.quantize`. The functions of fp8.py document and check the arguments, here and below."""
+    return quantize_op(last_contiguous(x))
 
 
 def layer_norm(x, weight, bias, residual, x_bias, eps) -> tuple[Tensor, Tensor, Tensor]:
-    return layer_norm_op(_rows(x), weight, bias, _rows(residual), x_bias, eps)
+    return layer_norm_op(last_contiguous(x), weight, bias, last_contiguous(residual), x_bias, eps)
 
 
 def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
@@ -265,7 +269,3 @@ def linear(q, scale, weight_q, weight_scale, bias, out_dtype) -> Tensor:
 
 def linear_activation(q, scale, weight_q, weight_scale, bias, activation) -> tuple[Tensor, Tensor]:
     return linear_activation_op(q.contiguous(), scale.contiguous(), weight_q.contiguous(), weight_scale, bias, activation)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

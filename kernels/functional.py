@@ -158,20 +158,16 @@ def embedding(
     ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
     check_embedding(ids, tables, weight, bias, dropout_p)
     if resolve_backend(word_weight) == "torch":
-        return reference.embedding_ref(
-            input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
-            padding_idx=padding_idx, eps=eps, dropout_p=dropout_p,
-        )  # fmt: skip
+        tensors = (*ids.values(), *tables.values(), weight, bias)
+        return reference.embedding_ref(*tensors, padding_idx=padding_idx, eps=eps, dropout_p=dropout_p)
     from . import embedding as kernel
 
     out_dtype = word_weight.dtype
     if autocast_dtype(word_weight) is not None:
         out_dtype = torch.promote_types(out_dtype, torch.float32)
     dropout_p, seed = _dropout_seed(word_weight, dropout_p, seed)
-    return kernel.embedding(
-        input_ids, token_type_ids, position_ids, word_weight, token_type_weight, position_weight, weight, bias,
-        padding_idx, eps, dropout_p, seed, stream, deterministic, out_dtype,
-    )  # fmt: skip
+    options = (padding_idx, eps, dropout_p, seed, stream, deterministic, out_dtype)
+    return kernel.embedding(tuple(ids.values()), tuple(tables.values()), weight, bias, *options)
 
 
 def cross_entropy(
@@ -268,9 +264,16 @@ def attention(
         schedule = attention_schedule(cu_seqlens, max_seqlen, qkv.shape[0], qkv, seqused_k=seqused_k)
     if schedule.tiles is None:
         return reference.attention_torch(
-            qkv, schedule.cu_seqlens, schedule.max_seqlen, seqused_k=schedule.seqused_k, softmax_scale=softmax_scale,
-            causal=causal, dropout_p=dropout_p, runs=schedule.runs, uniform=schedule.uniform,
-        )  # fmt: skip
+            qkv,
+            schedule.cu_seqlens,
+            schedule.max_seqlen,
+            seqused_k=schedule.seqused_k,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            dropout_p=dropout_p,
+            runs=schedule.runs,
+            uniform=schedule.uniform,
+        )
     from .attention import op as kernel
 
     (qkv,) = _autocast(qkv)

@@ -1,9 +1,9 @@
-"""Layer norm with what stands before it in BERT: y = norm(dropout(x + x_bias) + residual), forward and backward.
+"""Fused bias + dropout + residual + layer norm: y = norm(dropout(x + x_bias) + residual), forward and backward.
 
 x, residual, y: (M, N); weight, bias, x_bias: (N,); mean, rstd: (M,) float32.
-Saved for the backward: where nothing stands before the norm, x itself with mean and rstd; else xhat, the normalised sum,
-in y's dtype, with rstd. The dropout mask is drawn again from its seed. Parameter gradients: one float32 row of partial
-sums per program, added in a fixed order by a second kernel; no atomics.
+Saved for the backward: x, mean and rstd for a plain layer norm; otherwise rstd and xhat, the normalised sum, in y's dtype. The
+dropout mask is recomputed from its seed. Parameter gradients: each program writes one float32 row of partial sums, and a
+second kernel adds the rows in a fixed order; no atomics.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
+from .primitives.layout import as_rows, last_contiguous
 from .primitives.philox import keep_adjacent
 from .primitives.reduce import sum_partials
 from .registration import register, wants_grad
@@ -32,24 +33,26 @@ def layer_norm_fwd_kernel(
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
-    rows = offs_m.to(tl.int64)[:, None]
+    rows = offs_m.to(tl.int64)[:, None]  # [BLOCK_M, 1]
 
-    z = tl.load(x_ptr + rows * stride_x_row + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(x_ptr + rows * stride_x_row + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     if HAS_X_BIAS:
-        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        z += tl.load(x_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]  # [1, BLOCK_N]
     if HAS_DROPOUT:
-        keep = keep_adjacent(tl.load(seed_ptr), stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)
+        seed = tl.load(seed_ptr)  # scalar
+        keep = keep_adjacent(seed, stream, offs_m, keep_threshold, BLOCK_M, BLOCK_N)  # [BLOCK_M, BLOCK_N]
         z = tl.where(keep, z * keep_scale, 0.0)
     if HAS_RESIDUAL:
-        z += tl.load(residual_ptr + rows * stride_residual_row + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+        residual_ptrs = residual_ptr + rows * stride_residual_row + offs_n[None, :]
+        z += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
-    mean = tl.sum(tl.where(mask_n[None, :], z, 0.0), axis=1) / N
-    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)
-    xhat = centred * rstd[:, None]
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    y = xhat * weight[None, :] + bias[None, :]
+    mean = tl.sum(tl.where(mask_n[None, :], z, 0.0), axis=1) / N  # [BLOCK_M]
+    centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / N + eps)  # [BLOCK_M]
+    xhat = centred * rstd[:, None]  # [BLOCK_M, BLOCK_N]
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    y = xhat * weight[None, :] + bias[None, :]  # [BLOCK_M, BLOCK_N]
 
     tl.store(y_ptr + rows * N + offs_n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
     if SAVE_XHAT:
@@ -70,7 +73,7 @@ def layer_norm_bwd_kernel(
     program = tl.program_id(0)
     offs_n = tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
-    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
     dweight = tl.zeros([BLOCK_N], tl.float32)
     dbias = tl.zeros([BLOCK_N], tl.float32)
     dx_bias = tl.zeros([BLOCK_N], tl.float32)
@@ -78,19 +81,20 @@ def layer_norm_bwd_kernel(
     first = program * rows_per_program
     for row in range(first, tl.minimum(first + rows_per_program, M)):
         row_64 = row + tl.zeros([], tl.int64)
-        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        xhat = tl.load(saved_ptr + row_64 * stride_saved_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
+        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        xhat = tl.load(saved_ptr + row_64 * stride_saved_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        rstd = tl.load(rstd_ptr + row)  # scalar
         if SAVED_IS_X:
-            xhat = tl.where(mask_n, (xhat - tl.load(mean_ptr + row)) * rstd, 0.0)
+            mean = tl.load(mean_ptr + row)  # scalar
+            xhat = tl.where(mask_n, (xhat - mean) * rstd, 0.0)
         g = dy * weight
         c1 = tl.sum(g * xhat, axis=0) / N
         c2 = tl.sum(g, axis=0) / N
-        dz = (g - (xhat * c1 + c2)) * rstd
+        dz = (g - (xhat * c1 + c2)) * rstd  # [BLOCK_N]
         dx = dz
         if HAS_DROPOUT:
-            row_1 = row + tl.zeros([1], tl.int32)
-            keep = keep_adjacent(tl.load(seed_ptr), stream, row_1, keep_threshold, 1, BLOCK_N)
+            seed = tl.load(seed_ptr)  # scalar
+            keep = keep_adjacent(seed, stream, row + tl.zeros([1], tl.int32), keep_threshold, 1, BLOCK_N)  # [1, BLOCK_N]
             dx = tl.where(keep.reshape(BLOCK_N), dz * keep_scale, 0.0)
         if WRITE_DRESIDUAL:
             tl.store(dresidual_ptr + row_64 * N + offs_n, dz.to(dresidual_ptr.dtype.element_ty), mask=mask_n)
@@ -109,7 +113,7 @@ def layer_norm_bwd_kernel(
 
 @dataclass(frozen=True)
 class LayerNormConfig:
-    """Tiles by row length. A warp per row keeps the reductions inside the warp; longer rows share their warps.
+    """The tile for a row length. With a warp per row, reductions stay inside the warp; longer rows get several warps.
 
     Compiled for sm_90 at BLOCK_N = 1024: forward 4 rows x 4 warps, backward 1 row x 4 warps, no spill; not yet timed.
     """
@@ -153,15 +157,12 @@ def _layer_norm_fwd_fake(x, weight, bias, residual, x_bias, eps, dropout_p, seed
     return y, xhat, mean, rstd
 
 
-def _layer_norm_bwd(
-    dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, want_dx, want_dresidual,
-    want_parameters,
-):  # fmt: skip
+def _layer_norm_bwd(dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, *wanted):
     M, N = dy.shape
+    want_dx, want_dresidual, want_parameters = wanted
     dx, dresidual, parameters = _layer_norm_bwd_fake(
-        dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, want_dx,
-        want_dresidual, want_parameters,
-    )  # fmt: skip
+        dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, *wanted
+    )
     if M == 0:
         return dx, dresidual, parameters.zero_()
     config = LayerNormConfig.for_size(N)
@@ -180,11 +181,9 @@ def _layer_norm_bwd(
     return dx, dresidual, parameters
 
 
-def _layer_norm_bwd_fake(
-    dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, dropout_p, seed, stream, want_dx, want_dresidual,
-    want_parameters,
-):  # fmt: skip
+def _layer_norm_bwd_fake(dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual_dtype, *rest):
     M, N = dy.shape
+    *_, want_dx, want_dresidual, want_parameters = rest
     dx = torch.empty((M if want_dx else 0, N), dtype=x_dtype, device=dy.device)
     dresidual = torch.empty((M if want_dresidual else 0, N), dtype=residual_dtype, device=dy.device)
     parameters = torch.empty((3, N if want_parameters else 0), dtype=weight.dtype, device=dy.device)
@@ -216,16 +215,13 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy, *_):
     saved, weight, mean, rstd, seed = ctx.saved_tensors
     want_x, want_weight, want_bias, want_residual, want_x_bias = ctx.needs_input_grad[:5]
-    want_parameters = want_weight or want_bias or want_x_bias
-    # Without dropout dx and dresidual are the same numbers: written once where their dtypes agree.
+    # Without dropout dx and dresidual have the same values: written once where their dtypes agree.
     shared = want_x and want_residual and ctx.dropout_p == 0 and ctx.x_dtype == ctx.residual_dtype
     if dy is None:
         return (None,) * 11
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-    dx, dresidual, parameters = layer_norm_bwd(
-        dy, saved, weight, mean, rstd, ctx.saved_is_x, ctx.x_dtype, ctx.residual_dtype, ctx.dropout_p, seed, ctx.stream,
-        want_x and not shared, want_residual, want_parameters,
-    )  # fmt: skip
+    options = (ctx.saved_is_x, ctx.x_dtype, ctx.residual_dtype, ctx.dropout_p, seed, ctx.stream)
+    wanted = (want_x and not shared, want_residual, want_weight or want_bias or want_x_bias)
+    dx, dresidual, parameters = layer_norm_bwd(last_contiguous(dy), saved, weight, mean, rstd, *options, *wanted)
     if shared:
         dx = dresidual
     dweight, dbias, dx_bias = parameters.unbind(0)
@@ -250,16 +246,9 @@ layer_norm_fwd = register(
 
 
 def layer_norm(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype) -> Tensor:
-    """The kernel behind `functional.layer_norm`, which documents and checks the arguments."""
-    N = x.shape[-1]
+    """The kernel of `functional.layer_norm`, which documents and checks the arguments."""
     save = wants_grad(x, weight, bias, residual, x_bias)
-    x_2d = _rows(x, N)
-    residual_2d = None if residual is None else _rows(residual, N)
+    x_2d = as_rows(x)
+    residual_2d = None if residual is None else as_rows(residual)
     y = layer_norm_fwd(x_2d, weight, bias, residual_2d, x_bias, eps, dropout_p, seed, stream, out_dtype, save)[0]
     return y.view(x.shape)
-
-
-def _rows(x: Tensor, N: int) -> Tensor:
-    """x as (M, N), in place where its last axis is contiguous."""
-    x = x.reshape(-1, N)
-    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,8 +1,7 @@
 """Every operation in plain PyTorch: the CPU path and, on float64 inputs, the oracle of the kernel tests. No Triton.
 
-A function here takes the arguments of its namesake in `functional`, already validated. Where an operation drops elements,
-`dropout_mask` replaces the random draw: a multiplier per element, 0 or 1/(1 - p), so that a test can hand the reference
-the very mask a kernel drew.
+A function here takes the arguments of the operation in `functional`, which has checked them. With dropout, a test can pass
+`dropout_mask`, the mask that a kernel drew: a multiplier per element, 0 or 1/(1 - p).
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from .limits import IGNORE_INDEX
 
 
 def dropped(x: Tensor, dropout_p: float, dropout_mask: Tensor | None) -> Tensor:
-    """x with elements dropped: by `dropout_mask` where given, else drawn by PyTorch's own generator."""
+    """x with elements dropped: by `dropout_mask` where given, else by PyTorch's generator."""
     if dropout_mask is not None:
         return x * dropout_mask.to(x.dtype)
     return F.dropout(x, dropout_p) if dropout_p > 0.0 else x
@@ -57,14 +56,14 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
     y = F.linear(x, weight, bias)
     if activation is None or not overwritable(y):
         return activate(y, activation)
-    # A second tensor of this size would cost fresh pages from the operating system, about a tenth of a BERT layer.
+    # In place: a second tensor of this size would need new pages from the operating system, about a tenth of a BERT layer.
     if activation == "relu":
         return F.relu_(y)
     return torch.ops.aten.gelu_(y, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def overwritable(fresh: Tensor) -> bool:
-    """Whether a tensor that nobody else has seen may be changed in place: autograd, functorch or a trace could mind."""
+    """Whether a tensor that was just made may be changed in place: not under autograd, functorch or a trace."""
     return (
         not fresh.requires_grad
         and not is_tracing()
@@ -77,17 +76,17 @@ def qkv_linear_ref(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Sequence[None] = (None, None, None)
 ) -> Tensor:
     """The three projections side by side: (..., 3 * out_features)."""
-    # The results are smaller than the weights; torch.jit.trace must not choose by the size of its example.
+    # Concatenate what is smaller, results or weights; torch.jit.trace must not choose by the size of its example.
     if torch.jit.is_tracing() or (not torch.compiler.is_compiling() and x.numel() < weights[0].shape[1] ** 2):
         return torch.cat([F.linear(x, weight, bias) for weight, bias in zip(weights, biases)], -1)
-    packed_bias = None if biases[0] is None else torch.cat(list(biases))  # type: ignore[arg-type]
-    return F.linear(x, torch.cat(list(weights)), packed_bias)
+    given = [bias for bias in biases if bias is not None]
+    return F.linear(x, torch.cat(list(weights)), torch.cat(given) if given else None)
 
 
 def feed_forward_ref(
     x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, *, activation: str = "gelu_erf"
 ) -> Tensor:
-    """activation(x @ weight_in.T + bias_in) @ weight_out.T; the output bias belongs to the layer norm that follows."""
+    """activation(x @ weight_in.T + bias_in) @ weight_out.T. The layer norm that follows adds the output bias."""
     return F.linear(activate(F.linear(x, weight_in, bias_in), activation), weight_out)
 
 
@@ -137,10 +136,10 @@ def attention_ref(
     causal: bool = False,
     dropout_mask: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention written out, one sequence at a time: the oracle.
+    """Softmax attention written out, one sequence at a time: the oracle of the tests.
 
-    qkv: (tokens, 3, heads, head_dim). dropout_mask: (heads, tokens, max_seqlen), the multiplier on the probability that
-    the query token gives to a key, keys counted from the start of its sequence. Returns (tokens, heads, head_dim).
+    qkv: (tokens, 3, heads, head_dim). dropout_mask: (heads, tokens, max_seqlen), the multiplier on the probability of each
+    query token and key, keys counted from the start of the sequence. Returns (tokens, heads, head_dim).
     """
     softmax_scale = qkv.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     bounds = cu_seqlens.tolist()
@@ -173,10 +172,10 @@ def attention_torch(
     runs: Sequence[tuple[int, int, int]] | None = None,
     uniform: bool = False,
 ) -> Tensor:
-    """The same attention by PyTorch's fused SDPA: the path of users without a kernel.
+    """The same attention by PyTorch's fused SDPA, where the kernels do not run.
 
-    runs: (number of sequences, rows of each, keys of each) in order, as `attention_schedule` lists them; without it the
-    sequences are gathered into one padded tensor, which needs no value on the host and therefore traces.
+    runs: (number of sequences, rows of each, keys of each) in order, as `attention_schedule` lists them. Where None, the
+    sequences are gathered into one padded tensor, which needs no values on the host and therefore can be traced.
     uniform: every sequence has max_seqlen rows.
     """
     options: dict[str, Any] = {"scale": softmax_scale, "dropout_p": dropout_p}
@@ -201,23 +200,23 @@ def attention_torch(
 
 def _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, options) -> Tensor:
     batch_size, heads = cu_seqlens.shape[0] - 1, qkv.shape[2]
-    places = torch.arange(max_seqlen, device=qkv.device)
+    positions = torch.arange(max_seqlen, device=qkv.device)
     seqlens = cu_seqlens.diff()
     if uniform:
         padded = qkv.unflatten(0, (batch_size, max_seqlen))
     else:
-        # Places past the end of a sequence hold its own first row, or the batch's where it has none.
-        rows = torch.where(seqlens > 0, cu_seqlens[:-1], 0)[:, None] + torch.where(places < seqlens[:, None], places, 0)
+        # Positions past the end of a sequence hold its first row, or the batch's first row where it has none.
+        rows = torch.where(seqlens > 0, cu_seqlens[:-1], 0)[:, None] + torch.where(positions < seqlens[:, None], positions, 0)
         padded = qkv[rows.flatten()].unflatten(0, (batch_size, max_seqlen))
     q, k, v = padded.permute(2, 0, 3, 1, 4).unbind()  # each (batch, heads, max_seqlen, head_dim)
     num_keys = seqlens if seqused_k is None else seqused_k
     if uniform and seqused_k is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, **options)
     else:
-        keep = (places < num_keys[:, None])[:, None, None, :]
+        keep = (positions < num_keys[:, None])[:, None, None, :]
         if causal:
-            keep = keep & (places[None, :] <= places[:, None])
-        # A sequence without keys attends to its own garbage instead of nothing; its rows are zeroed below.
+            keep = keep & (positions[None, :] <= positions[:, None])
+        # Without a key SDPA gives NaN: a sequence without keys attends to every row here, and its rows are zeroed below.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep | (num_keys == 0)[:, None, None, None], **options)
         out = out.masked_fill((num_keys == 0)[:, None, None, None], 0.0)
     out = out.transpose(1, 2)  # (batch, max_seqlen, heads, head_dim)
@@ -227,6 +226,6 @@ def _attention_padded(qkv, cu_seqlens, max_seqlen, seqused_k, causal, uniform, o
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), tokens.to(cu_seqlens.dtype), right=True)
     inside = sequence < batch_size
     sequence = torch.where(inside, sequence, 0)
-    place = torch.where(inside, tokens - cu_seqlens[sequence], 0)
-    packed = out.reshape(batch_size * max_seqlen, heads, -1)[sequence * max_seqlen + place]
+    position = torch.where(inside, tokens - cu_seqlens[sequence], 0)
+    packed = out.reshape(batch_size * max_seqlen, heads, -1)[sequence * max_seqlen + position]
     return torch.where(inside[:, None, None], packed, 0.0)

@@ -1,5 +1,6 @@
-"""One case, many contenders: each is built, checked and then timed in turns with the others, so that a machine that slows
-down slows all of them. A contender that is absent, fails or answers wrongly gives a reason instead of a number.
+"""One case, many contenders: each is built and checked, then all are timed in turns.
+
+A contender that is absent, fails or computes something wrong gives a reason instead of a number.
 """
 
 import gc
@@ -16,14 +17,17 @@ from .records import ABSENT, FAILED, TIMED, WRONG, Contender
 
 
 class Absent(Exception):
-    """A contender is not there, or not made for this device or case; the message says why."""
+    """A contender is not installed, or not made for this device or case; the message says why."""
 
 
 @dataclass
 class Prepared:
-    """A contender ready to run. step: one call. wrong: why its answer is, or None. resident_bytes: weights and optimizer
-    state, which were there before the call. counts_memory: whether a call takes its memory from PyTorch, which can then
-    tell the peak. The rest: as in records.Contender."""
+    """A contender ready to run.
+
+    step: one call. wrong: in what its output is wrong, or None. resident_bytes: weights and optimizer state, allocated before
+    the call. counts_memory: whether a call allocates through PyTorch, which then knows the peak. The rest: as in
+    records.Contender.
+    """
 
     step: Callable[[], Any]
     wrong: str | None = None
@@ -36,7 +40,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Candidate:
-    """build: loads, compiles and checks; raises Absent where there is nothing to run."""
+    """A contender to build. build: loads, compiles and checks; raises Absent where there is nothing to run."""
 
     name: str
     build: Callable[[], Prepared]
@@ -44,8 +48,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to measure. rounds: turns of each contender. warm_up: turns that do not count. sustained: seconds to keep
-    the device busy with turns before and while measuring, so that its clocks settle; 0 for none."""
+    """How long to measure.
+
+    rounds: turns of each contender. warm_up: turns that do not count. sustained: seconds to keep the device busy with turns
+    before and while measuring, so that its clocks settle; 0 for none.
+    """
 
     rounds: int
     warm_up: int = 3
@@ -53,7 +60,7 @@ class Pace:
 
 
 class DeviceClock:
-    """pytest-benchmark's clock: the host's, set right by what the device says each timed call took."""
+    """pytest-benchmark's clock: the host's, corrected by what each timed call took on the device."""
 
     def __init__(self) -> None:
         self.offset = 0.0
@@ -132,7 +139,7 @@ def _run(turns: Turns, pace: Pace, benchmark: Any, measured: str) -> None:
             if name != measured:
                 turns.turn(name, counts=counts)
 
-    def everyone(counts: bool) -> None:
+    def all_contenders(counts: bool) -> None:
         others(counts)
         if measured in turns.calls:
             turns.turn(measured, counts=counts)
@@ -145,16 +152,16 @@ def _run(turns: Turns, pace: Pace, benchmark: Any, measured: str) -> None:
 
     deadline = time.monotonic() + pace.sustained
     for _ in range(pace.warm_up):
-        everyone(counts=False)
+        all_contenders(counts=False)
     while time.monotonic() < deadline - pace.sustained / 2:
-        everyone(counts=False)
+        all_contenders(counts=False)
     if benchmark is not None and measured in turns.calls and measured not in turns.failures:
         benchmark.pedantic(timed_by_benchmark, setup=lambda: others(counts=True), rounds=pace.rounds)
     else:
         for _ in range(pace.rounds):
-            everyone(counts=True)
+            all_contenders(counts=True)
     while time.monotonic() < deadline:
-        everyone(counts=False)
+        all_contenders(counts=False)
 
 
 def _prepare(candidate: Candidate, timer: Timer) -> tuple[Contender, Prepared | None]:

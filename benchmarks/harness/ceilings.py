@@ -1,4 +1,4 @@
-"""The two rates that bound every kernel, measured on the device itself: matrix products by dtype, and copying."""
+"""The two rates that bound every kernel, measured on the device: matrix products by dtype, and copying."""
 
 import statistics
 from collections.abc import Callable

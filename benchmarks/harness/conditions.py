@@ -1,4 +1,4 @@
-"""What a reader of a number must know of the machine: device, driver, clocks, versions, command, commit; and its ceilings."""
+"""The conditions of a run: device, driver, clocks, versions, command, commit."""
 
 import importlib.metadata
 import os
@@ -12,15 +12,25 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "torch", "triton", "transformers", "sentence-transformers", "numpy", "pytest-benchmark", "flash-attn", "liger-kernel",
-    "quack-kernels", "cut-cross-entropy", "onnxruntime", "onnxruntime-gpu",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "transformers",
+    "sentence-transformers",
+    "numpy",
+    "pytest-benchmark",
+    "flash-attn",
+    "liger-kernel",
+    "quack-kernels",
+    "cut-cross-entropy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 NVIDIA_SMI = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,memory.total"
 ROOT = Path(__file__).parents[2]
 
 
 def conditions(seed: int = 0) -> dict[str, Any]:
-    """Everything by name, JSON types only; 'unknown (why)' where the machine does not tell."""
+    """Everything by name, JSON types only; 'unknown (why)' where the machine does not say."""
     on_gpu = torch.cuda.is_available()
     found: dict[str, Any] = {
         "device_type": "cuda" if on_gpu else "cpu",

@@ -1,6 +1,6 @@
 """Sequence lengths to benchmark with: fixed, drawn from counted data sets, or from the generators the field uses.
 
-The counts are in `data/lengths.json`, with their sources.
+The counts are in lengths.json, with their sources.
 """
 
 import json

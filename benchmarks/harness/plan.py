@@ -1,10 +1,13 @@
-"""Which cases each size of run holds. 'check': everything runs once, nothing is timed. 'quick': a CPU, some minutes.
-'default': a GPU, some minutes, the headline rows. 'full': a GPU, hours, for records.
+"""The cases of each size of run.
+
+'check': everything runs once, nothing is timed. 'quick': a CPU, some minutes. 'default': a GPU, some minutes, the headline
+rows. 'full': a GPU, hours, for records.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
+Axis = Literal["batch_size", "seqlen", "num_layers"]
 Size = Literal["check", "quick", "default", "full"]
 ROUNDS: dict[Size, int] = {"check": 1, "quick": 7, "default": 20, "full": 50}
 VOCAB_SIZE = 30522
@@ -12,7 +15,7 @@ VOCAB_SIZE = 30522
 
 @dataclass(frozen=True)
 class KernelCase:
-    """tokens of one batch whose lengths follow a mix. modes: torch.compile's as in InferenceCase."""
+    """An operation on one batch of `tokens` tokens whose lengths follow a mix. modes: as in InferenceCase."""
 
     model: str
     tokens: int
@@ -29,7 +32,7 @@ class KernelCase:
 
 @dataclass(frozen=True)
 class InferenceCase:
-    """batch_size sequences of at most seqlen. modes: how torch.compile competes, 'default', 'max-autotune', or not at all."""
+    """batch_size sequences of at most seqlen tokens. modes: torch.compile's that take part, 'default' and 'max-autotune'."""
 
     model: str
     batch_size: int
@@ -45,7 +48,7 @@ class InferenceCase:
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """micro_batches: sizes each contender chooses from. precision: as in training_peers.Pretraining."""
+    """A pre-training step. micro_batches: sizes each contender chooses from. precision: as in peers.training.Pretraining."""
 
     model: str
     micro_batches: tuple[int, ...]
@@ -143,7 +146,7 @@ def training_cases(size: Size) -> list[TrainingCase]:
 class ScalingCase:
     """One step of a series in which `axis` grows and nothing else does."""
 
-    axis: Literal["batch_size", "seqlen", "num_layers"]
+    axis: Axis
     value: int
     batch_size: int
     seqlen: int
@@ -157,15 +160,14 @@ class ScalingCase:
 
 def scaling_cases(size: Size) -> list[ScalingCase]:
     base = {"check": (2, 32, 1), "quick": (4, 128, 2), "default": (16, 256, 4), "full": (16, 256, 4)}[size]
-    grown = {"check": (2,), "quick": (1, 2, 4), "default": (1, 2, 4), "full": (1, 2, 4, 8)}[size]
+    factors = {"check": (2,), "quick": (1, 2, 4), "default": (1, 2, 4), "full": (1, 2, 4, 8)}[size]
+    axes: tuple[Axis, ...] = ("batch_size", "seqlen", "num_layers")
     cases = []
     for training in (False, True):
-        grown = grown[:2] if training and size == "quick" else grown
-        for place, axis in enumerate(("batch_size", "seqlen", "num_layers")):
-            for factor in grown:
-                sizes = list(base)
-                sizes[place] *= factor
-                if axis == "seqlen" and sizes[1] > 512:  # BERT's limit
-                    continue
-                cases.append(ScalingCase(axis, sizes[place], *sizes, training))  # type: ignore[arg-type]
+        for axis in axes:
+            for factor in factors[:2] if training and size == "quick" else factors:
+                sizes = dict(zip(axes, base))
+                sizes[axis] *= factor
+                if sizes["seqlen"] <= 512:  # BERT's limit
+                    cases.append(ScalingCase(axis, sizes[axis], *sizes.values(), training))
     return cases

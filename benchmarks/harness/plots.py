@@ -42,11 +42,11 @@ def _peak_mib(row: Row, contender: Contender) -> float | None:
 
 
 def _curves(rows: list[Row], axis: str, other: str, title: str, value: Value, dotted: Value | None = None) -> bytes | None:
-    """One panel per workload over the case field `axis`; where a value of it was run with several of `other`, a line each."""
+    """One panel per workload over the case field `axis`; a line per value of `other` where an axis value has several."""
     panels = []
     for family in families(rows, axis, other):
-        places = [getattr(row.case, axis) for row in family]
-        repeated = len(set(places)) < len(places)
+        values = [getattr(row.case, axis) for row in family]
+        repeated = len(set(values)) < len(values)
         lines = _lines(family, axis, other if repeated else None, value)
         if any(len(points) > 1 for points in lines.values()):
             panels.append((family, lines, _lines(family, axis, other if repeated else None, dotted) if dotted else {}))
@@ -54,8 +54,8 @@ def _curves(rows: list[Row], axis: str, other: str, title: str, value: Value, do
         return None
     figure, canvas = _figure(len(panels))
     colours = _colours([row for family, _, _ in panels for row in family])
-    for place, (family, lines, more) in enumerate(panels):
-        axes = _panel(figure, len(panels), place)
+    for index, (family, lines, more) in enumerate(panels):
+        axes = _panel(figure, len(panels), index)
         for (name, setting), points in lines.items():
             width = 2.4 if name == FASTBERT else 1.2
             axes.plot(*zip(*points), marker="o", markersize=3, linewidth=width, color=colours[name], label=name)
@@ -68,7 +68,7 @@ def _curves(rows: list[Row], axis: str, other: str, title: str, value: Value, do
         parts = (case.suite, case.model, layers, case.operation, case.direction, case.lengths, case.dtype)
         axes.set_title(", ".join(part for part in parts if part), fontsize=8)
         axes.set_xscale("log", base=2)
-        axes.margins(x=0.12)  # room for what is written beside the last points
+        axes.margins(x=0.12)  # room for the labels of the last points
         ticks = sorted({x for points in lines.values() for x, _ in points})
         axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
         axes.xaxis.set_minor_locator(NullLocator())
@@ -100,8 +100,8 @@ def _roofline(record: Record) -> bytes | None:
     figure, canvas = _figure(len(dtypes))
     colours = _colours(rows)
     copy = record.ceilings.get("copy")
-    for place, dtype in enumerate(dtypes):
-        axes = _panel(figure, len(dtypes), place)
+    for index, dtype in enumerate(dtypes):
+        axes = _panel(figure, len(dtypes), index)
         matmul = record.matmul_ceiling(dtype)
         shown = [row for row in rows if row.case.dtype == dtype]
         intensities = [row.case.flops / row.case.bytes_moved for row in shown]
@@ -111,11 +111,17 @@ def _roofline(record: Record) -> bytes | None:
             for contender in row.contenders:
                 if contender.status != TIMED:
                     continue
-                ours = contender.name == FASTBERT
+                is_fastbert = contender.name == FASTBERT
                 point = intensity, row.flops_per_s(contender)
-                axes.plot(*point, marker="o" if ours else "x", markersize=5, linestyle="", color=colours[contender.name],
-                          label=contender.name)  # fmt: skip
-                if ours:
+                axes.plot(
+                    *point,
+                    marker="o" if is_fastbert else "x",
+                    markersize=5,
+                    linestyle="",
+                    color=colours[contender.name],
+                    label=contender.name,
+                )
+                if is_fastbert:
                     name = " ".join(part for part in (row.case.operation, row.case.direction) if part)
                     axes.annotate(name, point, fontsize=5, xytext=(3, -3), textcoords="offset points")
         if copy:
@@ -134,7 +140,7 @@ def _roofline(record: Record) -> bytes | None:
 def _colours(rows: list[Row]) -> dict[str, str]:
     names = list(dict.fromkeys(contender.name for row in rows for contender in row.contenders))
     names.sort(key=lambda name: name != FASTBERT)
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
 
 
 def _figure(panels: int) -> tuple[Figure, FigureCanvasAgg]:
@@ -143,9 +149,9 @@ def _figure(panels: int) -> tuple[Figure, FigureCanvasAgg]:
     return figure, FigureCanvasAgg(figure)
 
 
-def _panel(figure: Figure, panels: int, place: int) -> Axes:
+def _panel(figure: Figure, panels: int, index: int) -> Axes:
     columns = min(panels, 3)
-    axes = figure.add_subplot(-(-panels // columns), columns, place + 1)
+    axes = figure.add_subplot(-(-panels // columns), columns, index + 1)
     axes.tick_params(labelsize=7)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -1,7 +1,7 @@
-"""What a benchmark run leaves behind, and how to read it back: the file of `--record`, or pytest-benchmark's own JSON.
+"""The records of benchmark runs: the file of `--record`, or pytest-benchmark's own JSON.
 
-A row is one workload and every contender that was asked to run it, with the reason where one gave no number. The
-contenders of a row took turns on the same inputs, so their ratio is fair; between files only `compare` judges.
+A row is one workload and all its contenders, with a reason for each that gave no number. The contenders of a row took turns
+on the same inputs, so their ratio is fair; ratios between files are for `compare`.
 """
 
 import json
@@ -23,7 +23,7 @@ class Case:
     suite: 'kernels', 'inference', 'pretraining' or 'scaling'. direction: 'forward', 'backward' or 'both' for a kernel,
     else ''. seqlen: positions per sequence of the padded batch. lengths: name of the length mix, 'fixed' where all are
     seqlen. real_tokens, padded_tokens: of one call. flops: operations of one call that real tokens need. bytes_moved: each
-    input read once and each output written once; 0 where nobody counts them.
+    input read once and each output written once; 0 where they are not counted.
     """
 
     suite: str
@@ -63,9 +63,9 @@ class Case:
 class Contender:
     """How one implementation did on a case.
 
-    status: 'timed'; 'absent', not there or not made for this device; 'failed', it raised; 'wrong', its answer was. reason:
-    why there is no number. seconds: one per round, in order. peak_bytes: device memory over what was there before.
-    real_tokens, flops: of one call where it chose its own batch, else None. details: what a reader must know to trust it.
+    status: 'timed'; 'absent', not installed or not made for this device; 'failed', it raised; 'wrong', its output was. reason:
+    why there is no number. seconds: one per round, in order. peak_bytes: device memory above what was allocated before.
+    real_tokens, flops: of one call where it chose its own batch, else None. details: facts that let a reader trust it.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Contender:
         return Timing(self.seconds).spread
 
     def percentile(self, percent: int) -> float:
-        """Seconds that this share of the rounds stayed within."""
+        """The seconds that this percentage of the rounds did not exceed."""
         return sorted(self.seconds)[min(len(self.seconds) * percent // 100, len(self.seconds) - 1)]
 
 
@@ -131,8 +131,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. conditions: device, driver, versions, clocks, command, commit, seed. ceilings: 'matmul', FLOP/s by dtype, and
-    'copy', bytes read and written per second, both measured on the device in that run."""
+    """One run.
+
+    conditions: device, driver, versions, clocks, command, commit, seed. ceilings: 'matmul', FLOP/s by dtype, and 'copy', bytes
+    read and written per second, both measured on the device in that run.
+    """
 
     path: Path
     conditions: dict[str, Any]
@@ -140,8 +143,10 @@ class Record:
     rows: tuple[Row, ...]
 
     def matmul_ceiling(self, dtype: str, *, one_thread: bool = False) -> float | None:
-        """FLOP/s of the matrix products of a case in this dtype, or None where nobody measured it. 'bf16' and 'autocast',
-        the two ways to train, multiply in bfloat16."""
+        """FLOP/s of matrix products in a case's dtype, or None where it was not measured.
+
+        'bf16' and 'autocast', the two ways to train, multiply in bfloat16.
+        """
         if one_thread:
             return self.ceilings.get("matmul one thread")
         name = "bfloat16" if dtype in ("bf16", "autocast") else dtype
@@ -173,7 +178,7 @@ def load_all(folder: Path) -> list[Record]:
 
 
 def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """What this version knows of a record: a later one may have written more."""
+    """The fields that this version knows; a later one may have written more."""
     names = {one.name for one in fields(cls)}
     return {name: value for name, value in values.items() if name in names}
 
@@ -187,7 +192,7 @@ def suites(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def families(rows: Iterable[Row], *axes: str) -> list[list[Row]]:
-    """Groups of rows whose cases differ in nothing but the fields `axes` and the numbers of tokens these bring with them."""
+    """Groups of rows whose cases differ only in the fields `axes` and in the numbers of tokens that follow from them."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(row.case.identity("real_tokens", "padded_tokens", *axes), []).append(row)

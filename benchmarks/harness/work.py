@@ -1,4 +1,4 @@
-"""What a BERT has to compute: operations and batches by name, counted on real tokens only."""
+"""Models and batches by name, for every benchmark."""
 
 import random
 from collections.abc import Sequence
@@ -9,24 +9,30 @@ import torch
 import transformers
 from torch import Tensor
 
-from fastbert.utils.sizes import SIZES as PAPER
+from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.utils.sizes import SIZES
 
-SIZES: dict[str, dict[str, int]] = PAPER | {
-    "bert-base, 4 layers": PAPER["bert-base"] | {"num_hidden_layers": 4},
-    "bert-base, 2 layers": PAPER["bert-base"] | {"num_hidden_layers": 2},
+MODELS: dict[str, dict[str, int]] = {
+    **SIZES,
+    "bert-base, 4 layers": SIZES["bert-base"] | {"num_hidden_layers": 4},
+    "bert-base, 2 layers": SIZES["bert-base"] | {"num_hidden_layers": 2},
     "tiny": dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512),
 }
 MASKED_SHARE = 0.15
 
 
 def config(model: str, **changes: Any) -> transformers.BertConfig:
-    """The configuration of a named size; everything else as in BERT's paper."""
-    return transformers.BertConfig(**{**SIZES[model], **changes})
+    """The configuration of a model of MODELS; everything else as in BERT's paper."""
+    return transformers.BertConfig(**{**MODELS[model], **changes})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: input_ids, attention_mask (and labels where pre-training) on their device. seqlens: real tokens per row."""
+    """A padded batch.
+
+    inputs: input_ids, attention_mask, and for pre-training labels, token_type_ids and next_sentence_label. seqlens: real
+    tokens of each row. num_labels: masked positions with a label.
+    """
 
     inputs: dict[str, Tensor]
     seqlens: tuple[int, ...]
@@ -58,16 +64,14 @@ def pretraining_batch(seqlens: Sequence[int], vocab_size: int, device: torch.dev
     plain = batch(seqlens, vocab_size, torch.device("cpu"), seed=seed)
     ids = plain.inputs["input_ids"]
     rng = random.Random(seed)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     types = torch.zeros_like(ids)
     for row, seqlen in enumerate(seqlens):
-        chosen = rng.sample(range(seqlen), max(1, round(MASKED_SHARE * seqlen)))
-        labels[row, chosen] = ids[row, chosen]
-        ids[row, chosen] = 103 % vocab_size  # [MASK]
+        masked = rng.sample(range(seqlen), max(1, round(MASKED_SHARE * seqlen)))
+        labels[row, masked] = ids[row, masked]
+        ids[row, masked] = 103 % vocab_size  # [MASK]
         types[row, seqlen // 2 : seqlen] = 1
-    inputs = plain.inputs | {
-        "labels": labels, "token_type_ids": types,
-        "next_sentence_label": torch.tensor([rng.randint(0, 1) for _ in seqlens]),
-    }  # fmt: skip
+    next_sentence = torch.tensor([rng.randint(0, 1) for _ in seqlens])
+    inputs = plain.inputs | {"labels": labels, "token_type_ids": types, "next_sentence_label": next_sentence}
     moved = {name: tensor.to(device) for name, tensor in inputs.items()}
-    return Batch(moved, tuple(seqlens), int((labels != -100).sum()))
+    return Batch(moved, tuple(seqlens), int((labels != IGNORE_INDEX).sum()))

@@ -11,14 +11,14 @@ from benchmarks.harness.arena import Absent
 
 
 def start_case() -> None:
-    """Forgets what earlier cases compiled, so that none meets the limit on recompilations."""
+    """Drops what earlier cases compiled, so that none reaches the limit on recompilations."""
     torch._dynamo.reset()
 
 
 class Compilation:
-    """One contender's compilation. mode: torch.compile's. wanted: the modes that compete in this case.
+    """One contender's compilation.
 
-    Raises Absent for another mode.
+    mode: torch.compile's. wanted: the modes that take part in this case. Raises Absent for another mode.
     """
 
     def __init__(self, mode: str, wanted: Sequence[str]) -> None:
@@ -28,11 +28,8 @@ class Compilation:
         self.before = self._counts()
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """function, compiled for static shapes at its first call; `compilation` of the result can prove it afterwards."""
-        compiled = torch.compile(function, mode=self.mode, dynamic=False)
-        if not isinstance(compiled, torch.nn.Module):
-            compiled.compilation = self  # type: ignore[attr-defined]
-        return compiled
+        """function, compiled for static shapes at its first call."""
+        return torch.compile(function, mode=self.mode, dynamic=False)
 
     def proof(self) -> dict[str, int]:
         """What was compiled since the start. Raises RuntimeError where nothing was: the contender would be eager."""

@@ -19,6 +19,7 @@ from fastbert.kernels.specs.baselines import on_labelled_rows
 from fastbert.kernels.specs.spec import Inputs, OperationSpec, PeerCall
 
 from .compiled import Compilation
+from .libraries import need_on_gpu
 
 Function = Callable[..., Tensor]
 Build = Callable[[], PeerCall]  # raises Absent where there is nothing to run
@@ -26,7 +27,7 @@ MODES = {"torch.compile": "default", "torch.compile max-autotune": "max-autotune
 
 
 def peers(spec: OperationSpec, inputs: Inputs, device: torch.device, modes: Sequence[str]) -> Iterator[tuple[str, Build]]:
-    """(name, how to build it) of every peer, the baseline first. modes: torch.compile's that compete."""
+    """(name, how to build it) of every peer, the baseline first. modes: torch.compile's that take part."""
     baseline = spec.build_baseline(inputs)
 
     def compiled(mode: str) -> PeerCall:
@@ -72,7 +73,7 @@ def _varlen_attn(inputs: Inputs, baseline: PeerCall, device: torch.device) -> Pe
 
 
 def _flash_attn_varlen(inputs: Inputs, baseline: PeerCall, device: torch.device) -> PeerCall:
-    need("flash_attn", device)
+    need_on_gpu("flash_attn", device)
     from flash_attn import flash_attn_varlen_qkvpacked_func
 
     def function(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float | None = None) -> Tensor:
@@ -103,14 +104,14 @@ def _scaled_mm(inputs: Inputs, baseline: PeerCall, device: torch.device) -> Peer
 
 
 def _liger_layer_norm(inputs: Inputs, baseline: PeerCall, device: torch.device) -> PeerCall:
-    need("liger_kernel", device)
+    need_on_gpu("liger_kernel", device)
     from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 
     return PeerCall(_on_sum(LigerLayerNormFunction.apply), baseline.inputs)
 
 
 def _quack_layer_norm(inputs: Inputs, baseline: PeerCall, device: torch.device) -> PeerCall:
-    need("quack", device)
+    need_on_gpu("quack", device)
     from quack.rmsnorm import layernorm_fwd
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -139,7 +140,7 @@ def _on_sum(norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Function
 
 
 def _liger_cross_entropy(inputs: Inputs, baseline: PeerCall, device: torch.device) -> PeerCall:
-    need("liger_kernel", device)
+    need_on_gpu("liger_kernel", device)
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     def function(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, ignore_index: int, **_: Any) -> Tensor:
@@ -149,7 +150,7 @@ def _liger_cross_entropy(inputs: Inputs, baseline: PeerCall, device: torch.devic
 
 
 def _cut_cross_entropy(inputs: Inputs, baseline: PeerCall, device: torch.device) -> PeerCall:
-    need("cut_cross_entropy", device)
+    need_on_gpu("cut_cross_entropy", device)
     from cut_cross_entropy import linear_cross_entropy
 
     def function(
@@ -158,14 +159,6 @@ def _cut_cross_entropy(inputs: Inputs, baseline: PeerCall, device: torch.device)
         return linear_cross_entropy(hidden, weight, labels, bias=bias, ignore_index=ignore_index)
 
     return PeerCall(function, baseline.inputs)
-
-
-def need(module: str, device: torch.device) -> None:
-    """Raises Absent where a library for GPUs is not installed or there is no GPU."""
-    if importlib.util.find_spec(module) is None:
-        raise Absent(f"{module} is not installed")
-    if device.type != "cuda":
-        raise Absent(f"{module} needs a GPU")
 
 
 Library = Callable[[Inputs, PeerCall, torch.device], PeerCall]  # (inputs, baseline, device)

@@ -1,11 +1,10 @@
-"""Everyone who can pre-train BERT: one full step each (forward, backward, clip, AdamW), MLM and next-sentence loss.
+"""Contenders that pre-train BERT: one full step each (forward, backward, clip, AdamW), MLM and next-sentence loss.
 
 All start from the same weights. Each is checked with dropout off: loss and gradient norm against transformers in float32.
-Then dropout is 0.1 and each takes the micro-batch that gives it the most real tokens per second.
+Then dropout is 0.1, and each runs the micro-batch size at which it reaches the most real tokens per second.
 """
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,11 +13,13 @@ import transformers
 from torch import Tensor, nn
 
 import fastbert
-from benchmarks.harness.arena import Absent, Candidate, Prepared, Timer
+from benchmarks.harness.arena import Candidate, Prepared
 from benchmarks.harness.work import Batch, pretraining_batch
 from fastbert.utils.flops import pretraining_flops
+from fastbert.utils.timing import Timer
 
 from .compiled import Compilation, kernels_of
+from .libraries import need_on_gpu
 
 FACTOR = 3.0  # how many times the error of transformers' SDPA in the same precision
 FLOOR = 2e-3  # of the loss or the gradient norm
@@ -30,7 +31,7 @@ class Pretraining:
 
     precision: 'bf16', weights in bfloat16; 'autocast', weights in float32 and autocast to bfloat16; 'float32'. lengths:
     draws the lengths of a batch of so many sequences. micro_batches: sizes to try, ascending. modes: torch.compile's that
-    compete.
+    take part.
     """
 
     def __init__(
@@ -50,20 +51,22 @@ class Pretraining:
         self.state = transformers.BertForPreTraining(self.config).state_dict()
         self.small = self.batch(min(4, micro_batches[0]))
         self.exact = self._loss_and_norm(self._load(transformers.BertForPreTraining, dropout=0.0, float32=True), float32=True)
-        theirs = self._loss_and_norm(self._load(transformers.BertForPreTraining, dropout=0.0))
-        self.allowed = tuple(FACTOR * abs(a - b) + FLOOR * abs(b) for a, b in zip(theirs, self.exact))
+        same_precision = self._loss_and_norm(self._load(transformers.BertForPreTraining, dropout=0.0))
+        self.allowed = tuple(
+            FACTOR * abs(value - exact) + FLOOR * abs(exact) for value, exact in zip(same_precision, self.exact)
+        )
 
     def batch(self, size: int) -> Batch:
         return pretraining_batch(self.lengths(size), self.config.vocab_size, self.device)
 
     def candidates(self) -> Iterator[Candidate]:
-        theirs = transformers.BertForPreTraining
-        yield Candidate("transformers, SDPA", lambda: self._contender(theirs))
-        yield Candidate("transformers, torch.compile", lambda: self._contender(theirs, mode="default"))
+        peer = transformers.BertForPreTraining
+        yield Candidate("transformers, SDPA", lambda: self._contender(peer))
+        yield Candidate("transformers, torch.compile", lambda: self._contender(peer, mode="default"))
         autotune = "max-autotune-no-cudagraphs"
-        yield Candidate("transformers, torch.compile max-autotune", lambda: self._contender(theirs, mode=autotune))
+        yield Candidate("transformers, torch.compile max-autotune", lambda: self._contender(peer, mode=autotune))
         yield Candidate("flash-attn's BERT, masked-only heads", self._flash_attn_bert)
-        yield Candidate("fastbert.accelerate", lambda: self._contender(theirs, accelerate=True))
+        yield Candidate("fastbert.accelerate", lambda: self._contender(peer, accelerate=True))
         yield Candidate("fastbert", lambda: self._contender(fastbert.BertForPreTraining))
         yield Candidate(
             "fastbert, masked-only heads", lambda: self._contender(fastbert.BertForPreTraining, return_logits=False)
@@ -103,12 +106,13 @@ class Pretraining:
             model = self._load(cls, dropout=dropout)
             return fastbert.accelerate(model) if accelerate else model
 
-        still = load(0.0)
-        checked = self._loss_and_norm(still, still if compilation is None else compilation(still), **options)
+        without_dropout = load(0.0)
+        call = without_dropout if compilation is None else compilation(without_dropout)
+        checked = self._loss_and_norm(without_dropout, call, **options)
         wrong = self._wrong(*checked)
         if wrong is not None:
             return Prepared(lambda: None, wrong)
-        del still
+        del without_dropout, call
         model = load(0.1)
         call = model if compilation is None else compilation(model)
         return self._swept(model, lambda inputs: self._backward(call, inputs, **options), compilation)
@@ -122,7 +126,7 @@ class Pretraining:
     def _swept(
         self, model: nn.Module, backward: Callable[[dict[str, Tensor]], Tensor], compilation: Compilation | None
     ) -> Prepared:
-        """Tries every micro-batch and keeps the one with the most real tokens per second; the largest that fits is told."""
+        """Tries every micro-batch size and keeps the one with the most real tokens per second; notes the largest that fits."""
         parameters = list(model.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
 
@@ -177,10 +181,7 @@ class Pretraining:
         torch.cuda.empty_cache()
 
     def _flash_attn_bert(self) -> Prepared:
-        if importlib.util.find_spec("flash_attn") is None:
-            raise Absent("flash_attn is not installed")
-        if self.device.type != "cuda":
-            raise Absent("flash_attn needs a GPU")
+        need_on_gpu("flash_attn", self.device)
         from flash_attn.models.bert import BertForPreTraining, remap_state_dict
 
         def load(dropout: float) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The ablation of Devlin et al. 2019, table 5, beside scores of one's own: what differs, by more than seeds do."""
+"""The table of an ablation beside table 5 of Devlin et al. 2019, and which differences exceed those between seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """difference: the row's mean minus the baseline's, in points, None where a run has no score. spread: half the width of
-    its 95% interval over seeds (Welch), None where there is none. claim: whether the one exceeds the other."""
+    """Whether a row of the table differs from a baseline.
+
+    difference: the row's mean minus the baseline's, in points, None where a run has no score. spread: half the width of its
+    95% interval over seeds (Welch), None where there is none. claim: whether the difference exceeds the spread.
+    """
 
     difference: float | None
     spread: float | None
@@ -30,53 +33,58 @@ class Verdict:
 
 
 def verdict(row: Sequence[float | None], baseline: Sequence[float | None]) -> Verdict:
-    """Of the scores of a row's seeds against those of the baseline's."""
-    ours = [one for one in row if one is not None and math.isfinite(one)]
-    theirs = [one for one in baseline if one is not None and math.isfinite(one)]
-    if not ours or not theirs or len(ours) < len(row) or len(theirs) < len(baseline):
+    """Compares the scores of a row's seeds with those of the baseline's."""
+    scores, others = _finite(row), _finite(baseline)
+    if not scores or not others or len(scores) < len(row) or len(others) < len(baseline):
         return Verdict(None, None, False, "no verdict: a run has no score")
-    difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-    if len(ours) < 2 or len(theirs) < 2:
+    difference = sum(scores) / len(scores) - sum(others) / len(others)
+    if len(scores) < 2 or len(others) < 2:
         return Verdict(difference, None, False, f"{difference:+.1f}: no verdict from one seed")
-    if len(set(ours)) == len(set(theirs)) == 1:
-        said = "no difference" if difference == 0.0 else f"{difference:+.1f}: no verdict, the seeds do not differ"
-        return Verdict(difference, None, False, said)
+    if len(set(scores)) == len(set(others)) == 1:
+        text = "no difference" if difference == 0.0 else f"{difference:+.1f}: no verdict, the seeds do not differ"
+        return Verdict(difference, None, False, text)
     from scipy import stats
 
-    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(CONFIDENCE)
+    interval = stats.ttest_ind(scores, others, equal_var=False).confidence_interval(CONFIDENCE)
     spread = float(interval.high - interval.low) / 2
-    claim = abs(difference) > spread
-    if not claim:
+    if abs(difference) <= spread:
         return Verdict(difference, spread, False, f"{difference:+.1f}, within the spread (±{spread:.1f})")
-    return Verdict(
-        difference, spread, True, f"{'better' if difference > 0 else 'worse'} by {abs(difference):.1f} ±{spread:.1f}"
-    )
+    direction = "better" if difference > 0 else "worse"
+    return Verdict(difference, spread, True, f"{direction} by {abs(difference):.1f} ±{spread:.1f}")
+
+
+def _finite(scores: Sequence[float | None]) -> list[float]:
+    return [score for score in scores if score is not None and math.isfinite(score)]
 
 
 def mean_and_deviation(scores: Sequence[float | None]) -> str:
-    """As text: mean ± deviation of the sample."""
-    found = [one for one in scores if one is not None and math.isfinite(one)]
+    """Mean ± deviation of the sample, as text."""
+    found = _finite(scores)
     if not found:
         return "no score"
     mean = sum(found) / len(found)
     if len(found) < 2:
         return f"{mean:.1f}"
-    return f"{mean:.1f} ± {math.sqrt(sum((one - mean) ** 2 for one in found) / (len(found) - 1)):.1f}"
+    deviation = math.sqrt(sum((score - mean) ** 2 for score in found) / (len(found) - 1))
+    return f"{mean:.1f} ± {deviation:.1f}"
 
 
 def table_of(
     scores: Mapping[str, Mapping[str, Sequence[float | None]]], metrics: Mapping[str, str], perplexities: Mapping[str, str]
 ) -> Any:
-    """A rich table. scores: of each row of ROWS and each task, by seed, in percent. metrics: what each task's score is.
-    perplexities: of each row, as text."""
+    """The rich table.
+
+    scores: of each row of ROWS and each task, by seed, in percent. metrics: what each task's score is. perplexities: of each
+    row, as text.
+    """
     from rich.table import Table
 
     table = Table(
-        title="Ours, mean ± deviation over seeds, and table 5 of Devlin et al. 2019 (BERT-base, their data)", show_lines=True
+        title="Here, mean ± deviation over seeds, and table 5 of Devlin et al. 2019 (BERT-base, their data)", show_lines=True
     )
     table.add_column("")
     for task, metric in metrics.items():
-        table.add_column(f"ours: {task}\n{metric}")
+        table.add_column(f"here: {task}\n{metric}")
     table.add_column("held-out\nperplexity")
     for task in PAPER_TASKS:
         table.add_column(f"paper\n{task}", justify="right")

@@ -1,8 +1,7 @@
 """Sentence embedding on this machine: fastbert.embed, sentence-transformers' encode, and transformers in input order.
 
 `python -m benchmarks.studies.embedding FILE`, one sentence a line. The three take turns on the same model and sentences.
-Beside the seconds stand those of the processor, over all threads: on a CPU that others use too, they are the steadier of the
-two.
+Processor seconds, over all threads, are printed too: on a CPU that is shared with other work they vary less.
 """
 
 import json
@@ -35,12 +34,12 @@ def in_input_order(model: transformers.PreTrainedModel, tokenizer, texts: list[s
     """transformers as it is commonly used: batches as the texts come, padded to the longest."""
     found = []
     for start in range(0, len(texts), batch_size):
-        some = texts[start : start + batch_size]
-        batch = tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(model.device)
+        batch = texts[start : start + batch_size]
+        inputs = tokenizer(batch, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            hidden = model(**batch).last_hidden_state
-        keep = batch["attention_mask"][..., None].to(hidden)
-        found.append(F.normalize((hidden * keep).sum(1) / keep.sum(1), dim=-1).cpu().numpy())
+            hidden = model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None].to(hidden)
+        found.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu().numpy())
     return np.concatenate(found)
 
 
@@ -56,13 +55,13 @@ def main(
 
     with file.open(encoding="utf-8") as lines:
         texts = [line.strip() for line in lines if line.strip()][:sentences]
-    transformers.utils.logging.set_verbosity_error()  # the encoder of ours leaves the pooler out, which loading remarks
+    transformers.utils.logging.set_verbosity_error()  # loading without the pooler warns
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = packaged_checkpoint()
     encoder = sentence_transformers.SentenceTransformer(path, device=str(device))
     limit = encoder.max_seq_length
-    theirs = transformers.BertModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
-    ours = fastbert.BertModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32).eval().to(device)
+    transformers_model = transformers.BertModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
+    fastbert_model = fastbert.BertModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32).eval().to(device)
     # The limit of a loaded pair is the tokenizer's, so that all three cut alike.
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, model_max_length=limit)
     vectors: dict[str, np.ndarray] = {}
@@ -77,9 +76,9 @@ def main(
         return run
 
     variants = {
-        "sentence-transformers": lambda some: encoder.encode(some, batch_size=batch_size, show_progress_bar=False),
-        "transformers, input order": lambda some: in_input_order(theirs, tokenizer, some, limit, batch_size),
-        "fastbert.embed": lambda some: embed(some, (ours, tokenizer)),
+        "sentence-transformers": lambda batch: encoder.encode(batch, batch_size=batch_size, show_progress_bar=False),
+        "transformers, input order": lambda batch: in_input_order(transformers_model, tokenizer, batch, limit, batch_size),
+        "fastbert.embed": lambda batch: embed(batch, (fastbert_model, tokenizer)),
     }
     for call in variants.values():
         call(texts[:WARM_UP])
@@ -96,9 +95,15 @@ def main(
         ratio = timing.median / timings["fastbert.embed"].median
         busy = statistics.median(processor[name])
         table.add_row(
-            name, f"{timing.median:.2f}", f"±{timing.spread:.0%}", f"{len(texts) / timing.median:,.0f}", f"{ratio:.2f}x",
-            f"{busy:.2f}", f"{busy / statistics.median(processor['fastbert.embed']):.2f}x", f"{differences[name]:.0e}",
-        )  # fmt: skip
+            name,
+            f"{timing.median:.2f}",
+            f"±{timing.spread:.0%}",
+            f"{len(texts) / timing.median:,.0f}",
+            f"{ratio:.2f}x",
+            f"{busy:.2f}",
+            f"{busy / statistics.median(processor['fastbert.embed']):.2f}x",
+            f"{differences[name]:.0e}",
+        )
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
     if out is not None:
         seconds = {name: list(timing.seconds) for name, timing in timings.items()}

@@ -1,4 +1,4 @@
-"""transformers' side of a fine-tuning: rows as its collators take them, and its model's outputs by example."""
+"""What fine-tuning with transformers needs: rows as its collators take them, and its model's outputs by example."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def rows_of(features: Sequence[Feature]) -> list[dict[str, Any]]:
 
 
 class PaddedBatches:
-    """transformers' own collators, padding to the longest row. tokens: whether labels are of tokens."""
+    """Batches by transformers' collators, padded to the longest row. tokens: whether labels are of tokens."""
 
     def __init__(self, tokenizer: Any, *, tokens: bool) -> None:
         collator = transformers.DataCollatorForTokenClassification if tokens else transformers.DataCollatorWithPadding

@@ -11,23 +11,27 @@ from rich.table import Table
 import fastbert
 from benchmarks.harness.conditions import cpu_name
 from benchmarks.harness.lengths import draw, mixes
+from fastbert.utils.sizes import SIZES
 from fastbert.utils.timing import interleaved
 
-SIZES = {"small": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536), "base": {}}
+MODELS = {
+    "small": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+    "base": SIZES["bert-base"],
+}
 
 
 def main(
-    size: Annotated[str, typer.Option(help=f"Of {', '.join(SIZES)}.")] = "base",
+    size: Annotated[str, typer.Option(help=f"Of {', '.join(MODELS)}.")] = "base",
     mix: Annotated[str, typer.Option(help="Of lengths; see benchmarks/harness/lengths.py.")] = "snli",
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 7,
 ) -> None:
     """Print the median seconds of both and their ratio."""
-    if size not in SIZES or mix not in mixes():
-        raise typer.BadParameter(f"expected a size among {', '.join(SIZES)} and a mix among {', '.join(mixes())}")
+    if size not in MODELS or mix not in mixes():
+        raise typer.BadParameter(f"expected a size among {', '.join(MODELS)} and a mix among {', '.join(mixes())}")
     on_gpu = torch.cuda.is_available()
     device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
-    model = fastbert.BertModel(transformers.BertConfig(**SIZES[size])).eval().to(device, dtype)
+    model = fastbert.BertModel(transformers.BertConfig(**MODELS[size])).eval().to(device, dtype)
     lengths = draw(mix, batch_size, 512)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(device)
     ids = torch.randint(5, 30522, mask.shape, device=device)

@@ -1,4 +1,4 @@
-"""Fewer examples of a task, drawn alike on every machine."""
+"""Fewer examples of a task, the same on every machine."""
 
 import random
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ def subset(task: TaskData, train: int | None, evaluation: int | None) -> TaskDat
 
 
 def _windows(task: Spans | Tags, chosen: Sequence[int]) -> dict[str, Any]:
-    """The windows of the chosen examples, which are numbered anew, and the features made of them."""
-    place = {number: at for at, number in enumerate(chosen)}
-    pairs = [(window, feature) for window, feature in zip(task.windows, task.evaluation) if window.example in place]
-    windows: list[Any] = [replace(window, example=place[window.example]) for window, _ in pairs]
+    """The windows of the chosen examples, renumbered, and the features made of them."""
+    position = {number: i for i, number in enumerate(chosen)}
+    pairs = [(window, feature) for window, feature in zip(task.windows, task.evaluation) if window.example in position]
+    windows: list[Any] = [replace(window, example=position[window.example]) for window, _ in pairs]
     return {"windows": windows, "evaluation": [feature for _, feature in pairs]}
 
 

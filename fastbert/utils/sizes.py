@@ -1,4 +1,4 @@
-"""The two sizes of Devlin et al. 2019, §3, as options of BertConfig."""
+"""The two model sizes of Devlin et al. 2019, section 3, as options of BertConfig."""
 
 SIZES: dict[str, dict[str, int]] = {
     "bert-base": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),

@@ -6,9 +6,9 @@ Exact GELU is x * Phi(x), Phi the normal distribution function. With a = |x| <= 
     gelu'(x) = s where x <= 0, 1 - s where x > 0;  s = 2^P(a) - a * phi(a)
 
 and for larger a the products with 2^P are 0. No term cancels, and the only special instruction is one exp2 (two with the
-derivative): a third of what erf costs. P is a weighted minimax fit of log2(Phi(-a)). Against float64 the value errs at
-most 2.6e-7, which rounds to the nearest 16-bit number within 0.55 of its last place; the derivative errs 1.2e-6, enough
-for 16 bits but not for float32, so float32 tensors (`FULL`) take erf. NaN stays NaN.
+derivative): a third of the cost of erf. P is a weighted minimax fit of log2(Phi(-a)). Against float64 the error of the value is
+at most 2.6e-7, and of its 16-bit rounding 0.55 of the last place; that of the derivative is 1.2e-6. This is enough for 16 bits
+but not for float32, so float32 tensors (`FULL`) use erf. NaN stays NaN.
 """
 
 import triton
@@ -16,7 +16,7 @@ import triton.language as tl
 
 RSQRT_2 = tl.constexpr(0.7071067811865476)
 RSQRT_2PI = tl.constexpr(0.3989422804014327)
-LIMIT = tl.constexpr(8.0)  # Phi(-8) = 6e-16, and beyond it P leaves its fit
+LIMIT = tl.constexpr(8.0)  # Phi(-8) = 6e-16; P is not fitted beyond it
 WIDE_CLAMP = tl.constexpr(16.0)  # beyond it every term of float32 is 0 or overflows
 TWO_Z_SCALE = tl.constexpr(1.5957691216057308)  # 2 * sqrt(2 / pi)
 TANH_CUBIC = tl.constexpr(0.044715)
@@ -44,7 +44,7 @@ def _exp_2z(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr, FULL: tl.constexpr):
-    """ACTIVATION(x) for x float32. FULL: the result is stored in float32."""
+    """ACTIVATION(x) for float32 x. FULL: whether the result is stored in float32, not in 16 bits."""
     tl.static_assert(ACTIVATION == "gelu_erf" or ACTIVATION == "gelu_tanh" or ACTIVATION == "relu")
     if ACTIVATION == "relu":
         y = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -60,10 +60,10 @@ def activate(x, ACTIVATION: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def activation_derivative(x, ACTIVATION: tl.constexpr, FULL: tl.constexpr):
-    """The derivative of ACTIVATION at x, as in `activate`."""
+    """The derivative of ACTIVATION at float32 x. FULL: as in `activate`."""
     tl.static_assert(ACTIVATION == "gelu_erf" or ACTIVATION == "gelu_tanh" or ACTIVATION == "relu")
     if ACTIVATION == "relu":
-        slope = tl.where(x <= 0.0, 0.0, 1.0)  # PyTorch's: a NaN passes the gradient
+        slope = tl.where(x <= 0.0, 0.0, 1.0)  # as PyTorch: the gradient passes where x is NaN
     elif ACTIVATION == "gelu_tanh":
         a = tl.minimum(tl.abs(x), WIDE_CLAMP, propagate_nan=tl.PropagateNan.ALL)
         e = _exp_2z(a)

@@ -11,13 +11,14 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: nothing to compile")
 
 from benchmarks import codegen
+from benchmarks.harness import ahead_of_time
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PLANTED = """
     import triton
     import triton.language as tl
-    from benchmarks import codegen
+    from benchmarks.harness.ahead_of_time import compile_variant
     from fastbert.kernels.specs.spec import KernelVariant
 
     @triton.jit
@@ -28,7 +29,7 @@ PLANTED = """
 
     pointers = dict(x_ptr="*fp16", y_ptr="*fp16")
     variant = KernelVariant("planted", kernel, pointers, dict(N={size}), num_warps={warps}, unit={unit!r})
-    row = codegen._compile("planted", variant, {target!r})
+    row = compile_variant("planted", variant, {target!r})
     print("PROBLEMS", row.problems, "REGISTERS", row.registers)
 """
 
@@ -109,13 +110,13 @@ WGMMA_LOOP = """
 def test_serialised_wgmma_is_found_in_the_words_of_the_assembler():
     for in_flight, code in ((1, "C7514"), (0, None)):
         ptx = textwrap.dedent(WGMMA_LOOP).format(in_flight=in_flight)
-        assert codegen.serialised(codegen._ptxas_log(ptx, 90)) == code
+        assert ahead_of_time.serialised(ahead_of_time.ptxas_log(ptx, 90)) == code
 
 
 DESCRIPTOR = """
     import triton
     import triton.language as tl
-    from benchmarks import codegen
+    from benchmarks.harness.ahead_of_time import compile_variant
     from fastbert.kernels.specs.spec import KernelVariant
 
     @triton.jit
@@ -125,7 +126,7 @@ DESCRIPTOR = """
     block = "tensordesc<fp16[16, 64]>"
     variant = KernelVariant("planted", kernel, dict(x_desc=block, y_desc=block), {}, num_warps=4)
     for target in ("sm_90", "sm_80"):
-        row = codegen._compile("planted", variant, target)
+        row = compile_variant("planted", variant, target)
         print(target, row.bulk_copies, row.problems)
 """
 
@@ -151,7 +152,7 @@ OF_A_MODEL = {"H", "V", "ignore_index", "num_segments", "padding_idx", "skip", "
 
 
 def test_another_batch_is_no_reason_to_compile(tmp_path):
-    """A launch compiles anew for integers that are 1 or divisible by 16, unless told not to: those of a model alone may."""
+    """A launch compiles again for integers that are 1 or divisible by 16, unless declared otherwise: only a model's own may."""
     assert set(run_script(tmp_path, textwrap.dedent(SPECIALISED)).split()) == OF_A_MODEL
 
 
@@ -164,10 +165,10 @@ def test_the_command_refuses_the_interpreter():
     assert "TRITON_INTERPRET" in done.stderr
 
 
-def rows_of(*registers: int) -> list[codegen.Row]:
+def rows_of(*registers: int) -> list[ahead_of_time.Row]:
     return [
-        codegen.Row("linear", f"tile {place}", target, 4, 2, registers=count)
-        for place, (count, target) in enumerate(zip(registers, ("sm_90", "sm_80", "gfx942")))
+        ahead_of_time.Row("linear", f"tile {number}", target, 4, 2, registers=count)
+        for number, (count, target) in enumerate(zip(registers, ("sm_90", "sm_80", "gfx942")))
     ]
 
 
@@ -195,7 +196,7 @@ def test_a_record_of_another_version_is_not_compared():
 
 
 def test_the_record_holds_every_shipped_variant():
-    """So that an operation that is added is recorded too; what the rows say is compared when they are compiled."""
+    """An operation that is added must be recorded too; the rows themselves are compared when they are compiled."""
     from fastbert.kernels.specs.registry import ALL_SPECS
 
     lines = (ROOT / "benchmarks" / "codegen.tsv").read_text(encoding="utf-8").splitlines()[2:]
@@ -204,7 +205,7 @@ def test_the_record_holds_every_shipped_variant():
         (spec.name, variant.name, target)
         for spec in ALL_SPECS
         for variant in spec.variants()
-        for target in variant.targets or codegen.TARGETS
+        for target in variant.targets or ahead_of_time.TARGETS
     }
     assert recorded == shipped
     assert {line.split("\t")[6] for line in lines} == {"0"}  # no spill

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.memory import OURS, PRECISIONS, SIZES, THEIRS, Case, bytes_per_token
+from benchmarks.memory import FASTBERT, PRECISIONS, TRANSFORMERS, Case, bytes_per_token
+from fastbert.utils.sizes import SIZES
 
 D, HEADS = 1024, 16
 LARGE = SIZES["bert-large"]
@@ -19,7 +20,7 @@ LARGE = SIZES["bert-large"]
     ],
 )
 def test_what_a_layer_keeps(weights, states, interpreted):
-    per_token = [bytes_per_token(OURS, Case({**LARGE, "num_hidden_layers": layers}, 512, weights)) for layers in (2, 3)]
+    per_token = [bytes_per_token(FASTBERT, Case({**LARGE, "num_hidden_layers": layers}, 512, weights)) for layers in (2, 3)]
     statistics = 2 * 2 * 4 + HEADS * 4  # mean and rstd of two norms, log-sum-exp of each head
     assert per_token[1] - per_token[0] == 2 * D * states + statistics
 
@@ -27,8 +28,8 @@ def test_what_a_layer_keeps(weights, states, interpreted):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_half_as_many_tokens_again_fit_where_transformers_fits_its_own(precision, interpreted):
     case = Case(LARGE, 512, PRECISIONS[precision])
-    theirs, ours = (bytes_per_token(name, case) for name in (THEIRS, OURS))
-    assert theirs > 1.5 * ours
+    transformers, fastbert = (bytes_per_token(name, case) for name in (TRANSFORMERS, FASTBERT))
+    assert transformers > 1.5 * fastbert
 
 
 @pytest.fixture

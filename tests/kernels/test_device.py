@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastbert.kernels.attention.blocks import Problem
+from fastbert.kernels.attention.config import Problem
 from fastbert.kernels.backend import backend_reason, checks_values, use_backend
 from fastbert.kernels.device import (
     MULTIPROCESSORS,
@@ -21,8 +21,9 @@ from fastbert.kernels.device import (
     pretend,
 )
 from fastbert.kernels.functional import cross_entropy
-from fastbert.kernels.matmul.choose import OPERATIONS, decide
+from fastbert.kernels.matmul.choose import select_gemm
 from fastbert.kernels.matmul.config import GemmConfig
+from fastbert.kernels.matmul.keys import OPERATIONS
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -106,12 +107,12 @@ def test_matrix_products_are_chosen_as_on_the_gpu(arch):
         for dtype in (torch.float32, torch.bfloat16):
             for M in (1, 64, 1000, 16384):
                 for operation in OPERATIONS:
-                    choices = [decide(operation, M, 768, 3072, dtype, device) for device in (CPU, CUDA)]
+                    choices = [select_gemm(operation, M, 768, 3072, dtype, device) for device in (CPU, CUDA)]
                     assert choices[0] == choices[1]
                 for product in ("fwd", "dgrad", "wgrad"):
                     tiles = [GemmConfig.for_shape(product, M, 768, dtype, device) for device in (CPU, CUDA)]
                     assert tiles[0] == tiles[1]
-        assert "interpreter" not in decide("linear", 1000, 768, 3072, torch.bfloat16, CPU).reason
+        assert "interpreter" not in select_gemm("linear", 1000, 768, 3072, torch.bfloat16, CPU).reason
 
 
 @pytest.mark.parametrize("arch", MULTIPROCESSORS)

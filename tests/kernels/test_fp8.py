@@ -16,9 +16,9 @@ if fp8.unsupported_reason(torch.device("cuda" if torch.cuda.is_available() else 
 GPU = torch.cuda.is_available()
 
 
-def assert_same(ours, emulated):
+def assert_same(quantized, emulated):
     """On a GPU a scale may differ in its last bits, and a number beside a tie then rounds the other way."""
-    (q, scale), (q_ref, scale_ref) = ours, emulated
+    (q, scale), (q_ref, scale_ref) = quantized, emulated
     torch.testing.assert_close(scale, scale_ref, rtol=1e-6, atol=0)
     different = (q.float() != q_ref.float()).sum().item()
     assert different <= (q.numel() // 1000 if GPU else 0), f"{different} of {q.numel()} differ"
@@ -134,9 +134,9 @@ def test_opcheck(device):
 
 def test_the_emulation_is_the_other_backend(device):
     inputs = product(6, 300, 20, device, grouped=True)
-    ours = fp8.linear(*inputs, out_dtype=torch.float32)
+    got = fp8.linear(*inputs, out_dtype=torch.float32)
     with use_backend("torch"):
-        torch.testing.assert_close(fp8.linear(*inputs, out_dtype=torch.float32), ours, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fp8.linear(*inputs, out_dtype=torch.float32), got, rtol=1e-5, atol=1e-5)
 
 
 def test_rejects_bad_input(device):

@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from benchmarks.studies import ablation as tool
-from benchmarks.studies.ablation import Ablation, Task, ablate, parse_task
+from benchmarks.studies import ablation_runs as runs
+from benchmarks.studies.ablation import ablate
+from benchmarks.studies.ablation_runs import Ablation
 from benchmarks.studies.ablation_table import BERT, LEFT, NO_PAIRS, PAPER, ROWS, mean_and_deviation, table_of, verdict
+from benchmarks.studies.tasks import Task, parse_task
 from fastbert.finetuning.options import Setting
 from fastbert.utils.errors import InputError
 
@@ -77,9 +80,18 @@ CONFIG = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, interm
 
 def small(files: Path) -> tuple[Ablation, list[Task]]:
     chosen = Ablation(
-        files / "text.txt", files / "held-out.txt", 2, files / "out", CONFIG, vocab_size=150, seq_len=32, batch_tokens=512,
-        micro_batch_tokens=512, setting=Setting(batch_size=12, epochs=1.0), max_length=16,
-    )  # fmt: skip
+        files / "text.txt",
+        files / "held-out.txt",
+        2,
+        files / "out",
+        CONFIG,
+        vocab_size=150,
+        seq_len=32,
+        batch_tokens=512,
+        micro_batch_tokens=512,
+        setting=Setting(batch_size=12, epochs=1.0),
+        max_length=16,
+    )
     return chosen, [Task("classify", files / "train.csv", files / "dev.csv")]
 
 
@@ -90,22 +102,24 @@ def test_text_becomes_a_table_and_finished_runs_are_not_repeated(files, monkeypa
     text = console.file.getvalue()
     assert "no verdict from one seed" in text
     assert "not to be compared" in text
-    models = {row: json.loads((chosen.out / folder / "seed-0/pretrained/checkpoint-2/config.json").read_text())
-              for row, folder in tool.FOLDERS.items()}  # fmt: skip
+    models = {
+        row: json.loads((chosen.out / folder / "seed-0/pretrained/checkpoint-2/config.json").read_text())
+        for row, folder in runs.FOLDERS.items()
+    }
     classes = {row: config["architectures"][0] for row, config in models.items()}
     assert classes == {BERT: "BertForPreTraining", NO_PAIRS: "BertForMaskedLM", LEFT: "BertLMHeadModel"}
     tuned = json.loads((chosen.out / "left-to-right/seed-0/classify-dev/config.json").read_text())
     assert tuned["is_decoder"]
 
     trained = []
-    pretrain, finetune = tool.pretrain, tool.finetune
-    monkeypatch.setattr(tool, "pretrain", lambda options, *a, **k: trained.append(options.out) or pretrain(options, *a, **k))
+    pretrain, finetune = runs.pretrain, runs.finetune
+    monkeypatch.setattr(runs, "pretrain", lambda options, *a, **k: trained.append(options.out) or pretrain(options, *a, **k))
     monkeypatch.setattr("fastbert.finetuning.run.single_run", lambda *a, **k: pytest.fail("fine-tuned again"))
     assert ablate(chosen, tasks, 1, console)["scores"] == record["scores"]
     assert trained == []
     monkeypatch.undo()
-    monkeypatch.setattr(tool, "pretrain", lambda options, *a, **k: trained.append(options.out) or pretrain(options, *a, **k))
-    assert finetune is tool.finetune
+    monkeypatch.setattr(runs, "pretrain", lambda options, *a, **k: trained.append(options.out) or pretrain(options, *a, **k))
+    assert finetune is runs.finetune
     more = ablate(chosen, tasks, 2, console)
     assert [path.parent.name for path in trained] == ["seed-1"] * 3
     assert [len(more["scores"][row]["classify-dev"]) for row in ROWS] == [2, 2, 2]

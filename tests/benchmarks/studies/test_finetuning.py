@@ -9,11 +9,11 @@ import transformers
 from rich.console import Console
 
 from benchmarks.studies import finetuning
-from benchmarks.studies.ablation import parse_task
-from benchmarks.studies.finetuning import CONTENDERS, OURS, THEIRS, Comparison, compare
+from benchmarks.studies.finetuning import CONTENDERS, FASTBERT, TRANSFORMERS, Comparison, compare
 from benchmarks.studies.finetuning_peer import predict_padded
 from benchmarks.studies.finetuning_table import agreement, ratio, standard_error
 from benchmarks.studies.subsets import subset
+from benchmarks.studies.tasks import parse_task
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.options import Setting
@@ -37,9 +37,9 @@ def test_without_dropout_both_end_with_the_same_scores(kind, tmp_path, checkpoin
     assert set(task["runs"]) == {"0", "1"}
     for run in task["runs"].values():
         assert set(run) == set(CONTENDERS)
-        assert run[OURS]["padding"] == 0.0
-        assert run[THEIRS]["metrics"] == pytest.approx(run[OURS]["metrics"], abs=1e-6)
-        assert (run[THEIRS]["padding"] > 0.0) == (kind in ("classify", "pair"))  # the others' rows are of one length
+        assert run[FASTBERT]["padding"] == 0.0
+        assert run[TRANSFORMERS]["metrics"] == pytest.approx(run[FASTBERT]["metrics"], abs=1e-6)
+        assert (run[TRANSFORMERS]["padding"] > 0.0) == (kind in ("classify", "pair"))  # the others' rows are of one length
     assert json.loads((tmp_path / "record.json").read_text()) == record
 
 
@@ -83,19 +83,19 @@ def test_a_subset_is_scored_as_its_examples_are(kind, tmp_path, checkpoint):
 def test_padded_outputs_are_the_packed_ones(kind, tmp_path, checkpoint):
     opened = open_checkpoint(checkpoint)
     task = load_task(kind, DataOptions(*write_files(tmp_path, kind, count=40)), opened)
-    ours, _ = load_model(opened, task.head, task.settings, dropout=0.0)
-    theirs = getattr(transformers, task.head)(ours.config)
-    theirs.load_state_dict(ours.state_dict())
-    for one, other in zip(predict(ours, task.evaluation), predict_padded(theirs, task.evaluation), strict=True):
+    model, _ = load_model(opened, task.head, task.settings, dropout=0.0)
+    peer = getattr(transformers, task.head)(model.config)
+    peer.load_state_dict(model.state_dict())
+    for one, other in zip(predict(model, task.evaluation), predict_padded(peer, task.evaluation), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_two_means_are_told_apart_by_their_standard_error():
-    ours, theirs = [0.90, 0.92, 0.91], [0.89, 0.93, 0.91]
-    by_hand = ((statistics.variance(ours) + statistics.variance(theirs)) / 3) ** 0.5
-    assert standard_error(ours, theirs) == pytest.approx(by_hand)
-    assert "within" in agreement(ours, theirs)
-    assert "BEYOND" in agreement(ours, [0.80, 0.81, 0.82])
+    scores, others = [0.90, 0.92, 0.91], [0.89, 0.93, 0.91]
+    by_hand = ((statistics.variance(scores) + statistics.variance(others)) / 3) ** 0.5
+    assert standard_error(scores, others) == pytest.approx(by_hand)
+    assert "within" in agreement(scores, others)
+    assert "BEYOND" in agreement(scores, [0.80, 0.81, 0.82])
     assert agreement([0.5], [0.5]) == "+0.0000: no verdict from one seed"
     with pytest.raises(ValueError, match="at least two"):
         standard_error([0.5], [0.5, 0.6])
