@@ -128,7 +128,7 @@ print(fastbert.answer(["q"], ["c"], "m")[0][0]["answer"], fastbert.answer("q", "
 
 
 def mypy(folder: Path, code: str) -> list[str]:
-    (folder / "mypy.ini").write_text(MYPY.format(root=ROOT, others=",mypy-".join(f"{name}.*" for name in OTHERS)))
+    (folder / "mypy.ini").write_text(MYPY.format(root=ROOT, others=",".join(f"{name}.*" for name in OTHERS)))
     (folder / "snippet.py").write_text(code)
     command = [
         sys.executable,
