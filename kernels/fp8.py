@@ -72,15 +72,16 @@ def linear(
     activation: str | None = None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """activation(x @ weight.T + bias) of a quantised x and weight; the result is not quantised.
+    """activation(x @ weight.T + bias) for quantised x and weight; the result is not quantised.
 
     q: float8_e4m3fn (M, K). scale: float32 (M, 1), or (M, ceil(K / GROUP)): one per GROUP columns. weight_q: float8_e4m3fn
     (N, K). weight_scale: float32 (N,), one per output. bias: (N,) or None. activation: 'gelu_erf', 'gelu_tanh', 'relu' or
-    None. out_dtype: of the result, (M, N).
+    None. out_dtype: dtype of the result.
+    Returns (M, N).
     Raises ValueError for shapes that do not fit or another activation, TypeError for other dtypes.
     """
     _check_product("linear", q, scale, weight_q, weight_scale, bias)
-    if activation not in ("gelu_erf", "gelu_tanh", "relu", None):
+    if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: expected 'gelu_erf', 'gelu_tanh', 'relu' or None, got {activation!r}")
     if _on_torch(q):
         y = linear_ref(q, scale, weight_q, weight_scale, bias).to(out_dtype)
