@@ -2,8 +2,12 @@
 
 Every name that transformers exports for BERT is here: the models are fastbert's, `BertConfig` and the tokenizers are
 transformers' own. The names of `transformers.models.bert.modeling_bert` are in `fastbert.modeling_bert`.
-`accelerate` swaps a model that is already built, `explain` says what runs each part of it, `verify` compares a checkpoint in
+`accelerate` swaps a model that is already built, `explain` tells what runs each part of it, `verify` compares a checkpoint in
 both libraries.
+
+The packages, from the bottom up: `kernels` (in the folder `kernels/` of a checkout), `utils`, `data`, `tasks`, `training`,
+`model`, then `pretraining`, `finetuning`, `inference` and `deploy` beside each other, `verification`, `cli`. Each package's
+docstring lists its files in reading order.
 """
 
 import importlib
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastbert.version import __version__ as __version__
 
-if TYPE_CHECKING:  # the table below, for type checkers and editors; a test holds the two together
+if TYPE_CHECKING:  # the table below, for type checkers and editors; a test compares the two
     from transformers import BasicTokenizer as BasicTokenizer
     from transformers import BertConfig as BertConfig
     from transformers import BertTokenizer as BertTokenizer
@@ -31,10 +35,9 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.inference.tagging import tag as tag
     from fastbert.kernels import use_backend as use_backend
     from fastbert.model.batch_invariance import batch_invariant as batch_invariant
-    from fastbert.model.bert import BertLayer as BertLayer
     from fastbert.model.bert import BertModel as BertModel
     from fastbert.model.bert import BertPreTrainedModel as BertPreTrainedModel
-    from fastbert.model.fallback import explain as explain
+    from fastbert.model.explain import explain as explain
     from fastbert.model.heads import BertForMaskedLM as BertForMaskedLM
     from fastbert.model.heads import BertForMultipleChoice as BertForMultipleChoice
     from fastbert.model.heads import BertForNextSentencePrediction as BertForNextSentencePrediction
@@ -43,12 +46,13 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test hold
     from fastbert.model.heads import BertForSequenceClassification as BertForSequenceClassification
     from fastbert.model.heads import BertForTokenClassification as BertForTokenClassification
     from fastbert.model.heads import BertLMHeadModel as BertLMHeadModel
+    from fastbert.model.layer import BertLayer as BertLayer
     from fastbert.model.swap import accelerate as accelerate
     from fastbert.model.swap import restore as restore
     from fastbert.verification.compare import verify as verify
 
-# Where each name lives: `import fastbert` loads nothing, the first use of a name loads what it needs.
-_HOMES = {
+# The module of each name. `import fastbert` loads none of them; the first use of a name loads its module.
+_MODULES = {
     "BasicTokenizer": "transformers",
     "BertConfig": "transformers",
     "BertForMaskedLM": "fastbert.model.heads",
@@ -59,7 +63,7 @@ _HOMES = {
     "BertForSequenceClassification": "fastbert.model.heads",
     "BertForTokenClassification": "fastbert.model.heads",
     "BertLMHeadModel": "fastbert.model.heads",
-    "BertLayer": "fastbert.model.bert",
+    "BertLayer": "fastbert.model.layer",
     "BertModel": "fastbert.model.bert",
     "BertPreTrainedModel": "fastbert.model.bert",
     "BertTokenizer": "transformers",
@@ -74,7 +78,7 @@ _HOMES = {
     "dequantize": "fastbert.deploy.fp8",
     "embed": "fastbert.inference.embedding",
     "embed_stream": "fastbert.inference.embedding",
-    "explain": "fastbert.model.fallback",
+    "explain": "fastbert.model.explain",
     "fill_mask": "fastbert.inference.masked_words",
     "next_sentence": "fastbert.inference.next_sentence",
     "quantize": "fastbert.deploy.fp8",
@@ -84,23 +88,23 @@ _HOMES = {
     "verify": "fastbert.verification.compare",
 }
 
-if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name for a right one
-    __all__ = ["__version__", *_HOMES]
+if not TYPE_CHECKING:  # with __getattr__ in sight, a type checker would accept any name
+    __all__ = ["__version__", *_MODULES]
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'fastbert' has no attribute {name!r}{_where_else(name)}")
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        if name not in _MODULES:
+            raise AttributeError(f"module 'fastbert' has no attribute {name!r}{_hint(name)}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])
 
 
-def _where_else(name: str) -> str:
-    """What to import instead of a part of BERT that transformers does not export at its top level either."""
+def _hint(name: str) -> str:
+    """Where a part of BERT is that transformers does not export at its top level either."""
     if name.startswith("Bert") and hasattr(importlib.import_module("fastbert.modeling_bert"), name):
         return "; it is in fastbert.modeling_bert, as in transformers.models.bert.modeling_bert"
     return ""

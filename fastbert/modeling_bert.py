@@ -1,7 +1,7 @@
 """The names of `transformers.models.bert.modeling_bert`, for code that imports BERT's parts from there.
 
 The models, `BertLayer` and `BertPredictionHeadTransform` are fastbert's, every other part is transformers' own. A part that is
-used outside a BertModel computes what transformers computes, on padded tensors: packing is the BertModel's work.
+used outside a BertModel computes the same as in transformers, on padded tensors: only BertModel packs.
 """
 
 from transformers.models.bert.modeling_bert import (
@@ -21,7 +21,7 @@ from transformers.models.bert.modeling_bert import (
     BertSelfOutput,
 )
 
-from fastbert.model.bert import BertLayer, BertModel, BertPredictionHeadTransform, BertPreTrainedModel
+from fastbert.model.bert import BertModel, BertPreTrainedModel
 from fastbert.model.heads import (
     BertForMaskedLM,
     BertForMultipleChoice,
@@ -32,6 +32,7 @@ from fastbert.model.heads import (
     BertForTokenClassification,
     BertLMHeadModel,
 )
+from fastbert.model.layer import BertLayer, BertPredictionHeadTransform
 
 __all__ = [
     "BertAttention",

@@ -21,7 +21,7 @@ def subset(task: TaskData, train: int | None, evaluation: int | None) -> TaskDat
     if isinstance(task, Rows):
         chosen = _draw(len(task.evaluation), evaluation)
         kept = [task.evaluation[one] for one in chosen]
-        return replace(task, train=features, evaluation=kept, wanted=task.wanted[np.array(chosen)])
+        return replace(task, train=features, evaluation=kept, expected=task.expected[np.array(chosen)])
     if isinstance(task, Spans):
         chosen = _draw(len(task.asked.examples), evaluation)
         asked = replace(task.asked, examples=tuple(task.asked.examples[one] for one in chosen))

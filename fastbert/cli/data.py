@@ -150,7 +150,7 @@ def prepare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn text into next-sentence pairs for `fastbert pretrain`."""
-    from fastbert.data import audit
+    from fastbert.data.audit_report import audit_table, audit_warnings
     from fastbert.data.prepare import prepare as run
     from fastbert.data.shards import META
     from fastbert.utils.existing_outputs import finished_message
@@ -176,8 +176,8 @@ def prepare(
         except KeyboardInterrupt as error:
             raise Resumable("interrupted; --resume continues from here", 130) from error
     screen = console()
-    screen.print(audit.table(meta.audit))
-    for warning in audit.warnings(meta.audit):
+    screen.print(audit_table(meta.audit))
+    for warning in audit_warnings(meta.audit):
         print_line(screen, f"warning: {warning}")
     line = finished_message(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
     print_line(screen, line)

@@ -22,14 +22,14 @@ ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind._
 class CommandGroup(TyperGroup):
     """All commands. A wrong option or argument is one line on stderr and status 2, as every other error of the user is."""
 
-    def main(  # type: ignore[override]  # typer's versions differ in their further arguments, which pass through
-        self, args: Any = None, prog_name: Any = None, *, standalone_mode: bool = True, **extra: Any
-    ) -> Any:
-        if not standalone_mode:
-            return super().main(args, prog_name, standalone_mode=False, **extra)
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standalone = kwargs.pop("standalone_mode", True)
+        kwargs["standalone_mode"] = False
+        if not standalone:
+            return super().main(*args, **kwargs)
         try:
             with plain_errors():
-                status = super().main(args, prog_name, standalone_mode=False, **extra)
+                status = super().main(*args, **kwargs)
         except typer.Exit as error:
             status = error.exit_code
         except typer.Abort:
@@ -80,9 +80,8 @@ def _is_for_the_user(error: Exception) -> bool:
     So are the errors of the operating system, InputError, DataError and TableError; and a ValueError or TypeError that a
     function of fastbert raises about an argument, which begins with "expected".
     """
-    from fastbert.kernels.matmul.table import TableError
-
-    if isinstance(error, (InputError, DataError, TableError, OSError)):
+    tables = sys.modules.get("fastbert.kernels.matmul.table")  # not imported: that loads torch, and no error is one before
+    if isinstance(error, (InputError, DataError, OSError)) or (tables and isinstance(error, tables.TableError)):
         return True
     last = error.__traceback__
     while last is not None and last.tb_next is not None:

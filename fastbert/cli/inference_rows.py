@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from fastbert.inference.engine import Row
 from fastbert.inference.inputs import Kind, Source
+from fastbert.inference.task import Row
 from fastbert.utils.errors import InputError
 
 

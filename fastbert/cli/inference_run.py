@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastbert.inference.engine import Report, Row, Task, stream
+from fastbert.inference.engine import Report, stream
 from fastbert.inference.inputs import Source
 from fastbert.inference.outputs import Output, check_name, fingerprint
+from fastbert.inference.task import Row, Task
 from fastbert.utils.errors import InputError, Resumable
 from fastbert.utils.existing_outputs import finished_message
 from fastbert.utils.locks import locked_file

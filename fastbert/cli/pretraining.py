@@ -69,8 +69,9 @@ def pretrain(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Pre-train BERT (masked language model and next sentence) from prepared text; every checkpoint loads in transformers."""
+    from fastbert.pretraining.options import Options
     from fastbert.pretraining.recipe import PRESETS
-    from fastbert.pretraining.run import Options, run
+    from fastbert.pretraining.run import run
 
     if len(data) != len(steps):
         raise typer.BadParameter(
@@ -162,7 +163,7 @@ def masks(
 def replay(
     file: Annotated[Path, typer.Argument(help="The black-box.json of a stopped run.")],
 ) -> None:
-    """Do the step that stopped a run again and show where the first number that is not finite appears. Status 1 if it does."""
+    """Repeat the step that stopped a run and show where the first number that is not finite appears. Status 1 if one does."""
     from rich.table import Table
 
     from fastbert.pretraining.black_box import first_non_finite, repeat_step
@@ -170,15 +171,18 @@ def replay(
     screen, status = console(), 0
     for modules, title in ((False, "the step as it ran"), (True, "the same, module by module")):
         with plain_errors():
-            found = repeat_step(file, modules=modules)
-        bad = first_non_finite(found)
+            readings = repeat_step(file, modules=modules)
+        bad = first_non_finite(readings)
         table = Table(title=title)
         for name in ("micro-batch", "part", "largest value"):
             table.add_column(name)
-        index = len(found) if bad is None else found.index(bad)
-        for micro_batch, part, value in found[max(index - 10, 0) : index + 2]:
+        index = len(readings) if bad is None else readings.index(bad)
+        for micro_batch, part, value in readings[max(index - 10, 0) : index + 2]:
             table.add_row(str(micro_batch), part, f"{value:.4g}")
         screen.print(table)
-        screen.print("everything is finite" if bad is None else f"[red]first not finite: {bad[1]} in micro-batch {bad[0]}[/]")
+        if bad is None:
+            screen.print("everything is finite")
+        else:
+            screen.print(f"[red]first not finite: {bad.part} in micro-batch {bad.micro_batch}[/]")
         status |= bad is not None
     raise typer.Exit(status)

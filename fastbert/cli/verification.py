@@ -106,7 +106,8 @@ def _verify(
 ) -> bool:
     import torch
 
-    from fastbert.utils.checkpoints import open_checkpoint, read_texts
+    from fastbert.utils.checkpoints import open_checkpoint
+    from fastbert.utils.sample_text import read_texts
     from fastbert.verification import compare
     from fastbert.verification.report import Report
 
@@ -138,9 +139,11 @@ def _verify_fp8(
 ) -> bool:
     import torch
 
-    from fastbert.utils.checkpoints import open_checkpoint, read_texts
+    from fastbert.utils.checkpoints import open_checkpoint
     from fastbert.utils.errors import InputError
+    from fastbert.utils.sample_text import read_texts
     from fastbert.verification import fp8 as fp8_check
+    from fastbert.verification import fp8_report
 
     if not 0.0 <= cosine < 1.0:
         raise typer.BadParameter(f"expected 0, or a cosine in (0, 1), got {cosine}", param_hint="--cosine")
@@ -165,12 +168,12 @@ def _verify_fp8(
         }
         try:
             with screen.status("quantizing and comparing …"):
-                damage = fp8_check.measure(source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None)
+                report = fp8_check.measure(source, texts, calibration, dtype=dtype, device=device, cosine=cosine or None)
         except RuntimeError as error:
             raise InputError(str(error)) from error
-        fp8_check.show(damage, about, screen)
-        _write_report(json_file, fp8_check.as_dict(damage, about))
-    return damage.passed
+        fp8_report.show(report, about, screen)
+        _write_report(json_file, fp8_report.as_dict(report, about))
+    return report.passed
 
 
 def _device() -> Any:

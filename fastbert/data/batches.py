@@ -1,9 +1,8 @@
-"""Which samples make up which optimisation step, and a packed batch of them: all pure functions, found without a search.
+"""The samples of every optimisation step, divided among processes and micro-batches, as packed batches.
 
-An epoch is a permutation of the samples, grouped by length within pools. A step holds about `batch_tokens` real tokens,
-whatever the number of processes; its samples are dealt to the processes and to their micro-batches so that each has about
-the same number of tokens. Everything follows from (seed, step), so that a run goes on where it stopped without reading what
-came before.
+An epoch is a permutation of the samples, grouped by length within pools of steps. A step holds about `batch_tokens` real
+tokens, whatever the number of processes; its samples are divided among the processes and their micro-batches so that each has
+about the same number of tokens. Everything is a function of (seed, step), so a resumed run reads nothing that came before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,10 +24,10 @@ ORDER_STREAM, POOL_STREAM = 1, 2
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a training.
+    """Which samples each step of a training holds.
 
-    lengths: tokens of every sample, int64. batch_tokens: real tokens of one step. seed: of the order.
-    Raises ValueError where a step would be larger than the data, or hold less than two of its longest samples.
+    lengths: tokens of every sample, int64 (samples,). batch_tokens: real tokens of one step, about. seed: of the order.
+    Raises ValueError for batch_tokens above those of the data or below those of two longest samples.
     """
 
     lengths: np.ndarray
@@ -54,14 +53,14 @@ class Plan:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Steps that pass every sample once; the last ones are no shorter than the others."""
+        """Steps that pass every sample once, all of about the same number of tokens."""
         return self.total_tokens // self.batch_tokens
 
     def samples(self, step: int) -> tuple[int, np.ndarray]:
-        """(epoch, numbers of the samples of this step)."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        """(epoch, sample numbers of this step)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
         order, bounds = _epoch(self, epoch)
-        return epoch, order[bounds[place] : bounds[place + 1]]
+        return epoch, order[bounds[index] : bounds[index + 1]]
 
     def __hash__(self) -> int:
         return hash((id(self.lengths), self.batch_tokens, self.seed))
@@ -75,30 +74,30 @@ class Plan:
 
 @lru_cache(maxsize=2)
 def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """(order of the samples, first place of every step and the end)."""
+    """(order of the samples (samples,), start of every step in it and the end (steps + 1,))."""
     count = len(plan.lengths)
     order = np.argsort(random_words(plan.seed, epoch, ORDER_STREAM, size=count), kind="stable")
     bounds = _cut(plan.lengths[order], plan.steps_per_epoch)
-    # Within a pool of steps: sort by length, cut again, and shuffle the steps, so that lengths do not drift.
+    # Within a pool of steps: sort by length, cut into steps again, and shuffle these, so that lengths do not drift.
     grouped = np.empty_like(order)
     sizes: list[int] = []
-    at = 0
+    filled = 0
     for first in range(0, plan.steps_per_epoch, POOL_STEPS):
         last = min(first + POOL_STEPS, plan.steps_per_epoch)
         pool = order[bounds[first] : bounds[last]]
         pool = pool[np.argsort(plan.lengths[pool], kind="stable")]
         cuts = _cut(plan.lengths[pool], last - first)
         shuffled = np.argsort(random_words(plan.seed, epoch, POOL_STREAM, first, size=last - first), kind="stable")
-        for one in shuffled:
-            piece = pool[cuts[one] : cuts[one + 1]]
-            grouped[at : at + len(piece)] = piece
+        for index in shuffled:
+            piece = pool[cuts[index] : cuts[index + 1]]
+            grouped[filled : filled + len(piece)] = piece
             sizes.append(len(piece))
-            at += len(piece)
+            filled += len(piece)
     return grouped, np.cumsum([0, *sizes])
 
 
 def _cut(lengths: np.ndarray, pieces: int) -> np.ndarray:
-    """Places that cut a row of samples into pieces of about equal tokens: (pieces + 1,), from 0 to the end."""
+    """Bounds (pieces + 1,) that cut samples into pieces of about equal tokens, from 0 to the end."""
     ends = np.cumsum(lengths)
     targets = ends[-1] * np.arange(1, pieces) / pieces
     inner = np.searchsorted(ends, targets, side="left") + 1
@@ -106,20 +105,20 @@ def _cut(lengths: np.ndarray, pieces: int) -> np.ndarray:
 
 
 def deal(samples: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
-    """The samples of a step in `parts` groups of nearly equal tokens: longest first, each to the emptiest group."""
+    """Divides the samples of a step into `parts` groups of nearly equal tokens: longest first, each to the smallest group."""
     order = np.argsort(-lengths[samples], kind="stable")
     groups: list[list[int]] = [[] for _ in range(parts)]
     tokens = np.zeros(parts, np.int64)
-    for one in samples[order]:
-        emptiest = int(np.argmin(tokens))
-        groups[emptiest].append(int(one))
-        tokens[emptiest] += lengths[one]
+    for sample in samples[order]:
+        smallest = int(np.argmin(tokens))
+        groups[smallest].append(int(sample))
+        tokens[smallest] += lengths[sample]
     return [np.array(group, np.int64) for group in groups]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the training on one prepared folder, for example 128 tokens first and 512 later."""
+    """A part of the training on one prepared folder: for example 128 tokens first and 512 later."""
 
     shards: Shards
     masker: Masker
@@ -128,13 +127,13 @@ class Phase:
 
 
 @lru_cache(maxsize=4)
-def _dealt(plan: Plan, step: int, parts: int) -> tuple[int, list[np.ndarray]]:
+def _deal_step(plan: Plan, step: int, parts: int) -> tuple[int, list[np.ndarray]]:
     epoch, samples = plan.samples(step)
     return epoch, deal(samples, plan.lengths, parts)
 
 
 class MicroBatches(IterableDataset):
-    """Packed micro-batches of one process from a step on: `accumulation` of them make a step.
+    """The packed micro-batches of one process, `accumulation` per step, from a step on.
 
     process: (rank, number of processes). Worker processes of a DataLoader take turns, so the order never changes.
     Raises ValueError where a micro-batch would be empty.
@@ -161,7 +160,7 @@ class MicroBatches(IterableDataset):
         return sum(phase.steps for phase in self.phases)
 
     def epochs_after(self, step: int) -> float:
-        """How often the samples of the current phase were passed when `step` steps are done."""
+        """How many epochs of the current phase are done after `step` steps."""
         for phase in self.phases:
             if step <= phase.steps:
                 break
@@ -170,17 +169,17 @@ class MicroBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        at, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for number in range(self.first_step * self.accumulation + at, self.steps * self.accumulation, stride):
+        offset, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in range(self.first_step * self.accumulation + offset, self.steps * self.accumulation, stride):
             yield self.micro_batch(number)
 
     def locate(self, number: int) -> tuple[Phase, int, np.ndarray]:
-        """(phase, epoch in it, samples) of micro-batch `number` of this process."""
-        step, turn = divmod(number, self.accumulation)
+        """(phase, epoch of the phase, sample numbers) of micro-batch `number` of this process."""
+        step, index = divmod(number, self.accumulation)
         for phase in self.phases:
             if step < phase.steps:
-                epoch, parts = _dealt(phase.plan, step, self.world * self.accumulation)
-                return phase, epoch, parts[turn * self.world + self.rank]
+                epoch, parts = _deal_step(phase.plan, step, self.world * self.accumulation)
+                return phase, epoch, parts[index * self.world + self.rank]
             step -= phase.steps
         raise IndexError(f"expected a micro-batch below {self.steps * self.accumulation}, got {number}")
 
@@ -190,10 +189,10 @@ class MicroBatches(IterableDataset):
 
 
 def collate(shards: Shards, masker: Masker, samples: Sequence[int] | np.ndarray, epoch: int) -> dict[str, Tensor | int]:
-    """A packed batch for BertForPreTraining: nothing is padded, and its lengths are known without asking the device.
+    """A packed batch for BertForPreTraining, without padding.
 
-    samples: their numbers, at least one. Of the result: input_ids, token_type_ids, labels: int64 (tokens,).
-    next_sentence_label: int64 (batch,), 1 where B is random. cu_seqlens: int32 (batch + 1,). max_seqlen: of this batch.
+    samples: sample numbers, at least one. Returns input_ids, token_type_ids, labels: int64 (tokens,); next_sentence_label:
+    int64 (batch,), 1 where B is random; cu_seqlens: int32 (batch + 1,); max_seqlen: an int.
     """
     ids, types, labels, is_random, lengths = [], [], [], [], []
     for number in samples:

@@ -1,9 +1,9 @@
-"""Documents from files and data sets, one at a time: a document is its sentences in order, blank ones left out.
+"""Documents from files and data sets, one at a time: a document is its non-empty sentences in order.
 
-    FILE.txt                        one sentence a line, a blank line between documents
-    FILE.jsonl                      one object a line, {"text": ...} (a sentence a line) or {"sentences": [...]}
-    FILE.parquet                    one row a document, column `text` (a sentence a line); needs pyarrow
-    hf:NAME[@CONFIG][:SPLIT[:COLUMN]]   a data set of Hugging Face, streamed; needs datasets; `train` and `text` if left out
+    FILE.txt                        one sentence per line, a blank line between documents
+    FILE.jsonl                      one object per line, {"text": ...} (a sentence per line) or {"sentences": [...]}
+    FILE.parquet                    one document per row, column `text` (a sentence per line); needs pyarrow
+    hf:NAME[@CONFIG][:SPLIT[:COLUMN]]   a streamed data set of Hugging Face, by default `train` and `text`; needs datasets
 
 Memory is bounded by the longest document, which is bounded by MAX_DOCUMENT_BYTES.
 """
@@ -20,13 +20,16 @@ MAX_DOCUMENT_BYTES = 1 << 26
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB = "hf:"
 
-# How a pass over documents tells its progress: its name, what is done, the whole or None where unknown, documents so far.
+# Reports progress: (name of the stage, amount done, total amount or None where unknown, documents so far).
 Report = Callable[[str, int, int | None, int], None]
 
 
 @dataclass(frozen=True)
 class Document:
-    """sentences: without outer blanks, none empty. read: what of the source has been read up to its end, in its unit."""
+    """One document.
+
+    sentences: stripped, none empty. read: how much of the source is read at its end, in the unit of `Source.size`.
+    """
 
     sentences: list[str]
     read: int
@@ -34,16 +37,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Source:
-    """One file or data set. size: bytes, or None where it is not known; `Document.read` counts up to it."""
+    """One file or data set. size: in bytes, or None where it is not known."""
 
     name: str
     size: int | None
 
     def __iter__(self) -> Iterator[Document]:
-        """The documents in order, those without a sentence left out.
+        """The documents in order, without empty ones.
 
-        Raises DataError, with the file and the line, where the text is not UTF-8 or not of the format, and where there is no
-        document at all.
+        Raises DataError, with file and line, where the text is not UTF-8 or not of the format, and where there is no document.
         """
         empty = True
         for document in self._read():
@@ -63,8 +65,7 @@ class Source:
 def open_source(name: str) -> Source:
     """Checks what can be checked without reading. name: a file or `hf:...`, see above.
 
-    Raises DataError for a kind of file that is not known, for an empty file, for a library that is missing; OSError where there
-    is no such file.
+    Raises DataError for an unknown kind of file, an empty file, a missing library; OSError where there is no such file.
     """
     if name.startswith(HUB):
         _parse_hub(name)
@@ -83,7 +84,7 @@ def open_source(name: str) -> Source:
 
 
 def open_sources(names: Iterable[str]) -> list[Source]:
-    """Every source, in the order given. Raises as `open_source`, and DataError where none or one twice is named."""
+    """Every source, in the given order. Raises as `open_source`, and DataError for no name and for a name given twice."""
     sources: dict[str, Source] = {}
     for name in names:
         key = name if name.startswith(HUB) else str(Path(name).resolve())
@@ -96,7 +97,7 @@ def open_sources(names: Iterable[str]) -> list[Source]:
 
 
 def total_size(sources: Iterable[Source]) -> int | None:
-    """Bytes of all sources, None where one is not known."""
+    """Bytes of all sources, None where the size of one is not known."""
     total = 0
     for source in sources:
         if source.size is None:
@@ -106,7 +107,7 @@ def total_size(sources: Iterable[Source]) -> int | None:
 
 
 def _lines(name: str) -> Iterator[tuple[int, int, str]]:
-    """Number from 1, bytes up to the end of the line, text without outer blanks. A line ends at LF, as in every tool."""
+    """(line number from 1, bytes up to the end of the line, stripped text). Lines end at LF alone."""
     with open(name, "rb") as file:
         read = 0
         number = 0
@@ -115,10 +116,11 @@ def _lines(name: str) -> Iterator[tuple[int, int, str]]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                # With a byte-order mark in front the codec counts from behind it.
-                place = error.start + (3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0)
+                # The codec does not count a byte-order mark.
+                offset = error.start + (3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0)
                 raise DataError(
-                    f"expected UTF-8 in {name}, got byte 0x{raw[place]:02x} in line {number} (byte {read + place} of the file)"
+                    f"expected UTF-8 in {name}, got byte 0x{raw[offset]:02x} in line {number} "
+                    f"(byte {read + offset} of the file)"
                 ) from error
             read += len(raw)
             yield number, read, line.strip()
@@ -140,7 +142,7 @@ def _read_text(name: str) -> Iterator[Document]:
             if read - begin > MAX_DOCUMENT_BYTES:
                 raise DataError(
                     f"expected a blank line between documents, each of at most {MAX_DOCUMENT_BYTES} bytes, "
-                    f"got a longer one that ends behind line {number} of {name}"
+                    f"got a longer one that ends after line {number} of {name}"
                 )
         else:
             yield Document(sentences, read)
@@ -152,35 +154,35 @@ def _read_jsonl(name: str) -> Iterator[Document]:
     for number, read, line in _lines(name):
         if not line:
             continue
-        place = f"line {number} of {name}"
+        where = f"line {number} of {name}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"expected a JSON object in {place}, got {error}") from error
+            raise DataError(f"expected a JSON object in {where}, got {error}") from error
         keys = [key for key in ("text", "sentences") if isinstance(value, dict) and key in value]
         if len(keys) != 1:
             got = f"keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
-            raise DataError(f'expected an object with either "text" or "sentences" in {place}, got {got}')
-        yield Document(_split(value[keys[0]], place, text=keys[0] == "text"), read)
+            raise DataError(f'expected an object with either "text" or "sentences" in {where}, got {got}')
+        yield Document(_split(value[keys[0]], where, text=keys[0] == "text"), read)
 
 
-def _split(value: Any, place: str, text: bool = True) -> list[str]:
-    """Sentences of a text, a line each, or of a list of sentences."""
+def _split(value: Any, where: str, text: bool = True) -> list[str]:
+    """The sentences of a text, one per line, or of a list. where: for messages."""
     if text:
         if not isinstance(value, str):
-            raise DataError(f"expected text in {place}, got {type(value).__name__}")
+            raise DataError(f"expected text in {where}, got {type(value).__name__}")
         parts = value.split("\n")
     elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-        # A sentence with a line feed in it stays one sentence: the tokenizer takes it for a blank.
+        # A line feed inside a sentence does not split it: to the tokenizer it is a blank.
         parts = value
     else:
-        raise DataError(f"expected a list of texts in {place}, got {value!r:.80}")
+        raise DataError(f"expected a list of texts in {where}, got {value!r:.80}")
     sentences = [part for part in map(str.strip, parts) if part]
     for sentence in sentences:
         try:
             sentence.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-            raise DataError(f"expected text that UTF-8 can hold in {place}, got {sentence[error.start]!r}") from error
+        except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
+            raise DataError(f"expected text that UTF-8 can hold in {where}, got {sentence[error.start]!r}") from error
     return sentences
 
 
@@ -212,7 +214,7 @@ def _read_parquet(name: str) -> Iterator[Document]:
 
 
 def _parse_hub(name: str) -> tuple[str, str | None, str, str]:
-    """Name, configuration, split, column."""
+    """(name, configuration, split, column)."""
     parts = name.removeprefix(HUB).split(":")
     data_set, _, config = parts[0].partition("@")
     if not data_set or len(parts) > 3 or not all(parts):
@@ -241,5 +243,5 @@ def _read_hub(name: str) -> Iterator[Document]:
             yield Document(_split(value, f"row {number} of {name}", text=not isinstance(value, list)), number)
     except DataError:
         raise
-    except ValueError as error:  # what datasets says of a split, a configuration or a file that is not as the others
+    except ValueError as error:  # by datasets, for an unknown split or configuration, or a file unlike the others
         raise DataError(f"expected a data set that can be read as {name}, got at row {number + 1}: {error}") from error

@@ -1,7 +1,7 @@
 """Masked-language-model masks (Devlin et al. 2019, §3.1), each a pure function of (seed, epoch, sample number).
 
-15% of a sample's ordinary tokens are predicted: 80% of them become [MASK], 10% another token, 10% stay. Random words come
-from Philox counters read as raw integers, so the masks do not depend on NumPy's version, on processes or on order.
+15% of a sample's ordinary tokens are predicted: 80% of them become [MASK], 10% another token, 10% stay. Random numbers are
+the raw integers of a Philox counter, so the masks do not depend on NumPy's version, on processes or on order.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from .shards import Sample
 TO_MASK, TO_RANDOM = 0.8, 0.1
 
 
-def random_words(seed: int, *place: int, size: int) -> np.ndarray:
-    """uint64 (size,): words of the counter-based generator at this place, up to three numbers below 2^64."""
-    counter = [0, *place, *[0] * (3 - len(place))]
+def random_words(seed: int, *counters: int, size: int) -> np.ndarray:
+    """uint64 (size,) from Philox, keyed by the seed and up to three counters below 2^64."""
+    counter = [0, *counters, *[0] * (3 - len(counters))]
     generator = np.random.Philox(key=np.array([seed, 0x6661737462657274], np.uint64), counter=np.array(counter, np.uint64))
     return generator.random_raw(size)
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) from the upper 53 bits of each word."""
+    """float64 in [0, 1), from the upper 53 bits of each word."""
     return (words >> np.uint64(11)) * 2.0**-53
 
 
@@ -34,9 +34,10 @@ def uniform(words: np.ndarray) -> np.ndarray:
 class Masker:
     """Masks the samples of one vocabulary.
 
-    mask_id: of [MASK]. special_ids: never masked, never drawn. continues: bool (vocab_size,), pieces that go on with a word,
-    or None to mask piece by piece. probability: of a token to be predicted. max_predictions: per sample, or None. seed: of
-    the masks. static: every epoch gets the masks of the first.
+    mask_id: of [MASK]. special_ids: never masked, never drawn. seed: of the masks. probability: of a token to be predicted.
+    max_predictions: per sample, None for no limit. continues: bool (vocab_size,), pieces that continue a word, to mask whole
+    words; None to mask single pieces. static: every epoch gets the masks of the first.
+    Raises ValueError for values out of range.
     """
 
     vocab_size: int
@@ -58,22 +59,22 @@ class Masker:
 
     @classmethod
     def of(cls, tokenizer: Any, *, whole_words: bool = False, **options: Any) -> "Masker":
-        """For a BERT tokenizer. whole_words: all pieces of a word are predicted together.
+        """The masker of a BERT tokenizer. whole_words: all pieces of a word are predicted together.
 
-        Raises DataError where it has no [MASK].
+        Raises DataError for a tokenizer without [MASK].
         """
         if tokenizer.mask_token_id is None:
             raise DataError("expected a tokenizer with a mask token, got one without")
         continues = None
         if whole_words:
             continues = np.zeros(len(tokenizer), bool)
-            for piece, number in tokenizer.get_vocab().items():
-                continues[number] = piece.startswith("##")
+            for piece, token_id in tokenizer.get_vocab().items():
+                continues[token_id] = piece.startswith("##")
         special = tuple(sorted(tokenizer.all_special_ids))
         return cls(len(tokenizer), tokenizer.mask_token_id, special, continues=continues, **options)
 
     def __call__(self, sample: Sample, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(input_ids, labels) of sample `number` in an epoch: int64 (length,), labels -100 where nothing is predicted."""
+        """(input_ids, labels) of sample `number` in an epoch: int64 (length,), IGNORE_INDEX where nothing is predicted."""
         ids = sample.input_ids
         length = len(ids)
         words = random_words(self.seed, number, 0 if self.static else epoch, size=3 * length + 1)
@@ -85,33 +86,33 @@ class Masker:
         chosen = self._choose(ids, maskable, words[:length], count)
         labels[chosen] = ids[chosen]
         masked = ids.copy()
-        fate = uniform(words[length : 2 * length][chosen])
-        drawn = self._ordinary[(words[2 * length : 3 * length][chosen] % np.uint64(len(self._ordinary))).astype(np.int64)]
-        masked[chosen] = np.where(fate < TO_MASK, self.mask_id, np.where(fate < TO_MASK + TO_RANDOM, drawn, ids[chosen]))
+        draw = uniform(words[length : 2 * length][chosen])
+        random = self._ordinary[(words[2 * length : 3 * length][chosen] % np.uint64(len(self._ordinary))).astype(np.int64)]
+        masked[chosen] = np.where(draw < TO_MASK, self.mask_id, np.where(draw < TO_MASK + TO_RANDOM, random, ids[chosen]))
         return masked, labels
 
     def _count(self, maskable: int, chance: float) -> int:
-        """How many tokens to predict: rounded up or down by chance, so that the rate holds for short samples as well."""
+        """How many tokens to predict, rounded at random so that the rate is right for short samples too."""
         count = max(1, int(self.probability * maskable + chance))
         return min(count, maskable, self.max_predictions or maskable)
 
     def _choose(self, ids: np.ndarray, maskable: np.ndarray, words: np.ndarray, count: int) -> np.ndarray:
-        """Positions to predict: the first ones in a random order of pieces, or of words."""
+        """Positions to predict: the first `count` in a random order, of pieces or of whole words that fit."""
         if self.continues is None:
             return maskable[np.argsort(words[maskable], kind="stable")[:count]]
         begins = ~self.continues[ids[maskable]]
         begins[0] = True
-        begins[1:] |= np.diff(maskable) > 1  # a special token between them ends a word
+        begins[1:] |= np.diff(maskable) > 1  # after a special token
         word = np.cumsum(begins) - 1
         first = np.flatnonzero(begins)
         sizes = np.diff(np.append(first, len(maskable)))
         taken = np.zeros(len(first), bool)
-        left = count
-        for one in np.argsort(words[maskable[first]], kind="stable"):
-            if sizes[one] <= left:
-                taken[one] = True
-                left -= sizes[one]
-                if left == 0:
+        remaining = count
+        for index in np.argsort(words[maskable[first]], kind="stable"):
+            if sizes[index] <= remaining:
+                taken[index] = True
+                remaining -= sizes[index]
+                if remaining == 0:
                     break
         return maskable[taken[word]]
 
@@ -128,7 +129,7 @@ class Masker:
 
 @dataclass
 class MaskRates:
-    """What masks came out as, over many samples."""
+    """Counts of tokens over many masked samples."""
 
     samples: int = 0
     tokens: int = 0

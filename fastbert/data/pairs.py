@@ -1,19 +1,20 @@
 """Next-sentence pairs from tokenised documents (Devlin et al. 2019, §3.1 and appendix A.2).
 
-The recipe is that of the BERT authors' own data program. A document is cut into chunks of sentences of about the target length;
-a random number of a chunk's sentences is A; B is the rest of the chunk, or, half the time and whenever A is the whole chunk,
-sentences from a random place in another document, and then the rest of the chunk begins the next one. The target is
-seq_len - 3, or for a share `short_seq_prob` of the documents a random shorter one. Too long a pair loses tokens of its longer
-side, from the front or from the back.
+The recipe is that of the BERT authors' create_pretraining_data.py. A document is cut into chunks of sentences of about the
+target length; A is a random number of sentences from the start of a chunk. B is the rest of the chunk, or, half the time and
+whenever A is the whole chunk, sentences from a random point of another document; then the rest of the chunk begins the next
+one. The target is seq_len - 3, or for a share `short_seq_prob` of the documents a random shorter length. A pair that is too
+long loses tokens of its longer segment, from the front or from the back.
 
-Every draw comes from (seed, duplicate, document number) alone: who makes which pairs, and when, changes nothing.
+Every draw depends on (seed, duplicate, document number) alone, so the order and the process in which pairs are made change
+nothing.
 """
 
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,14 +24,26 @@ from .shards import Sample
 
 SHORTEST = 5  # [CLS] a [SEP] b [SEP]
 
-Document = Sequence[Sequence[int] | np.ndarray]
+Item = TypeVar("Item", covariant=True)
+
+
+class Indexed(Protocol[Item]):
+    """A sequence, of which only the length and single items are used."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
+
+
+Document = Indexed[Sequence[int] | np.ndarray]  # its sentences, as token ids
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """seq_len: most tokens of a sample, special tokens included. cls_id, sep_id: ids of [CLS] and [SEP]. short_seq_prob:
-    share of the documents with a shorter target. seed: of all draws.
+    """The settings of the recipe.
 
+    seq_len: most tokens of a sample, special tokens included. cls_id, sep_id: ids of [CLS] and [SEP]. short_seq_prob: share
+    of the documents with a shorter target. seed: of all draws.
     Raises DataError for a seq_len below 5 or a probability outside of 0 to 1.
     """
 
@@ -48,18 +61,17 @@ class PairOptions:
 
 
 class Pair(NamedTuple):
-    """sample: what is stored. dropped: tokens cut off to keep within seq_len."""
+    """A sample, and how many tokens were cut off so that it fits into seq_len."""
 
     sample: Sample
     dropped: int
 
 
-def document_pairs(documents: Sequence[Document], number: int, duplicate: int, options: PairOptions) -> Iterator[Pair]:
-    """The pairs of one document, in its order.
+def document_pairs(documents: Indexed[Document], number: int, duplicate: int, options: PairOptions) -> Iterator[Pair]:
+    """The pairs of one document, in order.
 
-    documents: all of them, each a sequence of sentences of token ids; only `number` and randomly drawn others are looked at.
-    duplicate: which pass over the text this is, from 0; another pass draws otherwise.
-
+    documents: all of them; only `number` and randomly drawn others are read. duplicate: which pass over the text this is, from
+    0; every pass draws other pairs.
     Raises DataError where there is no other document to draw from, for an empty document and an empty sentence.
     """
     if len(documents) < 2:
@@ -68,7 +80,7 @@ def document_pairs(documents: Sequence[Document], number: int, duplicate: int, o
     count = len(document)
     if not count:
         raise DataError(f"expected sentences in document {number}, got none")
-    draw = _draws(options.seed, duplicate, number)
+    draw = _generator(options.seed, duplicate, number)
     limit = options.seq_len - 3
     target = limit
     if draw.random() < options.short_seq_prob:
@@ -97,35 +109,36 @@ def document_pairs(documents: Sequence[Document], number: int, duplicate: int, o
         yield Pair(Sample(_join(a, b, options), len(a) + 2, is_random_next), whole - len(a) - len(b))
 
 
-def _draws(seed: int, duplicate: int, number: int) -> random.Random:
+def _generator(seed: int, duplicate: int, number: int) -> random.Random:
     key = hashlib.blake2b(f"{seed} {duplicate} {number}".encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(key, "little"))
 
 
 def _below(draw: random.Random, bound: int) -> int:
-    """0 to bound - 1. By `random()`, the one method whose numbers Python promises to keep from version to version."""
+    """0 to bound - 1, by `random()`: the only method whose numbers Python guarantees across versions."""
     return int(draw.random() * bound)
 
 
-def _random_next(documents: Sequence[Document], number: int, target: int, draw: random.Random) -> np.ndarray:
+def _random_next(documents: Indexed[Document], number: int, target: int, draw: random.Random) -> np.ndarray:
+    """About `target` tokens from a random sentence on, of a random document other than `number`."""
     other = _below(draw, len(documents) - 1)
     other += other >= number
     document = documents[other]
     if not len(document):
         raise DataError(f"expected sentences in document {other}, got none")
-    place = _below(draw, len(document))
-    sentences = [document[place]]
+    first = _below(draw, len(document))
+    sentences = [document[first]]
     length = len(sentences[0])
-    while length < target and place + len(sentences) < len(document):
-        sentences.append(document[place + len(sentences)])
+    while length < target and first + len(sentences) < len(document):
+        sentences.append(document[first + len(sentences)])
         length += len(sentences[-1])
     if not length:
-        raise DataError(f"expected tokens in sentence {place} of document {other}, got none")
+        raise DataError(f"expected tokens in sentence {first} of document {other}, got none")
     return np.concatenate(sentences)
 
 
 def _join(a: np.ndarray, b: np.ndarray, options: PairOptions) -> np.ndarray:
-    """[CLS] A [SEP] B [SEP], in the type of the tokens."""
+    """[CLS] A [SEP] B [SEP], in the dtype of the tokens."""
     ids = np.empty(len(a) + len(b) + 3, np.result_type(a, b))
     ids[0] = options.cls_id
     ids[1 : len(a) + 1] = a
@@ -135,15 +148,15 @@ def _join(a: np.ndarray, b: np.ndarray, options: PairOptions) -> np.ndarray:
 
 
 def _truncate(a: np.ndarray, b: np.ndarray, limit: int, draw: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """Token by token from the longer side, B if equal, each from front or back at random; done in one step for each side."""
+    """Drops tokens one by one from the longer segment, B if equal, each from the front or the back at random."""
     excess = len(a) + len(b) - limit
     if excess <= 0:
         return a, b
     from_a = max(0, min(excess, len(a) - len(b)))
     from_b = max(0, min(excess, len(b) - len(a)))
-    left = excess - from_a - from_b
-    from_a += left // 2
-    from_b += left - left // 2
+    rest = excess - from_a - from_b
+    from_a += rest // 2
+    from_b += rest - rest // 2
     return _cut(a, from_a, draw), _cut(b, from_b, draw)
 
 

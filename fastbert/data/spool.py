@@ -1,15 +1,14 @@
-"""Tokenised documents on disk while they are prepared: flat files that grow by whole batches, then read memory-mapped.
+"""Tokenised documents on disk between the two stages of `prepare`: appended by whole batches, then read memory-mapped.
 
-tokens.bin      uint16 or uint32, ids of all sentences one after the other
-sentences.bin   int64, where each sentence ends in tokens.bin
-documents.bin   int64, which sentence each document ends before
+tokens.bin      uint16 or uint32, ids of all sentences, concatenated
+sentences.bin   int64, the end of each sentence in tokens.bin
+documents.bin   int64, the end of each document in sentences.bin
 lines.bin       uint64, a hash of each sentence's text
 spool.json      how much of them is valid, and of which input; written after them, so that an interruption loses one batch
 """
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +24,11 @@ STATE = "spool.json"
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokenised documents in order. tokens: (tokens,). sentence_lengths: tokens of each sentence, none 0. document_lengths:
-    sentences of each document, none 0. lines: (sentences,) uint64."""
+    """Tokenised documents in order.
+
+    tokens: (tokens,). sentence_lengths: tokens of each sentence, at least 1. document_lengths: sentences of each document, at
+    least 1. lines: uint64 (sentences,), a hash of each sentence's text.
+    """
 
     tokens: np.ndarray
     sentence_lengths: np.ndarray
@@ -36,8 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class State:
-    """source, in_source: the input read so far: whole sources, and documents of the next. documents, sentences, tokens: kept.
-    finished: nothing follows."""
+    """What the spool holds.
+
+    source, in_source: the input read so far, in whole sources and documents of the next one. documents, sentences, tokens:
+    written so far. finished: whether that is the whole input.
+    """
 
     source: int = 0
     in_source: int = 0
@@ -48,7 +53,7 @@ class State:
 
 
 class Spool:
-    """Appends batches; goes on where the last valid batch ended. vocab_size: ids lie below it."""
+    """Appends batches, after the last valid one that is there. vocab_size: above every id."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self.folder = folder
@@ -62,27 +67,33 @@ class Spool:
                 handle.truncate(size)
 
     def append(self, batch: Batch, source: int, in_source: int, finished: bool = False) -> None:
-        """source, in_source: the input read up to the end of this batch, see State."""
+        """Writes a batch, then the state that includes it. source, in_source: the input up to the end of this batch."""
         state = self.state
         self._write("tokens.bin", batch.tokens.astype(self.dtype))
         self._write("sentences.bin", state.tokens + np.cumsum(batch.sentence_lengths, dtype=np.int64))
         self._write("documents.bin", state.sentences + np.cumsum(batch.document_lengths, dtype=np.int64))
         self._write("lines.bin", batch.lines.astype(np.uint64))
         self.state = State(
-            source, in_source, state.documents + len(batch.document_lengths), state.sentences + len(batch.sentence_lengths),
-            state.tokens + len(batch.tokens), finished,
-        )  # fmt: skip
+            source,
+            in_source,
+            documents=state.documents + len(batch.document_lengths),
+            sentences=state.sentences + len(batch.sentence_lengths),
+            tokens=state.tokens + len(batch.tokens),
+            finished=finished,
+        )
         write_whole(self.folder / STATE, json.dumps(asdict(self.state)))
 
     def _sizes(self) -> dict[str, int]:
         state = self.state
         return {
-            "tokens.bin": state.tokens * self.dtype.itemsize, "sentences.bin": state.sentences * 8,
-            "documents.bin": state.documents * 8, "lines.bin": state.sentences * 8,
-        }  # fmt: skip
+            "tokens.bin": state.tokens * self.dtype.itemsize,
+            "sentences.bin": state.sentences * 8,
+            "documents.bin": state.documents * 8,
+            "lines.bin": state.sentences * 8,
+        }
 
     def _write(self, name: str, array: np.ndarray) -> None:
-        # Not in append mode: what a failed write left behind the valid bytes is written over.
+        # Not in append mode: a failed write may have left bytes after the valid ones.
         with (self.folder / name).open("r+b") as file:
             file.seek(self._sizes()[name])
             file.write(array.tobytes())
@@ -90,7 +101,7 @@ class Spool:
             os.fsync(file.fileno())
 
 
-class SpooledDocument(Sequence[np.ndarray]):
+class SpooledDocument:
     """The sentences of one document, each (tokens,)."""
 
     def __init__(self, tokens: np.ndarray, ends: np.ndarray, begin: int, end: int) -> None:
@@ -99,7 +110,7 @@ class SpooledDocument(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return self._end - self._begin
 
-    def __getitem__(self, index):  # type: ignore[override]  # a slice is never asked for
+    def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(index)
         sentence = self._begin + index
@@ -107,8 +118,8 @@ class SpooledDocument(Sequence[np.ndarray]):
         return self._tokens[start : self._ends[sentence]]
 
 
-class SpooledDocuments(Sequence[SpooledDocument]):
-    """A finished spool, memory-mapped. tokens, sentences, documents, lines: the files, see above."""
+class SpooledDocuments:
+    """The documents of a finished spool, memory-mapped. tokens, sentences, documents, lines: the files."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self.tokens = _open(folder / "tokens.bin", token_dtype(vocab_size))
@@ -119,7 +130,12 @@ class SpooledDocuments(Sequence[SpooledDocument]):
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, index):  # type: ignore[override]  # a slice is never asked for
+    def num_tokens(self, index: int) -> int:
+        """Tokens of one document."""
+        begin = self.sentences[self.documents[index - 1] - 1] if index else 0
+        return int(self.sentences[self.documents[index] - 1]) - int(begin)
+
+    def __getitem__(self, index: int) -> SpooledDocument:
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin = int(self.documents[index - 1]) if index else 0

@@ -1,7 +1,7 @@
 """A WordPiece vocabulary from text, saved as transformers' BertTokenizer (Devlin et al. 2019, §3; Wu et al. 2016, §4.1).
 
-`tokenizers` counts and merges. Left to itself it numbers the characters in the order of a randomly seeded hash map, so two runs
-give two vocabularies; here every character has its number before the training begins, and one input gives one vocabulary.
+The library `tokenizers` counts and merges. By itself it numbers the characters in the order of a randomly seeded hash map, so
+two runs give two vocabularies; here every character has its number before training, so one input gives one vocabulary.
 """
 
 import os
@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastbert.utils.errors import DataError
+from fastbert.utils.errors import DataError, InputError
+from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
 from fastbert.utils.files import name_file
+from fastbert.utils.locks import locked_replacement
 
 from .documents import Report, Source, open_sources, total_size
 
@@ -20,28 +22,35 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
 PREFIX = "##"
 MODEL_MAX_LENGTH = 512
-HANGUL_SHARE = 1e-3
+MAX_HANGUL_SHARE = 1e-3  # of the characters, up to which accents are stripped by default
 
 
 def train_wordpiece(
-    names: Sequence[str], out: str | Path, *, vocab_size: int, cased: bool = False, strip_accents: bool | None = None,
-    min_frequency: int = 2, character_coverage: float = 0.9999, overwrite: bool = False, report: Report | None = None,
+    names: Sequence[str],
+    out: str | Path,
+    *,
+    vocab_size: int,
+    cased: bool = False,
+    strip_accents: bool | None = None,
+    min_frequency: int = 2,
+    character_coverage: float = 0.9999,
+    overwrite: bool = False,
+    report: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Trains a vocabulary and saves the tokenizer in `out`, a new or empty folder, whole or not at all.
 
     names: files and data sets, see `documents`. vocab_size: entries, special tokens and characters included; the text may give
-    fewer. cased: keep capitals. strip_accents: é becomes e; by default where capitals go too, unless more than HANGUL_SHARE of
-    the characters are Hangul, whose syllables it would take apart into letters. min_frequency: of a pair to be merged and of
-    a character to be kept. character_coverage: share of the text whose characters are kept, the frequent first; a word with
-    another becomes [UNK]. overwrite: replace a tokenizer that is in `out`. say: called with a line for the user.
+    fewer. cased: keep capitals. strip_accents: é becomes e; None does so where capitals are removed too, unless more than
+    MAX_HANGUL_SHARE of the characters are Hangul, whose syllables would be split into letters. min_frequency: of a pair to be
+    merged and of a character to be kept. character_coverage: share of the text whose characters are kept, the most frequent
+    first; a word with another character becomes [UNK]. overwrite: replace a tokenizer in `out`. say: called with a line for
+    the user.
 
-    Returns what was found: vocab_size, characters (kept), characters_left_out, documents, sentences, strip_accents.
+    Returns vocab_size, characters (kept), characters_left_out, documents, sentences, strip_accents.
     Raises DataError for options out of range, text that cannot be read, a vocabulary too small for the characters; InputError
-    for a folder that holds something else, or a tokenizer without overwrite, or is written to by another run.
+    for a folder that holds something else, or a tokenizer without overwrite, or that another run writes to.
     """
-    from fastbert.utils.locks import locked_replacement
-
     report = report or (lambda stage, done, total, documents: None)
     if vocab_size <= len(SPECIAL_TOKENS):
         raise DataError(f"expected a vocabulary of more than the {len(SPECIAL_TOKENS)} special tokens, got {vocab_size}")
@@ -56,10 +65,10 @@ def train_wordpiece(
         _check_folder(out, overwrite)
         sources = open_sources(names)
 
-        # Accents are stripped from the counts, not from the text: whether they are to be is known only behind the last line.
+        # Accents are stripped from the counts, not from the text: only its end decides whether they are.
         counts, documents, sentences = _count_characters(sources, report)
         if strip_accents is None:
-            strip_accents = not cased and _hangul_share(counts) <= HANGUL_SHARE
+            strip_accents = not cased and _hangul_share(counts) <= MAX_HANGUL_SHARE
         normalizer = _normalizer(cased, strip_accents)
         alphabet, left_out = _alphabet(counts, normalizer, min_frequency, character_coverage)
         continuing = [PREFIX + character for character in alphabet if _continues(character)]
@@ -72,15 +81,16 @@ def train_wordpiece(
         vocabulary = _train(sources, normalizer, alphabet, continuing, vocab_size, min_frequency, documents, report)
         _save(out, vocabulary, cased, strip_accents)
         return {
-            "vocab_size": len(vocabulary), "characters": len(alphabet), "characters_left_out": left_out, "documents": documents,
-            "sentences": sentences, "strip_accents": strip_accents,
-        }  # fmt: skip
+            "vocab_size": len(vocabulary),
+            "characters": len(alphabet),
+            "characters_left_out": left_out,
+            "documents": documents,
+            "sentences": sentences,
+            "strip_accents": strip_accents,
+        }
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    from fastbert.utils.errors import InputError
-    from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
-
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write to, got the file {out}")
     names = visible_names(out)
@@ -91,6 +101,7 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 
 
 def _count_characters(sources: Sequence[Source], report: Report) -> tuple[Counter[str], int, int]:
+    """(count of each character, documents, sentences)."""
     counts: Counter[str] = Counter()
     documents = sentences = 0
     total = total_size(sources)
@@ -118,7 +129,7 @@ def _normalizer(cased: bool, strip_accents: bool) -> Any:
 
 
 def _alphabet(counts: Counter[str], normalizer: Any, min_frequency: int, coverage: float) -> tuple[list[str], int]:
-    """Characters as the tokenizer sees them, in the order of their code points; and how many were left out."""
+    """(kept characters, as the normalizer leaves them, by code point; how many others there are)."""
     seen: Counter[str] = Counter()
     for character, count in counts.items():
         for part in normalizer.normalize_str(character):
@@ -136,18 +147,25 @@ def _alphabet(counts: Counter[str], normalizer: Any, min_frequency: int, coverag
 
 
 def _continues(character: str) -> bool:
-    """Whether it can stand inside a word: punctuation and Chinese characters are words of their own."""
+    """Whether it can be inside a word: each punctuation mark and Chinese character is a word by itself."""
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
-    apart = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
-    return len(BertPreTokenizer().pre_tokenize_str(apart.normalize_str(f"a{character}a"))) == 1
+    spaced = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
+    return len(BertPreTokenizer().pre_tokenize_str(spaced.normalize_str(f"a{character}a"))) == 1
 
 
 def _train(
-    sources: Sequence[Source], normalizer: Any, alphabet: list[str], continuing: list[str], vocab_size: int,
-    min_frequency: int, documents: int, report: Report,
-) -> list[str]:  # fmt: skip
+    sources: Sequence[Source],
+    normalizer: Any,
+    alphabet: list[str],
+    continuing: list[str],
+    vocab_size: int,
+    min_frequency: int,
+    documents: int,
+    report: Report,
+) -> list[str]:
+    """The vocabulary in the order of its ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     def sentences() -> Iterator[list[str]]:
@@ -159,12 +177,16 @@ def _train(
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS[1]))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # What is given as special tokens is numbered in this order; initial_alphabet and its limit keep the other characters out.
-    fixed = [*SPECIAL_TOKENS, *alphabet, *continuing]
+    # Special tokens are numbered in this order; initial_alphabet and its limit exclude other characters.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, show_progress=False, special_tokens=fixed,
-        initial_alphabet=alphabet, limit_alphabet=len(alphabet), continuing_subword_prefix=PREFIX,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        show_progress=False,
+        special_tokens=[*SPECIAL_TOKENS, *alphabet, *continuing],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=PREFIX,
+    )
     tokenizer.train_from_iterator(sentences(), trainer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if [number for _, number in vocabulary] != list(range(len(vocabulary))):
@@ -176,9 +198,11 @@ def _save(out: Path, vocabulary: list[str], cased: bool, strip_accents: bool) ->
     from transformers import BertTokenizer
 
     tokenizer = BertTokenizer(
-        vocab={token: number for number, token in enumerate(vocabulary)}, do_lower_case=not cased,
-        strip_accents=strip_accents, model_max_length=MODEL_MAX_LENGTH,
-    )  # fmt: skip
+        vocab={token: number for number, token in enumerate(vocabulary)},
+        do_lower_case=not cased,
+        strip_accents=strip_accents,
+        model_max_length=MODEL_MAX_LENGTH,
+    )
     partial, old = out.with_name(f".{out.name}.{os.getpid()}"), out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
         tokenizer.save_pretrained(partial)

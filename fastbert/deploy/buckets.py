@@ -1,4 +1,4 @@
-"""Batches in buckets of fixed size: which bucket, what goes in, and what comes out as the caller's own."""
+"""Batches in buckets of fixed size: the buckets, the packing of a call's inputs, and the copies of outputs it returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from fastbert.model.layout import fill_padding_logits
+from fastbert.model.span_logits import fill_padding_logits
 
-NEVER_AT_PADDING = ("start_logits", "end_logits")  # an answer neither begins nor ends there, as from the model
+SPAN_LOGITS = ("start_logits", "end_logits")  # lowest at padding, where no answer starts or ends, as the model returns them
 
 
 @dataclass(frozen=True, order=True)
@@ -28,20 +28,18 @@ class Bucket:
             raise ValueError(f"expected a bucket of more tokens than sequences, of which at least one, got {self}")
 
 
-DEFAULT_BUCKETS = tuple(
-    Bucket(tokens, sequences)
-    for tokens, sequences in (
-        (32, 1), (64, 1), (128, 1), (256, 1), (512, 1),
-        (128, 8), (256, 16), (512, 32), (1024, 64), (2048, 128), (4096, 256), (8192, 512),
-    )
-)  # fmt: skip
+DEFAULT_BUCKETS = (
+    *(Bucket(tokens, 1) for tokens in (32, 64, 128, 256, 512)),
+    *(Bucket(tokens, tokens // 16) for tokens in (128, 256, 512, 1024, 2048, 4096, 8192)),
+)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Real tokens of a call, one sequence after the other: int64 (tokens,) each; lengths of the sequences.
+    """The real tokens of a call, one sequence after the other.
 
-    indices: int64 (tokens,), flat place of each token in the padded batch of `shape`; both None where the caller packed.
+    input_ids, token_type_ids, position_ids: int64 (T,). lengths: of the sequences. indices: int64 (T,), flat position of each
+    token in the padded batch of `shape`; both None where the caller packed.
     """
 
     input_ids: Tensor
@@ -56,10 +54,10 @@ class Packed:
         return self.input_ids.shape[0]
 
 
-def pack(inputs: Mapping[str, Any], most: int) -> Packed | str:
+def pack(inputs: Mapping[str, Any], max_positions: int) -> Packed | str:
     """The call's real tokens, or why they cannot be packed for a graph. Reads the lengths on the host.
 
-    most: positions of the model.
+    inputs: of the model's forward, None for those not given. max_positions: of the model.
     """
     ids, types, positions = inputs["input_ids"], inputs["token_type_ids"], inputs["position_ids"]
     if inputs["cu_seqlens"] is not None:
@@ -69,16 +67,16 @@ def pack(inputs: Mapping[str, Any], most: int) -> Packed | str:
             return "cu_seqlens do not rise from 0 to the number of tokens"
         if positions is None:
             positions = torch.cat([torch.arange(length) for length in lengths]) if lengths else ids
-        if lengths and max(lengths) > most:
+        if lengths and max(lengths) > max_positions:
             return "a sequence is longer than the model has positions"
         return Packed(ids, torch.zeros_like(ids) if types is None else types, positions, lengths)
     batch_size, seqlen = ids.shape
-    if seqlen > most:
+    if seqlen > max_positions:
         return "a sequence is longer than the model has positions"
     mask = inputs["attention_mask"]
     keep = torch.ones(batch_size, seqlen, dtype=torch.bool) if mask is None else mask.to("cpu", torch.bool)
     if ids.numel() == 0 or not keep[:, 0].all():
-        return "a sequence begins with padding"  # whose value a pooler may read
+        return "a sequence begins with padding"  # which a pooler may read
     indices = keep.flatten().nonzero().squeeze(1)
 
     def real(value: Tensor) -> Tensor:
@@ -95,14 +93,17 @@ def pack(inputs: Mapping[str, Any], most: int) -> Packed | str:
     )
 
 
-def owned(outputs: Mapping[str, Tensor], packed: Packed, bucket: Bucket) -> ModelOutput:
-    """The real rows of each output in memory of their own, padded again where the call was."""
-    found = {}
+def copy_outputs(outputs: Mapping[str, Tensor], packed: Packed, bucket: Bucket) -> ModelOutput:
+    """Copies of the real rows of each output, padded again where the call was.
+
+    outputs: of all of the bucket, (bucket.tokens, ...) or (sequences, ...).
+    """
+    copies: dict[str, Any] = {}
     for name, value in outputs.items():
         if value.shape[0] != bucket.tokens:
-            found[name] = value[: len(packed.lengths)].clone()
+            copies[name] = value[: len(packed.lengths)].clone()
         elif packed.indices is None or packed.shape is None:
-            found[name] = value[: packed.tokens].clone()
+            copies[name] = value[: packed.tokens].clone()
         else:
             batch_size, seqlen = packed.shape
             if packed.tokens == batch_size * seqlen:
@@ -110,9 +111,10 @@ def owned(outputs: Mapping[str, Tensor], packed: Packed, bucket: Bucket) -> Mode
             else:
                 flat = value.new_zeros(batch_size * seqlen, *value.shape[1:])
                 flat.index_copy_(0, packed.indices.to(value.device), value[: packed.tokens])
-            found[name] = flat.view(batch_size, seqlen, *value.shape[1:])
-            if name in NEVER_AT_PADDING and packed.tokens < batch_size * seqlen:
+            copies[name] = flat.view(batch_size, seqlen, *value.shape[1:])
+            if name in SPAN_LOGITS and packed.tokens < batch_size * seqlen:
                 padding = torch.ones(batch_size * seqlen, dtype=torch.bool, device=value.device)
                 padding.index_fill_(0, packed.indices.to(value.device), False)
-                found[name] = fill_padding_logits(found[name], padding.view(batch_size, seqlen))
-    return type(outputs)(**found)  # type: ignore[return-value]
+                copies[name] = fill_padding_logits(copies[name], padding.view(batch_size, seqlen))
+    cls: Any = type(outputs)
+    return cls(**copies)

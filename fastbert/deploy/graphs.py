@@ -1,8 +1,8 @@
 """`fastbert.compile`: the forward of a model captured once per bucket of tokens and sequences, and replayed.
 
-At small batches the host that launches kernels is the limit, not the GPU; a CUDA graph launches all of them at once. Shapes in
-a graph are fixed: a batch is packed into the smallest bucket that holds it, and the bucket's free tokens are sequences of
-their own, which nobody reads.
+At small batches the limit is the host that launches kernels, not the GPU; a CUDA graph launches all of them at once. Shapes in
+a graph are fixed: a batch is packed into the smallest bucket that holds it, and the bucket's free tokens form further
+sequences, whose outputs are dropped.
 """
 
 import threading
@@ -15,29 +15,31 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from fastbert.deploy.buckets import DEFAULT_BUCKETS, Bucket, Packed, owned, pack
+from fastbert.deploy.buckets import DEFAULT_BUCKETS, Bucket, Packed, copy_outputs, pack
 from fastbert.kernels.batch_invariance import is_batch_invariant
 from fastbert.model.bert import berts
 from fastbert.model.fallback import is_flash_attention
 from fastbert.model.padding_policy import policy_of
 
-WARM_UPS = 2  # forwards before a capture, in which kernels are compiled and libraries make their workspaces
+WARM_UPS = 2  # forwards before a capture, in which kernels are compiled and libraries allocate workspaces
 ON_CPU = "the model is on the CPU, where there are no CUDA graphs"
 
 
 class Runner(Protocol):
-    """The forward of one bucket on its own buffers, which the next call overwrites."""
+    """The forward of one bucket on static buffers, which the next call overwrites."""
 
-    def fill(self, packed: Packed) -> None: ...
+    def fill(self, packed: Packed) -> None:
+        """Copies a batch into the input buffers."""
 
-    def run(self) -> Mapping[str, Tensor]: ...
+    def run(self) -> Mapping[str, Tensor]:
+        """The outputs of all of the bucket."""
 
 
 class BucketInputs:
     """A bucket's static inputs, and the model's forward on them.
 
-    The bucket's free tokens are sequences of at most max_seqlen behind the real ones, so that every row of every kernel holds
-    numbers; sequences without tokens stand last.
+    The bucket's free tokens form sequences of at most max_seqlen behind the real ones, so that every row of every kernel is
+    defined; sequences without tokens come last.
     """
 
     def __init__(self, model: nn.Module, bucket: Bucket) -> None:
@@ -63,18 +65,25 @@ class BucketInputs:
         return torch.tensor(bounds + [self.bucket.tokens] * (self.slots + 1 - len(bounds)), dtype=torch.int32)
 
     def fill(self, packed: Packed) -> None:
-        """Free tokens keep the ids of an earlier call: any of a vocabulary will do."""
+        """Copies a batch into the input buffers. Free tokens keep the ids of an earlier call: any valid id will do."""
         for name in ("input_ids", "token_type_ids", "position_ids"):
             getattr(self, name)[: packed.tokens].copy_(getattr(packed, name), non_blocking=True)
         self.cu_seqlens.copy_(self._bounds(packed.lengths), non_blocking=True)
 
     @torch.no_grad()
     def forward(self) -> ModelOutput:
-        """The model's output for all of the bucket. Raises ValueError for one that is neither of tokens nor of sequences."""
+        """The model's outputs for all of the bucket.
+
+        Raises ValueError for an output whose first axis is neither the bucket's tokens nor its sequences.
+        """
         outputs = self.model(
-            self.input_ids, token_type_ids=self.token_type_ids, position_ids=self.position_ids, cu_seqlens=self.cu_seqlens,
-            max_seqlen=self.max_seqlen, return_dict=True,
-        )  # fmt: skip
+            self.input_ids,
+            token_type_ids=self.token_type_ids,
+            position_ids=self.position_ids,
+            cu_seqlens=self.cu_seqlens,
+            max_seqlen=self.max_seqlen,
+            return_dict=True,
+        )
         for name, value in outputs.items():
             if not isinstance(value, Tensor) or value.shape[:1] not in ((self.bucket.tokens,), (self.slots,)):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -85,7 +94,7 @@ class BucketInputs:
 
 
 class GraphRunner(BucketInputs):
-    """The forward as a CUDA graph. pool: memory that graphs share, from torch.cuda.graph_pool_handle()."""
+    """The forward as a CUDA graph. pool: memory shared by several graphs, from torch.cuda.graph_pool_handle()."""
 
     def __init__(self, model: nn.Module, bucket: Bucket, pool: Any, stream: torch.cuda.Stream) -> None:
         super().__init__(model, bucket)
@@ -103,9 +112,9 @@ class GraphRunner(BucketInputs):
 
 
 class CompiledModel:
-    """A model whose inference calls replay CUDA graphs; made by `compile`, which documents it.
+    """A model whose inference calls replay CUDA graphs; see `compile`, which returns one.
 
-    calls: how many went to each bucket, and to the model itself with the reason. Any other attribute is the model's.
+    calls: how many calls went to each bucket, and to the model itself by reason. Any other attribute is the model's.
     """
 
     def __init__(
@@ -123,7 +132,7 @@ class CompiledModel:
         self._positions: int = config.max_position_embeddings
         self._words = next(berts(model)).embeddings.word_embeddings
         self._captured_from, self._invariant = self._state(), is_batch_invariant()
-        # The largest first: the smaller ones then find room in its memory.
+        # The largest first, so that the smaller ones fit into its memory.
         self._runners = {} if make_runner is None else {bucket: make_runner(bucket) for bucket in reversed(self.buckets)}
 
     def __getattr__(self, name: str) -> Any:
@@ -145,10 +154,14 @@ class CompiledModel:
     ) -> Any:
         """As the model's forward; see `compile`."""
         inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "position_ids": position_ids, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen,
-        }  # fmt: skip
-        reason = self._obstacle(inputs, kwargs)
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": max_seqlen,
+        }
+        reason = self._why_not_replay(inputs, kwargs)
         packed, bucket = None, None
         if reason is None:
             packed = pack(inputs, self._positions)
@@ -157,7 +170,7 @@ class CompiledModel:
             bucket = self.bucket_for(packed)
             reason = None if bucket else "no bucket holds so many tokens and sequences"
         if bucket is None or not isinstance(packed, Packed):
-            self._note(str(reason))
+            self._count_model_call(str(reason))
             given = {name: value for name, value in inputs.items() if value is not None}
             return self.model(**given, **kwargs, **({} if return_dict is None else {"return_dict": return_dict}))
         self.calls[f"{bucket.tokens} tokens, {bucket.sequences} sequences"] += 1
@@ -166,21 +179,23 @@ class CompiledModel:
         return outputs if wanted else outputs.to_tuple()
 
     def bucket_for(self, packed: Packed) -> Bucket | None:
-        """The smallest that holds the batch, or None."""
-        fitting = (one for one in self.buckets if packed.tokens <= one.tokens and len(packed.lengths) <= one.sequences)
-        return next(fitting, None)
+        """The smallest bucket that holds the batch, or None."""
+        for bucket in self.buckets:
+            if packed.tokens <= bucket.tokens and len(packed.lengths) <= bucket.sequences:
+                return bucket
+        return None
 
     def _replay(self, runner: Runner, packed: Packed, bucket: Bucket) -> ModelOutput:
         if self._stream is None:
             with self._lock:
                 runner.fill(packed)
-                return owned(runner.run(), packed, bucket)
+                return copy_outputs(runner.run(), packed, bucket)
         caller = torch.cuda.current_stream(self._stream.device)
-        # One stream for all callers: buffers are free for the next call once this one's work on them is queued.
+        # One stream for all callers: the next call may use the buffers once this one's work on them is queued.
         with self._lock, torch.cuda.stream(self._stream):
             self._stream.wait_stream(caller)
             runner.fill(packed)
-            outputs = owned(runner.run(), packed, bucket)
+            outputs = copy_outputs(runner.run(), packed, bucket)
             for tensor in (packed.input_ids, packed.token_type_ids, packed.position_ids):
                 if tensor.is_cuda:
                     tensor.record_stream(self._stream)
@@ -189,8 +204,8 @@ class CompiledModel:
             value.record_stream(caller)
         return outputs
 
-    def _obstacle(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> str | None:
-        """Why a graph cannot answer this call, or None."""
+    def _why_not_replay(self, inputs: dict[str, Any], kwargs: dict[str, Any]) -> str | None:
+        """Why the call goes to the model instead of a graph, or None."""
         if not self._runners:
             return ON_CPU
         if self.model.training:
@@ -225,7 +240,7 @@ class CompiledModel:
         weight = self._words.weight
         return weight.data_ptr(), weight.dtype, weight.device
 
-    def _note(self, reason: str) -> None:
+    def _count_model_call(self, reason: str) -> None:
         key = f"model: {reason}"
         if key not in self.calls and reason != ON_CPU:
             warnings.warn(f"fastbert.compile: this call goes to the model without a graph: {reason}", stacklevel=3)
@@ -233,19 +248,19 @@ class CompiledModel:
 
 
 def compile(model: nn.Module, buckets: Iterable[Bucket | tuple[int, int]] | None = None) -> CompiledModel:
-    """The model, with calls for inference answered by CUDA graphs, one per bucket, captured now.
+    """The model with its inference calls run as CUDA graphs, one per bucket, captured now.
 
-    model: one of fastbert's BERT classes in eval mode, on the device it will stay on. buckets: (most tokens, most sequences)
-    of a batch; DEFAULT_BUCKETS where None, as far as one sequence of them has positions.
-    The result is called as the model is, with input_ids, attention_mask, token_type_ids and position_ids, or packed with
-    cu_seqlens, and returns what the model returns; outputs are the caller's, no later call writes to them, and tensors on the
-    CPU are taken as they are. At padding positions every output of tokens holds zeros, logits of question answering less than
-    any other of their row. Threads may call at once; they take turns. A call that no graph can answer (more tokens than any
-    bucket, labels, gradients, a sequence that begins with padding, padding="exact") goes to the model, with a warning for each
-    reason; `calls` counts both.
-    Weights changed in place are seen; a model that was moved or cast must be compiled again.
+    model: one of fastbert's BERT classes in eval mode, on the device it will stay on.
+    buckets: (most tokens, most sequences) of a batch. None for DEFAULT_BUCKETS, without those for a single sequence longer
+        than the model has positions.
+    The result is called like the model, with input_ids, attention_mask, token_type_ids and position_ids, or packed with
+    cu_seqlens, and returns what the model returns. Inputs may be on the CPU; no later call writes to the outputs. Token
+    outputs are zero at padding, question-answering logits there lie below all others of their row. Threads may call at the
+    same time; they take turns. A call that no graph can run (more tokens than any bucket, labels, gradients, a sequence that
+    begins with padding, padding="exact") goes to the model, with one warning per reason; `calls` counts both kinds.
+    Weights may be changed in place; a model that was moved or cast must be compiled again.
     On a CPU there are no graphs: every call goes to the model, and `calls` says so.
-    Each graph keeps its outputs: for a head over the vocabulary choose buckets of few tokens.
+    Each graph keeps its outputs in memory: for a head over the vocabulary choose buckets of few tokens.
     Raises ValueError for a model in training mode, without an encoder of fastbert's, or for buckets it cannot fill.
     """
     if model.training:
@@ -254,8 +269,7 @@ def compile(model: nn.Module, buckets: Iterable[Bucket | tuple[int, int]] | None
         raise ValueError(f"expected one of fastbert's BERT classes, got {type(model).__name__}: see fastbert.accelerate")
     config: Any = model.config
     if buckets is None:
-        usual = (one for one in DEFAULT_BUCKETS if one.sequences > 1 or one.tokens <= config.max_position_embeddings)
-        chosen = list(usual)
+        chosen = [one for one in DEFAULT_BUCKETS if one.sequences > 1 or one.tokens <= config.max_position_embeddings]
     else:
         chosen = [one if isinstance(one, Bucket) else Bucket(*one) for one in buckets]
         if not chosen:

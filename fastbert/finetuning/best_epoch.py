@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from fastbert.training import checkpoints
-from fastbert.training.trainer import raise_of_disk
+from fastbert.training.trainer import raise_disk_error
 from fastbert.utils.checkpoints import quiet
 from fastbert.utils.files import copy_whole
 
@@ -61,7 +61,7 @@ class BestEpoch:
             checkpoints.install(staging, self.path, {"metrics": metrics, "epoch": epoch})
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise_of_disk(error, f"the model of epoch {epoch:g} to {self.path}")
+            raise_disk_error(error, f"the model of epoch {epoch:g} to {self.path}")
             raise
         self.metrics, self.epoch = dict(metrics), epoch
 

@@ -1,4 +1,4 @@
-"""What every task gives to training and evaluation, whichever model the features go through."""
+"""A task's data: features for training and evaluation, and metrics; and helpers of the files that load them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from fastbert.utils.errors import InputError
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What decides how files become features.
+    """How files become features.
 
     columns: by role, see the readers. header: whether the first row of a CSV or TSV names its columns. max_length, stride: in
     tokens, None for the task's own. regression: labels are numbers; None leaves it to the file. format: of both files, None for
@@ -50,49 +50,51 @@ class TaskData(ABC):
 
     @abstractmethod
     def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        """The metrics of `features.predict` on the evaluation data."""
+        """The metrics of the outputs of `features.predict` for the evaluation data."""
 
     @abstractmethod
     def baseline(self) -> float:
-        """The headline of an answer that knows nothing of the input; a run no better is called degenerate."""
+        """The headline metric without looking at the input; a run that is no better is called degenerate."""
 
     def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
-        """(labels, counts (labels, labels), right by guessed), where the task has labels."""
+        """(labels, counts (labels, labels): expected by predicted), or None where the task has no labels."""
         return None
 
     def decided(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """What inference needs to know and evaluation found out: more entries of `fastbert_task` in the configuration."""
+        """What evaluation decided for inference: further entries of `fastbert_task` in the configuration."""
         return {}
 
 
 def sorted_labels(names: Iterable[str]) -> list[str]:
-    """Each once, by number where all are integers, else by alphabet."""
+    """The distinct labels, in the order of numbers if all are integers, else of the alphabet."""
     found = set(names)
     numeric = all(name.isascii() and name.removeprefix("-").isdigit() for name in found)
     return sorted(found, key=int) if numeric else sorted(found)
 
 
-def as_checkpoint_has_them(names: list[str], config: Any) -> list[str]:
-    """The labels in the order of the checkpoint's head where they are the same, so that it can be trained further."""
-    known = [config.id2label[number] for number in sorted(config.id2label)]
+def in_order_of_checkpoint(names: list[str], config: Any) -> list[str]:
+    """The labels in the order of the checkpoint's head if it has the same ones, so that its training can be continued."""
+    known = [config.id2label[i] for i in sorted(config.id2label)]
     return known if sorted(known) == sorted(names) else names
 
 
 def label_settings(names: Sequence[str]) -> dict[str, Any]:
+    """The entries of a configuration for these labels."""
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
     }
 
 
-def length_limit(asked: int | None, usual: int, config: Any) -> int:
-    """Tokens of a sequence. Raises InputError where the model has no positions for them."""
+def length_limit(chosen: int | None, default: int, config: Any) -> int:
+    """The maximum number of tokens of a sequence. Raises InputError where the model has too few positions."""
     most = config.max_position_embeddings
-    if asked is not None and not 8 <= asked <= most:
-        raise InputError(f"expected a max_length from 8 to {most}, the model's positions, got {asked}")
-    return min(usual, most) if asked is None else asked
+    if chosen is not None and not 8 <= chosen <= most:
+        raise InputError(f"expected a max_length from 8 to {most}, the model's positions, got {chosen}")
+    return min(default, most) if chosen is None else chosen
 
 
 def cut_note(what: str, cut: int, of: int, max_length: int) -> list[str]:
-    return [f"{what}: {cut:,} of {of:,} are longer than {max_length} tokens and lose their end"] if cut else []
+    """The note, if any, that sequences were longer than max_length. cut, of: how many, and of how many."""
+    return [f"{what}: {cut:,} of {of:,} are longer than {max_length} tokens and are cut"] if cut else []

@@ -17,7 +17,10 @@ from .data import DataOptions, TaskData, length_limit
 
 @dataclass
 class Spans(TaskData):
-    """asked: the evaluation data. windows: of which each feature of it is made. with_none: questions may have no answer."""
+    """Questions about contexts.
+
+    asked: the evaluation data. windows: of which each feature of it is made. with_none: questions may have no answer.
+    """
 
     asked: Questions
     windows: list[ContextWindow]
@@ -32,18 +35,22 @@ class Spans(TaskData):
             self.headline = "best_f1"
 
     def answers(self, outputs: Sequence[np.ndarray]) -> dict[str, Answers]:
-        """The n best answers by the question's id."""
+        """The n best answers, by the id of the question."""
         grouped: dict[int, list[int]] = {}
-        for number, window in enumerate(self.windows):
-            grouped.setdefault(window.example, []).append(number)
+        for i, window in enumerate(self.windows):
+            grouped.setdefault(window.example, []).append(i)
         found = {}
-        for example, numbers in grouped.items():
+        for example, indices in grouped.items():
             asked = self.asked.examples[example]
-            starts, ends = [outputs[one][:, 0] for one in numbers], [outputs[one][:, 1] for one in numbers]
+            starts, ends = [outputs[i][:, 0] for i in indices], [outputs[i][:, 1] for i in indices]
             found[asked.key] = best_answers(
-                [self.windows[one] for one in numbers], starts, ends, asked.context,
-                max_answer_length=self.max_answer_length, allow_none=self.with_none,
-            )  # fmt: skip
+                [self.windows[i] for i in indices],
+                starts,
+                ends,
+                asked.context,
+                max_answer_length=self.max_answer_length,
+                allow_none=self.with_none,
+            )
         return found
 
     def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
@@ -58,7 +65,7 @@ class Spans(TaskData):
         return metrics
 
     def baseline(self) -> float:
-        """The better F1 of two habits: the whole context as the answer, and never an answer."""
+        """The better F1 of two constant answers: the whole context, and none."""
         right = {one.key: [text for text, _ in one.answers] for one in self.asked.examples}
         whole = squad_metrics({one.key: one.context for one in self.asked.examples}, right)["f1"]
         return max(whole, squad_metrics(dict.fromkeys(right, ""), right)["f1"])
@@ -68,27 +75,36 @@ class Spans(TaskData):
 
 
 def load_questions(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
-    """Raises InputError where a file is not as SQuAD's are."""
+    """The task `qa`. Raises InputError where a file has not the format of SQuAD."""
     max_length = length_limit(options.max_length, QA_MAX_LENGTH, config)
     stride = min(QA_STRIDE, max_length // 3) if options.stride is None else options.stride
     train, evaluation = (
         read_squad(file, header=options.header, format_=options.format) for file in (options.train, options.evaluation)
     )
-    notes = [f"windows of {max_length} tokens that share {stride}"]
+    notes = [f"windows of {max_length} tokens with an overlap of {stride}"]
     windows = _windows(train, tokenizer, max_length, stride, notes)
     features = _labelled(train, windows, notes)
     evaluation_windows = _windows(evaluation, tokenizer, max_length, stride, notes)
     settings = {
         "fastbert_task": {
-            "task": "qa", "max_length": max_length, "stride": stride, "max_answer_length": options.max_answer_length,
+            "task": "qa",
+            "max_length": max_length,
+            "stride": stride,
+            "max_answer_length": options.max_answer_length,
             "with_none": train.some_unanswerable,
         }
-    }  # fmt: skip
+    }
     unlabelled = [Feature(((window.input_ids, window.token_type_ids),)) for window in evaluation_windows]
     return Spans(
-        features, unlabelled, settings, notes, evaluation, evaluation_windows, train.some_unanswerable,
+        features,
+        unlabelled,
+        settings,
+        notes,
+        evaluation,
+        evaluation_windows,
+        train.some_unanswerable,
         options.max_answer_length,
-    )  # fmt: skip
+    )
 
 
 def _windows(data: Questions, tokenizer: Any, max_length: int, stride: int, notes: list[str]) -> list[ContextWindow]:
@@ -104,7 +120,7 @@ def _windows(data: Questions, tokenizer: Any, max_length: int, stride: int, note
 
 
 def _labelled(data: Questions, windows: list[ContextWindow], notes: list[str]) -> list[Feature]:
-    """Windows without the answer are labelled with [CLS], as the paper's own script does."""
+    """Windows with their labels; those without the answer are labelled with [CLS], as in run_squad.py of the original BERT."""
     features, found = [], set()
     several = sum(len(set(one.answers)) > 1 for one in data.examples)
     for window in windows:
@@ -117,9 +133,11 @@ def _labelled(data: Questions, windows: list[ContextWindow], notes: list[str]) -
         features.append(Feature(((window.input_ids, window.token_type_ids),), labels))
     if several:
         notes.append(f"{data.file}: {several:,} questions have several answers, of which the first is trained on")
-    lost = sum(bool(one.answers) and number not in found for number, one in enumerate(data.examples))
+    lost = sum(bool(one.answers) and i not in found for i, one in enumerate(data.examples))
     if lost:
-        notes.append(f"{data.file}: {lost:,} answers are longer than what windows share and whole in none: --stride helps")
+        notes.append(
+            f"{data.file}: {lost:,} answers are longer than the overlap of windows and whole in none: a larger --stride helps"
+        )
     return features
 
 

@@ -1,4 +1,4 @@
-"""`classify`, `pair` and `choice`: one answer per row."""
+"""`classify`, `pair` and `choice`: one label, number or choice for each row."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,28 +13,28 @@ from fastbert.tasks.metrics import classification_metrics, regression_metrics
 from fastbert.tasks.sentences import Sentences, read_sentences
 from fastbert.utils.errors import InputError
 
-from .data import DataOptions, TaskData, as_checkpoint_has_them, cut_note, label_settings, length_limit, sorted_labels
+from .data import DataOptions, TaskData, cut_note, in_order_of_checkpoint, label_settings, length_limit, sorted_labels
 
 MAX_LENGTH = 512
 
 
 @dataclass
 class Rows(TaskData):
-    """wanted: what is right for each row of the evaluation data."""
+    """expected: the label, number or choice of each row of the evaluation data."""
 
-    wanted: np.ndarray
+    expected: np.ndarray
 
     def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
         names = list(self.settings.get("id2label", {}).values())
         counts = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(counts, (self.wanted, _best(outputs)), 1)
+        np.add.at(counts, (self.expected, _best(outputs)), 1)
         return names, counts
 
     def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        return classification_metrics(_best(outputs).tolist(), self.wanted.tolist(), self.settings["num_labels"])
+        return classification_metrics(_best(outputs).tolist(), self.expected.tolist(), self.settings["num_labels"])
 
     def baseline(self) -> float:
-        return max(Counter(self.wanted.tolist()).values()) / len(self.wanted)
+        return max(Counter(self.expected.tolist()).values()) / len(self.expected)
 
 
 @dataclass
@@ -52,10 +52,10 @@ class Scored(Rows):
         return None
 
     def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        return regression_metrics([float(one[0]) for one in outputs], self.wanted.tolist())
+        return regression_metrics([float(one[0]) for one in outputs], self.expected.tolist())
 
     def baseline(self) -> float:
-        return min(2.0 / len(self.wanted) ** 0.5, 0.99)  # two standard errors of no correlation
+        return min(2.0 / len(self.expected) ** 0.5, 0.99)  # two standard errors, where nothing is correlated
 
 
 @dataclass
@@ -67,14 +67,17 @@ class Chosen(Rows):
         return None
 
     def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        return {"accuracy": float(np.mean(_best(outputs) == self.wanted))}
+        return {"accuracy": float(np.mean(_best(outputs) == self.expected))}
 
 
 def load_sentences(options: DataOptions, tokenizer: Any, config: Any, *, pair: bool) -> TaskData:
-    """Raises InputError where a file cannot be read as the task's, or evaluation has a label that training has not."""
+    """`classify` or `pair`. Raises InputError where a file cannot be read, or evaluation has a label that training has not."""
     settings: dict[str, Any] = {
-        "columns": options.columns, "header": options.header, "pair": pair, "format_": options.format,
-    }  # fmt: skip
+        "columns": options.columns,
+        "header": options.header,
+        "pair": pair,
+        "format_": options.format,
+    }
     train = read_sentences(options.train, **settings, regression=options.regression)
     regression = train.regression
     evaluation = read_sentences(options.evaluation, **settings, regression=regression)
@@ -90,23 +93,23 @@ def load_sentences(options: DataOptions, tokenizer: Any, config: Any, *, pair: b
         notes.append("labels are numbers: regression")
         model = {"num_labels": 1, "problem_type": "regression"}
     else:
-        names = as_checkpoint_has_them(sorted_labels(str(example.label) for example in train.examples), config)
+        names = in_order_of_checkpoint(sorted_labels(str(example.label) for example in train.examples), config)
         if len(names) < 2:
             raise InputError(f"expected at least two labels in {options.train}, got {', '.join(names)}")
         model = {**label_settings(names), "problem_type": "single_label_classification"}
         notes.append(f"{len(names)} labels: {_some(names)}")
     model["fastbert_task"] = {"task": "pair" if pair else "classify", "max_length": max_length}
-    numbers = {name: number for number, name in enumerate(names)}
-    train_features, cut = _features(train, numbers, tokenizer, max_length)
+    label_ids = {name: i for i, name in enumerate(names)}
+    train_features, cut = _features(train, label_ids, tokenizer, max_length)
     notes += cut_note(str(options.train), cut, len(train_features), max_length)
-    features, cut = _features(evaluation, numbers, tokenizer, max_length)
+    features, cut = _features(evaluation, label_ids, tokenizer, max_length)
     notes += cut_note(str(options.evaluation), cut, len(features), max_length)
-    wanted = np.array([feature.labels["labels"] for feature in features])
-    return (Scored if regression else Labelled)(train_features, features, model, notes, wanted)
+    expected = np.array([feature.labels["labels"] for feature in features])
+    return (Scored if regression else Labelled)(train_features, features, model, notes, expected)
 
 
 def load_choices(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
-    """Raises InputError where a file cannot be read as the task's, or the numbers of endings differ."""
+    """`choice`. Raises InputError where a file cannot be read, or the numbers of endings differ."""
     max_length = length_limit(options.max_length, MAX_LENGTH, config)
     data = [
         read_choices(file, columns=options.columns, header=options.header, format_=options.format)
@@ -124,19 +127,21 @@ def load_choices(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
         notes += cut_note(f"{one.table.file}, endings", cut, len(made) * count, max_length)
         features.append(made)
     settings = {"num_labels": count, "fastbert_task": {"task": "choice", "max_length": max_length}}
-    wanted = np.array([feature.labels["labels"] for feature in features[1]])
-    return Chosen(features[0], features[1], settings, notes, wanted)
+    expected = np.array([feature.labels["labels"] for feature in features[1]])
+    return Chosen(features[0], features[1], settings, notes, expected)
 
 
-def _features(data: Sentences, numbers: dict[str, int], tokenizer: Any, max_length: int) -> tuple[list[Feature], int]:
+def _features(data: Sentences, label_ids: dict[str, int], tokenizer: Any, max_length: int) -> tuple[list[Feature], int]:
     labels: list[int | float] = []
     for example in data.examples:
         if isinstance(example.label, float):
             labels.append(example.label)
-        elif example.label not in numbers:
-            raise data.table.error(example.line, f"a label of the training data ({_some(list(numbers))})", repr(example.label))
+        elif example.label not in label_ids:
+            raise data.table.error(
+                example.line, f"a label of the training data ({_some(list(label_ids))})", repr(example.label)
+            )
         else:
-            labels.append(numbers[str(example.label)])
+            labels.append(label_ids[str(example.label)])
     pairs = [example.pair or "" for example in data.examples] if "pair" in data.columns else None
     encoded, cut = encode(tokenizer, [example.text for example in data.examples], pairs, max_length)
     return [Feature((one,), {"labels": label}) for one, label in zip(encoded, labels)], cut

@@ -1,4 +1,4 @@
-"""`tag`: a tag per word, of whichever scheme the training data has."""
+"""`tag`: a tag for each word, in the scheme of the training data."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from fastbert.tasks.tagged import Tagged, read_tagged
 from fastbert.tasks.tags import OUTSIDE, SCHEMES, all_tags, scheme_of, tag_type, word_logits, word_tags
 from fastbert.tasks.windows import WordWindow, word_windows
 
-from .data import DataOptions, TaskData, as_checkpoint_has_them, label_settings, length_limit
+from .data import DataOptions, TaskData, in_order_of_checkpoint, label_settings, length_limit
 
 MAX_LENGTH, STRIDE = 512, 128
 
 
 @dataclass
 class Tags(TaskData):
-    """tagged: the evaluation data. windows: of which each feature of it is made."""
+    """Tags of words. tagged: the evaluation data. windows: of which each feature of it is made."""
 
     tagged: Tagged
     windows: list[WordWindow]
@@ -30,48 +30,48 @@ class Tags(TaskData):
     head = "BertForTokenClassification"
     headline = "f1"
 
-    def guessed(self, outputs: Sequence[np.ndarray]) -> list[list[str]]:
+    def predicted_tags(self, outputs: Sequence[np.ndarray]) -> list[list[str]]:
         """A tag for every word of every sentence."""
         names = list(self.settings["id2label"].values())
         grouped: list[list[int]] = [[] for _ in self.tagged.examples]
-        for number, window in enumerate(self.windows):
-            grouped[window.example].append(number)
+        for i, window in enumerate(self.windows):
+            grouped[window.example].append(i)
         return [
             word_tags(
-                word_logits([self.windows[one] for one in numbers], [outputs[one] for one in numbers], len(example.words)),
+                word_logits([self.windows[i] for i in indices], [outputs[i] for i in indices], len(example.words)),
                 names,
             )[0]
-            for numbers, example in zip(grouped, self.tagged.examples)
+            for indices, example in zip(grouped, self.tagged.examples)
         ]
 
     def score(self, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        return entity_metrics(self.guessed(outputs), [example.tags or () for example in self.tagged.examples])
+        return entity_metrics(self.predicted_tags(outputs), [example.tags or () for example in self.tagged.examples])
 
     def baseline(self) -> float:
         return 0.0
 
     def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
-        """By type, whatever the mark, word by word."""
+        """Of entity types, word by word; the marks of the scheme (B, I, ...) are not told apart."""
         types = list(dict.fromkeys(tag_type(name) for name in self.settings["id2label"].values()))
         counts = np.zeros((len(types), len(types)), np.int64)
-        for example, tags in zip(self.tagged.examples, self.guessed(outputs)):
-            for right, guess in zip(example.tags or (), tags):
-                counts[types.index(tag_type(right)), types.index(tag_type(guess))] += 1
+        for example, tags in zip(self.tagged.examples, self.predicted_tags(outputs)):
+            for expected, predicted in zip(example.tags or (), tags):
+                counts[types.index(tag_type(expected)), types.index(tag_type(predicted))] += 1
         return types, counts
 
 
 def load_tagged(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
-    """Raises InputError where a file cannot be read, or evaluation has a type or a mark that training has not."""
+    """The task `tag`. Raises InputError where a file cannot be read, or evaluation has a type or mark that training has not."""
     max_length = length_limit(options.max_length, MAX_LENGTH, config)
     stride = min(STRIDE, max_length // 4) if options.stride is None else options.stride
     train, evaluation = (read_tagged(file, tokenizer, format_=options.format) for file in (options.train, options.evaluation))
     tags = {tag for example in train.examples for tag in example.tags or ()}
-    names = as_checkpoint_has_them(all_tags(tags), config)
+    names = in_order_of_checkpoint(all_tags(tags), config)
     types = sorted({tag_type(tag) for tag in tags} - {OUTSIDE})
     scheme = scheme_of(tags)
     _check_tags(evaluation, types, scheme)
     notes = [f"{len(types)} types: {', '.join(types)}; tags of {scheme}"]
-    numbers = {name: number for number, name in enumerate(names)}
+    label_ids = {name: i for i, name in enumerate(names)}
     features, windows = [], []
     for data in (train, evaluation):
         cut = list(word_windows(tokenizer, [one.words for one in data.examples], max_length=max_length, stride=stride))
@@ -79,28 +79,28 @@ def load_tagged(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
         notes.append(f"{data.file}: {data.format}; {len(data.examples):,} sentences, {count:,} words")
         if len(cut) > len(data.examples):
             long = sum(number > 1 for number in Counter(window.example for window in cut).values())
-            notes.append(f"{data.file}: {long:,} sentences in windows of {max_length} tokens that share {stride}")
+            notes.append(f"{data.file}: {long:,} sentences in windows of {max_length} tokens with an overlap of {stride}")
         if data.mixed_words:
-            notes.append(f"{data.file}: {data.mixed_words:,} words are cut by the border of a span and tagged whole")
-        features.append([_feature(window, data, numbers) for window in cut])
+            notes.append(f"{data.file}: {data.mixed_words:,} words are cut by the edge of a span and tagged whole")
+        features.append([_feature(window, data, label_ids) for window in cut])
         windows.append(cut)
     task = {"task": "tag", "max_length": max_length, "stride": stride, "characters": train.characters}
     settings = {**label_settings(names), "fastbert_task": task}
     return Tags(features[0], features[1], settings, notes, evaluation, windows[1])
 
 
-def _feature(window: WordWindow, data: Tagged, numbers: dict[str, int]) -> Feature:
+def _feature(window: WordWindow, data: Tagged, label_ids: dict[str, int]) -> Feature:
     tags = data.examples[window.example].tags or ()
-    labels = np.array([IGNORE_INDEX if word < 0 else numbers[tags[word]] for word in window.words.tolist()], np.int64)
+    labels = np.array([IGNORE_INDEX if word < 0 else label_ids[tags[word]] for word in window.words.tolist()], np.int64)
     return Feature(((window.input_ids, window.token_type_ids),), {"labels": labels})
 
 
 def _check_tags(data: Tagged, types: Sequence[str], scheme: str) -> None:
     for example in data.examples:
-        for place, tag in enumerate(example.tags or ()):
+        for i, tag in enumerate(example.tags or ()):
             if tag == OUTSIDE:
                 continue
-            line = example.line + (place if data.format.startswith("CoNLL") else 0)
+            line = example.line + (i if data.format.startswith("CoNLL") else 0)
             if tag_type(tag) not in types:
                 raise input_error(data.file, line, f"a type of the training data ({', '.join(types)})", repr(tag))
             if tag[0] not in SCHEMES[scheme]:

@@ -1,4 +1,4 @@
-"""The part of a context of any length that answers a question."""
+"""Question answering: the part of a context of any length that answers a question."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
@@ -12,16 +12,17 @@ from fastbert.tasks.windows import MAX_QUESTION_LENGTH, QA_MAX_LENGTH, QA_STRIDE
 from fastbert.utils.errors import InputError
 
 from .classification import is_pair
-from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
+from .engine import rows_of, stream
 from .loading import Model, load, require_offsets
-from .saved import Saved
+from .saved_settings import SavedSettings
+from .task import Batch, Encoded, Row, Task, to_host
 
 CLASSES = ("BertForQuestionAnswering",)
 Found = list[dict[str, Any]]
 
 
 class Answering(Task[Found]):
-    """The best answers to each (question, context). Arguments as of `answer`."""
+    """The best answers to each (question, context). Arguments: see `answer`."""
 
     def __init__(
         self,
@@ -37,16 +38,16 @@ class Answering(Task[Found]):
     ) -> None:
         super().__init__(load(model, CLASSES, device=device, dtype=dtype))
         require_offsets(self.loaded)
-        self.saved = Saved(self.loaded, "qa")
+        self.saved = SavedSettings(self.loaded, "qa")
         self.max_length, self.stride = self.saved.lengths(max_length, stride, (QA_MAX_LENGTH, QA_STRIDE))
-        self.top, self.max_answer_length = top, self.saved.take("max_answer_length", max_answer_length, MAX_ANSWER_LENGTH)
+        self.top, self.max_answer_length = top, self.saved.get("max_answer_length", max_answer_length, MAX_ANSWER_LENGTH)
         if top < 1 or self.max_answer_length < 1:
             raise InputError(f"expected top and max_answer_length of at least 1, got {top} and {self.max_answer_length}")
         self.null_threshold: float | None
         if isinstance(null_threshold, str):
-            # Fine-tuning with questions that have no answer scores with 0 until evaluation finds a better one.
-            usual = 0.0 if self.saved.take("with_none", None, False) else None
-            self.null_threshold = self.saved.take("null_threshold", None, usual)
+            # Fine-tuning with unanswerable questions saves no threshold before its first evaluation: 0, as it scores then.
+            default = 0.0 if self.saved.get("with_none", None, False) else None
+            self.null_threshold = self.saved.get("null_threshold", None, default)
         else:
             self.null_threshold = null_threshold
 
@@ -58,34 +59,39 @@ class Answering(Task[Found]):
         for window in question_windows(
             self.loaded.tokenizer, questions, contexts, max_length=self.max_length, stride=self.stride
         ):
-            several = found[window.example]
-            if window.question_cut and not several:
-                self.notes.add(f"questions cut at {MAX_QUESTION_LENGTH} tokens or less", rows[window.example].place)
-            several.append(Encoded(window.input_ids, window.token_type_ids, window))
+            windows = found[window.example]
+            if window.question_cut and not windows:
+                self.notes.add(f"questions cut at {MAX_QUESTION_LENGTH} tokens or less", rows[window.example].location)
+            windows.append(Encoded(window.input_ids, window.token_type_ids, window))
         return found
 
     def _check(self, row: Row) -> None:
         if not is_pair(row.value):
-            raise InputError(f"expected a pair of question and context, got {type(row.value).__name__} in {row.place}")
+            raise InputError(f"expected a pair of question and context, got {type(row.value).__name__} in {row.location}")
         for name, text in zip(("questions", "contexts"), row.value):
             if not text.strip():
-                self.notes.add(f"empty {name}", row.place)
+                self.notes.add(f"empty {name}", row.location)
 
     def forward(self, batch: Batch) -> Tensor:
         outputs = self.loaded.model(**batch.inputs)
         return torch.stack([outputs.start_logits, outputs.end_logits], -1).float()
 
     def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
-        return np.split(host(outputs, self), batch.bounds[1:-1])
+        return np.split(to_host(outputs, self), batch.bounds[1:-1])
 
-    def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[np.ndarray]) -> Found:
+    def decode(self, row: Row, sequences: Sequence[Encoded], outputs: Sequence[np.ndarray]) -> Found:
         answers = best_answers(
-            [one.extra for one in sequences], [one[:, 0] for one in outcomes], [one[:, 1] for one in outcomes], row.value[1],
-            n_best=max(self.top, N_BEST), max_answer_length=self.max_answer_length,
+            [window.extra for window in sequences],
+            [logits[:, 0] for logits in outputs],
+            [logits[:, 1] for logits in outputs],
+            row.value[1],
+            n_best=max(self.top, N_BEST),
+            max_answer_length=self.max_answer_length,
             allow_none=self.null_threshold is not None,
-        )  # fmt: skip
+        )
         found: Found = [
-            {"answer": one.text, "score": one.probability, "start": one.start, "end": one.end} for one in answers.best
+            {"answer": answer.text, "score": answer.probability, "start": answer.start, "end": answer.end}
+            for answer in answers.best
         ]
         if self.null_threshold is not None and answers.choose(self.null_threshold) is None:
             found.insert(0, {"answer": "", "score": answers.null_probability, "start": 0, "end": 0})
@@ -140,27 +146,33 @@ def answer(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[Found] | Found:
-    """For each question its `top` best answers in its context, best first; for one question and one context its answers.
+    """Finds the `top` best answers to each question in its context.
 
-    Each is {"answer": context[start:end], "score": probability among the 20 best (or `top`) spans, "start", "end": in
-    characters}; none where the context is empty. Texts are read in windows of max_length tokens that share `stride` (None for
-    128 or a third of the window), so no part of a context is lost. Where the checkpoint was fine-tuned by fastbert, None means
-    the lengths, and "saved" the null_threshold, that it holds.
-    questions, contexts: as many of one as of the other. null_threshold: None always answers, as "saved" does where
-    nothing is saved; a number lets a SQuAD 2.0 model say that there is no answer, as an empty one that comes first, where that
-    scores better than the best answer by more.
-    model: a name, a folder or (model, tokenizer) of class BertForQuestionAnswering. max_answer_length: in tokens.
-    batch_tokens, device, dtype: as of `fastbert.embed`. Warns of empty texts and of questions that were cut. Raises
-    InputError, naming the row or the checkpoint, for what cannot be run.
+    Returns a list of answers per question, best first; for one question and one context its list. An answer is
+    {"answer": context[start:end], "score": probability among the 20 (or `top`) best spans, "start", "end": in characters};
+    there are none where the context is empty.
+    questions, contexts: as many of one as of the other. model: a name, a folder or (model, tokenizer) of class
+    BertForQuestionAnswering. null_threshold: None always answers; a number lets a SQuAD 2.0 model put an empty answer first
+    where its score exceeds that of the best answer by more than the number; "saved" is what fine-tuning saved, else None.
+    max_length, stride: tokens of the windows in which a context is read, so that no part is lost, and tokens that two windows
+    share; None for what fine-tuning saved, else 384 and 128 or a third of the window. max_answer_length: in tokens.
+    batch_tokens, device, dtype: see `fastbert.embed`. Warns of empty texts and of questions that were cut. Raises InputError,
+    naming the row or the checkpoint, for what cannot be run.
     """
     single = isinstance(questions, str)
     if single != isinstance(contexts, str):
         raise InputError("expected one question and one context, or several of both, got one and several")
     pairs: Iterable[Any] = [(questions, contexts)] if single else _pairs(questions, contexts)
     task = Answering(
-        model, top=top, null_threshold=null_threshold, max_length=max_length, stride=stride,
-        max_answer_length=max_answer_length, device=device, dtype=dtype,
-    )  # fmt: skip
+        model,
+        top=top,
+        null_threshold=null_threshold,
+        max_length=max_length,
+        stride=stride,
+        max_answer_length=max_answer_length,
+        device=device,
+        dtype=dtype,
+    )
     found = [answers for _, answers in stream(task, rows_of(pairs), batch_tokens=batch_tokens)]
     task.notes.warn()
     return found[0] if single else found

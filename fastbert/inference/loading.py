@@ -17,17 +17,18 @@ from fastbert.utils.vocabulary import advice, misfit
 
 from .sentence_folder import SentenceFolder, read_sentence_folder
 
-# A name or a folder, or (model, tokenizer), the model one of fastbert's classes in eval mode.
+# A name or a folder, or (model, tokenizer) with a model of fastbert's classes in eval mode.
 Model = str | Path | tuple[Any, Any]
-# What `classifier` is of cannot be told from its weights.
+# Classes whose weights have the same names and shapes.
 ALIKE = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """name: for messages. limit: most tokens of a sequence, special ones included. path: of the weights, None for a pair.
+    """A model with its tokenizer.
 
-    folder: what sentence-transformers saved beside them, None where it did not.
+    name: for messages. limit: most tokens of a sequence, special ones included. path: of the weights, None for a given pair.
+    folder: what sentence-transformers saved with the weights, None where it did not.
     """
 
     name: str
@@ -55,30 +56,31 @@ def load(
     sentences: str | None = None,
     **kwargs: Any,
 ) -> Loaded:
-    """model: see `Model`. classes: names of fastbert's classes that can do the task; a checkpoint is loaded as the first, or as
-    what stands for it over an encoder that reads in one direction.
+    """Loads a checkpoint for a task, or checks a loaded pair.
 
-    device: None for CUDA if there is one. dtype: None for bfloat16 on CUDA, float32 elsewhere. sentences: the kind of folders
-    of sentence-transformers whose settings are followed. kwargs: of from_pretrained.
+    model: see `Model`. classes: names of fastbert's classes that can do the task; a checkpoint is loaded as the first, or as
+    its counterpart over a left-to-right or shallow encoder. device: None for CUDA if there is one. dtype: None for bfloat16
+    on CUDA, float32 elsewhere. sentences: ENCODER or CROSS_ENCODER, to follow the settings of such a folder of
+    sentence-transformers. kwargs: for from_pretrained.
     Raises InputError, in one line, for a checkpoint that cannot be read, of another architecture or task, or without a weight
-    that the class needs, a tokenizer that is not there or not that of the weights, a pair of other classes or in training
+    that the class needs, a tokenizer that is missing or does not belong to the weights, a pair of other classes or in training
     mode, or a device or dtype beside a pair.
     """
     if isinstance(model, tuple):
         if device is not None or dtype is not None:
-            raise InputError("expected no device or dtype beside a loaded model: it stays where it is")
+            raise InputError("expected no device or dtype beside a loaded model, which is not moved")
         return _checked(*_pair(model, classes), None)
     path = str(model)
     source = open_checkpoint(path)
     folder = None if sentences is None else read_sentence_folder(path, sentences)
-    where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
     if "BertModel" not in classes and is_frozen(source.path):
-        found = _frozen(source.path, classes, kind)
+        found = _frozen(source.path, classes, dtype)
     else:
         head = head_class(classes[0], source.config)
         _refuse_other_tasks(source, classes, path)
-        found, info = source.read(head, dtype=kind, **kwargs)
+        found, info = source.read(head, dtype=dtype, **kwargs)
         missing = sorted(info["missing_keys"])
         if missing:
             more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
@@ -94,12 +96,12 @@ def load(
     tokenizer = source.require_tokenizer()
     if folder is not None:
         folder.prepare(tokenizer)
-    return _checked(found.eval().to(where), tokenizer, path, source.path, folder)
+    return _checked(found.eval().to(target), tokenizer, path, source.path, folder)
 
 
 def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str) -> None:
-    """Raises InputError where `architectures` names another class, whose head can have weights of the same names and shapes."""
-    fit = {one.__name__ for name in classes for one in (LEFT_TO_RIGHT.get(name), SHALLOW.get(name)) if one is not None}
+    """Raises InputError where `architectures` names another class: its head may have weights of the same names and shapes."""
+    fit = {head.__name__ for name in classes for head in (LEFT_TO_RIGHT.get(name), SHALLOW.get(name)) if head is not None}
     fit.update(classes)
     if source.saved_from is not None and source.saved_from not in fit:
         hint = "" if "BertModel" in classes else ": `fastbert finetune` gives it a head"
@@ -108,17 +110,17 @@ def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str)
 
 
 def require_offsets(loaded: Loaded) -> None:
-    """Raises InputError where the tokenizer cannot tell which characters a token stands for."""
+    """Raises InputError where the tokenizer does not map tokens to characters."""
     if not getattr(loaded.tokenizer, "is_fast", False):
         kind = type(loaded.tokenizer).__name__
         raise InputError(f"expected a fast tokenizer, one with a tokenizer.json, in {loaded.name}, got {kind}")
 
 
 def _frozen(path: str, classes: tuple[str, ...], dtype: torch.dtype) -> Any:
-    """An encoder with a head that was trained on its features alone."""
+    """An encoder with a head trained on its frozen features."""
     found = load_frozen(path, dtype=dtype)
-    if found.stands_for not in classes:
-        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.stands_for} in {path}")
+    if found.task_class not in classes:
+        raise InputError(f"expected a head of {' or '.join(classes)}, got one of {found.task_class} in {path}")
     return found
 
 
@@ -127,7 +129,7 @@ def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, s
         raise InputError(f"expected a name, a folder or (model, tokenizer), got a tuple of {len(model)}")
     found, tokenizer = model
     name = getattr(found, "name_or_path", "") or type(found).__name__
-    if getattr(found, "stands_for", type(found).__name__) not in classes:
+    if getattr(found, "task_class", type(found).__name__) not in classes:
         raise InputError(f"expected a model of class {' or '.join(classes)}, got {type(found).__name__}")
     if not any(berts(found)):
         raise InputError(

@@ -1,31 +1,33 @@
-"""What was done to rows beyond running them, counted: nothing is silent."""
+"""What was done to rows beyond running them, such as cutting one: counted, with the first rows it was done to."""
 
 import warnings
 from dataclasses import dataclass, field
 
-SHOWN_PLACES = 3
+SHOWN_LOCATIONS = 3
 
 
 @dataclass
 class Notes:
-    """counts: message -> rows. places: message -> where first."""
+    """counts: rows by message. locations: the first rows by message."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    locations: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, message: str, place: str) -> None:
+    def add(self, message: str, location: str) -> None:
+        """Counts one row."""
         self.counts[message] = self.counts.get(message, 0) + 1
-        first = self.places.setdefault(message, [])
-        if len(first) < SHOWN_PLACES:
-            first.append(place)
+        first = self.locations.setdefault(message, [])
+        if len(first) < SHOWN_LOCATIONS:
+            first.append(location)
 
     def lines(self) -> list[str]:
-        """One line for each message: what, in how many rows, and where first."""
+        """One line per message: what, in how many rows, and the first of them."""
         return [
-            f"{message}: {count:,} ({', '.join(self.places[message])}{', ...' if count > SHOWN_PLACES else ''})"
+            f"{message}: {count:,} ({', '.join(self.locations[message])}{', ...' if count > SHOWN_LOCATIONS else ''})"
             for message, count in self.counts.items()
         ]
 
     def warn(self) -> None:
+        """Warns with each line, at the caller of the caller."""
         for line in self.lines():
             warnings.warn(line, stacklevel=3)

@@ -1,10 +1,11 @@
-"""Results in a file that appears under its name only when it is complete, and that an interrupted run goes on with.
+"""Results in a file that gets its name only when it is complete, and that an interrupted run can continue.
 
-Until then FILE.partial grows, and FILE.partial.json says how many rows and bytes of it are on the disk, and of which input,
-model and options they are the results. Of a finished file .FILE.record.json says the same, so that `--resume` can tell whether
-it is the one that was asked for.
+Until then FILE.partial grows, and FILE.partial.json holds how many rows and bytes of it are on the disk, and from which input,
+model and options they come. For a finished file .FILE.record.json holds the same, so that `--resume` can check that it is the
+requested one.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -21,21 +22,22 @@ from fastbert.utils.existing_outputs import check_flags, exists_error, first_dif
 from fastbert.utils.files import name_file, write_whole
 
 SAVE_SECONDS = 5.0
-# Names that would say something else of what is JSONL.
-OTHER_NAMES = (".csv", ".tsv", ".tab", ".json", ".txt", ".parquet", ".xlsx", ".npy", ".npz", ".pt", ".safetensors", ".gz")
+# Suffixes that would be wrong for JSONL.
+OTHER_SUFFIXES = (".csv", ".tsv", ".tab", ".json", ".txt", ".parquet", ".xlsx", ".npy", ".npz", ".pt", ".safetensors", ".gz")
 
 
 def check_name(file: Path, vectors: bool) -> None:
-    """Raises InputError where a file that becomes JSONL has the name of another format. vectors: it becomes .npy."""
-    if not vectors and file.suffix.lower() in OTHER_NAMES:
+    """Raises InputError where a JSONL file would get the suffix of another format. vectors: whether it is .npy instead."""
+    if not vectors and file.suffix.lower() in OTHER_SUFFIXES:
         raise InputError(f"expected --out to end in .jsonl (or .npy for embed), got {file}")
 
 
 class Output:
-    """identity: of what these are the results; a run that goes on must have the same.
+    """A file of results while it is written.
 
-    header: what the file begins with, from the number of rows; as long for every number. rows: how many are there already.
-    finished: whether the file is whole, and nothing is to be done.
+    identity: what the results depend on; a run that continues must have the same. header: the bytes the file begins with, from
+    the number of rows; of the same length for every number. rows: how many are written. finished: whether the file is complete
+    already.
     """
 
     def __init__(
@@ -47,10 +49,10 @@ class Output:
         overwrite: bool = False,
         header: Callable[[int], bytes] = lambda rows: b"",
     ) -> None:
-        """overwrite: what is there goes when the new is whole, not before.
+        """Writes nothing yet. overwrite: an existing file is replaced when the new one is complete, not before.
 
-        Raises InputError where the file or an unfinished one is there without `resume` or `overwrite`, or, with `resume`, is of
-        something else.
+        Raises InputError where the file or an unfinished one exists without `resume` or `overwrite`, or, with `resume`, has
+        another identity.
         """
         check_flags(resume, overwrite)
         self.file, self.identity, self.header = file, json.loads(json.dumps(identity)), header
@@ -73,7 +75,7 @@ class Output:
             self.state.unlink(missing_ok=True)  # of a run that was killed as it finished
 
     def begin(self) -> None:
-        """Opens the unfinished file behind the rows that are kept; from here on something is written."""
+        """Opens the unfinished file after the rows that are kept."""
         self._handle = self.partial.open("r+b" if self._size else "wb")
         self._handle.truncate(self._size)
         self._handle.seek(self._size)
@@ -90,7 +92,7 @@ class Output:
     def _read_state(self) -> tuple[int, int]:
         """(rows, bytes) that can be kept."""
         if not self.state.is_file():
-            return 0, 0  # interrupted before anything was vouched for
+            return 0, 0  # interrupted before its first save
         try:
             found = json.loads(self.state.read_text(encoding="utf-8"))
             identity, rows, size = found["identity"], int(found["rows"]), int(found["bytes"])
@@ -103,13 +105,13 @@ class Output:
         return rows, size
 
     def _read_record(self) -> int:
-        """The rows of the finished file. Raises InputError where it is not, or not known to be, what is asked for."""
+        """The rows of the finished file. Raises InputError where its identity is another one or not known."""
         try:
             found = json.loads(self.record.read_text(encoding="utf-8"))
             identity, rows, mark = found["identity"], int(found["rows"]), found["file"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"expected {self.record} beside {self.file}, which tells what it is the result of, got none that can be read; "
+                f"expected {self.record} beside {self.file}, which records its input and options, got none that can be read; "
                 "--overwrite replaces it"
             ) from error
         if mark != fingerprint(self.file):
@@ -130,12 +132,12 @@ class Output:
         self.rows += 1
 
     def keep(self) -> None:
-        """Saves where the last time is a while ago. Rows come in bursts: to be called between them."""
+        """Saves where the last save is SAVE_SECONDS ago. Called between bursts of rows."""
         if self.rows > self.saved_rows and time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Brings the rows to the disk, then the state that vouches for them."""
+        """Writes the rows to the disk, then the state that counts them."""
         try:
             self._handle.flush()
             os.fsync(self._handle.fileno())
@@ -147,7 +149,7 @@ class Output:
         self._saved, self.saved_rows = time.monotonic(), self.rows
 
     def finish(self) -> None:
-        """The file under its name, whole."""
+        """Completes the file and gives it its name."""
         self._handle.seek(0)
         self._handle.write(self.header(self.rows))
         self._handle.flush()
@@ -159,27 +161,28 @@ class Output:
         self.state.unlink()
 
     def interrupt(self) -> bool:
-        """Leaves what `--resume` goes on with; whether the latest rows could be saved too."""
+        """Leaves a file that `--resume` continues; returns whether the latest rows were saved too."""
         try:
             self.save()
             return True
-        except (OSError, ValueError):  # a full disk, or a file that is closed already: what was saved before stays
+        except (OSError, ValueError):  # a full disk, or a closed file: what was saved before stays
             return False
         finally:
             self._close()
 
     def discard(self) -> None:
+        """Removes the unfinished file."""
         self._close()
         self.partial.unlink(missing_ok=True)
         self.state.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        with suppress(OSError):  # what is in the buffer does not fit either; the file is closed all the same
+        with suppress(OSError):  # a full disk: the buffer is lost, the file is closed all the same
             self._handle.close()
 
 
 def npy_header(size: int, dtype: np.dtype) -> Callable[[int], bytes]:
-    """The header of an array (rows, size) as a function of rows; NumPy leaves room for every number of rows."""
+    """The .npy header of an array (rows, size), as a function of rows. NumPy pads it, so its length does not depend on rows."""
 
     def header(rows: int) -> bytes:
         content = io.BytesIO()
@@ -192,9 +195,7 @@ def npy_header(size: int, dtype: np.dtype) -> Callable[[int], bytes]:
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
-    """Size of a file and a digest of its two ends: enough to notice another one, whatever its size."""
-    import hashlib
-
+    """Identifies a file by its size and a digest of its two ends, in the same time for any size."""
     size, ends = file.stat().st_size, 1 << 16
     with file.open("rb") as handle:
         digest = hashlib.sha256(handle.read(ends))

@@ -1,41 +1,26 @@
-"""The modules of sentence-transformers behind the encoder, on packed tokens: from hidden states to one vector a text."""
+"""The modules of sentence-transformers that follow the encoder, on packed tokens: pooling, Dense, normalisation."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastbert.utils.errors import InputError
-from fastbert.utils.folders import reading
-
-from .sentence_folder import Module, SentenceFolder
 
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-# How older versions spell them, in the order in which several are put side by side.
-OLD_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"
-ACTIVATIONS = "torch.nn.modules."
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
 class Features:
-    """values: TOKENS (tokens, D) and, once pooled, SENTENCE (batch, D), in float32. bounds: int64 (batch + 1,), where each
-    text begins among the tokens. prompt: how many tokens of each text are its prompt, less than it has."""
+    """What the modules read and write.
+
+    values: TOKENS (tokens, D) and, once pooled, SENTENCE (batch, D), in float32. bounds: int64 (batch + 1,), the start of each
+    text and the end. prompt: tokens of each text that are its prompt, fewer than it has.
+    """
 
     values: dict[str, Tensor]
     bounds: Tensor
@@ -43,7 +28,7 @@ class Features:
 
 
 class Pooling(nn.Module):
-    """Tokens to a vector a text, of several modes side by side. with_prompt: over the tokens of the prompt as well."""
+    """One vector per text, the concatenation of several modes. with_prompt: whether the prompt's tokens are pooled too."""
 
     def __init__(self, modes: Sequence[str], with_prompt: bool = True) -> None:
         super().__init__()
@@ -58,8 +43,10 @@ class Pooling(nn.Module):
 
 
 def pool(hidden: Tensor, bounds: Tensor, mode: str, skipped: int = 0) -> Tensor:
-    """(batch, D) of (tokens, D). bounds: int64 (batch + 1,). mode: one of MODES. skipped: first tokens of each text that are
-    left out; every text has more."""
+    """Pools hidden states (tokens, D) to (batch, D).
+
+    bounds: int64 (batch + 1,). mode: one of MODES. skipped: first tokens of each text that are ignored; every text has more.
+    """
     if mode == "cls":
         return hidden.index_select(0, bounds[:-1] + skipped)
     if mode == "lasttoken":
@@ -70,14 +57,14 @@ def pool(hidden: Tensor, bounds: Tensor, mode: str, skipped: int = 0) -> Tensor:
         return _reduce(hidden, "max", kept, skipped)
     if mode == "weightedmean":
         first = torch.repeat_interleave(bounds[:-1], lengths, output_size=len(hidden))
-        places = (torch.arange(len(hidden), device=hidden.device) - first + 1).to(hidden)[:, None]
-        return _reduce(hidden * places, "sum", kept, skipped) / _reduce(places, "sum", kept, skipped)
+        positions = (torch.arange(len(hidden), device=hidden.device) - first + 1).to(hidden)[:, None]  # (tokens, 1)
+        return _reduce(hidden * positions, "sum", kept, skipped) / _reduce(positions, "sum", kept, skipped)
     total = _reduce(hidden, "sum", kept, skipped)
     return total / (kept if mode == "mean" else kept.to(total).sqrt())[:, None]
 
 
 def _reduce(values: Tensor, how: str, kept: Tensor, skipped: int) -> Tensor:
-    """Over the last `kept` tokens of each text. unsafe leaves out a check that would wait for the device."""
+    """Reduces the last `kept` tokens of each text. unsafe: without a check that would synchronise with the device."""
     if not skipped:
         return torch.segment_reduce(values, how, lengths=kept, unsafe=True)
     lengths = torch.stack([torch.full_like(kept, skipped), kept], 1).flatten()
@@ -85,7 +72,7 @@ def _reduce(values: Tensor, how: str, kept: Tensor, skipped: int) -> Tensor:
 
 
 class Dense(nn.Module):
-    """A linear layer and an activation, with the parameters' names of sentence-transformers."""
+    """A linear layer and an activation, with the parameter names of sentence-transformers."""
 
     def __init__(self, settings: dict[str, Any], source: str, target: str, activation: nn.Module) -> None:
         super().__init__()
@@ -108,7 +95,7 @@ class Dense(nn.Module):
 
 
 class Normalize(nn.Module):
-    """To length 1."""
+    """Scales vectors to length 1."""
 
     def __init__(self, source: str = SENTENCE, target: str = SENTENCE) -> None:
         super().__init__()
@@ -122,7 +109,7 @@ class Normalize(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Of the vectors, with the parameters' names of sentence-transformers."""
+    """Layer norm of the vectors, with the parameter names of sentence-transformers."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -135,131 +122,13 @@ class LayerNorm(nn.Module):
         return "LayerNorm"
 
 
-class Head(nn.Module):
-    """All that follows the encoder. size: of a vector. steps: what is done, in words, in order."""
-
-    def __init__(self, modules: Sequence[nn.Module], size: int, truncate_dim: int | None, normalize: bool) -> None:
-        super().__init__()
-        self.chain = nn.ModuleList(modules)
-        self.truncated = truncate_dim is not None and truncate_dim < size
-        self.size = min(size, truncate_dim or size)
-        self.normalize = normalize
-
-    @property
-    def steps(self) -> list[str]:
-        found = [module.extra_repr() for module in self.chain]
-        found += [f"cut to {self.size}"] * self.truncated + ["normalised"] * self.normalize
-        return found if "normalised" in found else [*found, "not normalised"]
-
-    @property
-    def skips_prompt(self) -> bool:
-        return any(isinstance(module, Pooling) and not module.with_prompt for module in self.chain)
-
-    @property
-    def digest(self) -> str:
-        """Of the weights: another run with other ones is another run."""
-        found = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
-
-    def forward(self, hidden: Tensor, bounds: Tensor, prompt: int = 0) -> Tensor:
-        """float32 (batch, size) of the last hidden state (tokens, D). bounds, prompt: as of Features."""
-        features = Features({TOKENS: hidden.float()}, bounds, prompt)
-        for module in self.chain:
-            module(features)
-        vectors = features.values[SENTENCE]
-        vectors = vectors[:, : self.size] if self.truncated else vectors
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
-
-
-def make_head(
-    folder: SentenceFolder | None, width: int, *, pooling: str | None, normalize: bool | None, truncate_dim: int | None
-) -> Head:
-    """What a folder says, or the normalised mean where there is none.
-
-    width: of the encoder's hidden state. pooling: in the place of the folder's. normalize: True for vectors of length 1 at the
-    end, False without the Normalize that a folder ends with. truncate_dim: in the place of the folder's. Raises InputError,
-    naming the file, where settings or weights do not fit.
-    """
-    if folder is None:
-        return Head([Pooling([pooling or "mean"])], width, truncate_dim, normalize is not False)
-    widths = {TOKENS: width}
-    modules = [one for listed in folder.modules if (one := _make(folder.path, listed, widths, pooling)) is not None]
-    if SENTENCE not in widths:
-        raise InputError(f"expected a module Pooling in modules.json of {folder.path}, got none")
-    if normalize is False:
-        while isinstance(modules[-1], Normalize) and modules[-1].target == SENTENCE:
-            modules.pop()
-    size = folder.truncate_dim if truncate_dim is None else truncate_dim
-    return Head(modules, widths[SENTENCE], size, normalize is True).eval().requires_grad_(False)
-
-
-def _make(path: str, module: Module, widths: dict[str, int], pooling: str | None) -> nn.Module | None:
-    """The module, None for one that does nothing; `widths` gains what it makes."""
-    settings, file = module.settings, f"{module.folder}/config.json of {path}"
-    if module.kind == "Pooling":
-        modes = _modes(settings, file)
-        modes = (pooling,) if pooling else modes
-        widths[SENTENCE] = len(modes) * widths[TOKENS]
-        return Pooling(modes, settings.get("include_prompt", True) is not False)
-    if module.kind == "Dropout":
-        return None
-    source = settings.get("module_input_name", SENTENCE)
-    target = settings.get("module_output_name")
-    target = source if target is None else target
-    known = " or ".join(widths)
-    if not isinstance(source, str) or source not in widths or target not in (TOKENS, SENTENCE):
-        raise InputError(f"expected module_input_name and module_output_name {known} in {file}, got {source!r} and {target!r}")
-    if module.kind == "Normalize":
-        widths[target] = widths[source]
-        return Normalize(source, target)
-    name = "dimension" if module.kind == "LayerNorm" else "in_features"
-    if settings.get(name) != widths[source]:
-        why = f", with {pooling} pooling" if pooling else ""
-        raise InputError(f"expected {name} {widths[source]}{why} in {file}, got {settings.get(name)}")
-    if module.kind == "LayerNorm":
-        return _with_weights(path, module.folder, LayerNorm(widths[source]))
-    size = settings.get("out_features")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(f"expected out_features of at least 1 in {file}, got {size!r}")
-    widths[target] = size
-    made = Dense(settings, source, target, activation(settings.get("activation_function", f"{ACTIVATIONS}Tanh"), file))
-    return _with_weights(path, module.folder, made)
-
-
-def _modes(settings: dict[str, Any], file: str) -> tuple[str, ...]:
-    """Of a Pooling module, in the order in which they are put side by side."""
-    old = [mode for key, mode in OLD_MODES.items() if settings.get(key)]
-    said = settings.get("pooling_mode", old or "mean")
-    modes = (said,) if isinstance(said, str) else tuple(said) if isinstance(said, list) else ()
-    if not settings or not modes or any(mode not in MODES for mode in modes):
-        raise InputError(f"expected pooling_mode of {', '.join(MODES)} in {file}, got {said if settings else 'none'}")
-    return modes
-
-
 def activation(name: Any, file: str) -> nn.Module:
-    """A module of torch by its dotted name. Raises InputError for any other, or one with options of its own."""
+    """A module of torch by its dotted name. Raises InputError for any other, or one that needs arguments."""
     short = name.rpartition(".")[2] if isinstance(name, str) and name.startswith("torch.nn.") else ""
     kind = nn.Identity if short == "Identity" else getattr(nn.modules.activation, short, None)
     try:
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             return kind().eval()
-    except TypeError:  # it cannot be made without options, which are not kept
+    except TypeError:  # it needs arguments, which are not saved
         pass
     raise InputError(f"expected an activation of torch.nn without options in {file}, got {name!r}")
-
-
-def _with_weights(path: str, folder: str, module: nn.Module) -> nn.Module:
-    with reading(f"the weights of {type(module).__name__} in {folder}", path):
-        for name in WEIGHTS:
-            file = transformers.utils.cached_file(
-                path, f"{folder}/{name}",
-                _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-            )  # fmt: skip
-            if file is not None:
-                # weights_only: nothing but tensors is unpickled
-                state = load_file(file) if Path(file).suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-                module.load_state_dict(state)
-                return module
-        raise InputError(f"expected {' or '.join(WEIGHTS)} in {folder} of {path}, got neither")

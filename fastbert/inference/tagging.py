@@ -1,4 +1,4 @@
-"""A tag for every word of a text of any length, and the entities that the tags spell."""
+"""Tagging: a tag for every word of a text of any length, and the entities of these tags."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, overload
@@ -12,15 +12,18 @@ from fastbert.tasks.tags import scheme_of, spans, word_logits, word_tags
 from fastbert.tasks.windows import WordWindow, split_words, word_windows
 from fastbert.utils.errors import InputError
 
-from .engine import Batch, Encoded, Row, Task, Words, host, rows_of, stream
+from .engine import rows_of, stream
 from .loading import Model, load, require_offsets
-from .saved import Saved
+from .saved_settings import SavedSettings
+from .task import Batch, Encoded, Row, Task, Words, to_host
 
 CLASSES = ("BertForTokenClassification",)
 STRIDE = 128
 
 
-class _Cut(NamedTuple):
+class _Split(NamedTuple):
+    """A text as its words, each text[start:end] by its offsets."""
+
     text: str
     words: Sequence[str]
     offsets: Sequence[tuple[int, int]]
@@ -28,11 +31,11 @@ class _Cut(NamedTuple):
 
 class _Extra(NamedTuple):
     window: WordWindow
-    cut: _Cut
+    split: _Split
 
 
 class Tagging(Task[dict[str, Any]]):
-    """Words, tags and entities of each text. Arguments as of `tag`."""
+    """Words, tags and entities of each text. Arguments: see `tag`."""
 
     def __init__(
         self,
@@ -52,50 +55,49 @@ class Tagging(Task[dict[str, Any]]):
             self.has_entities = bool(scheme_of(self.labels))
         except ValueError:
             self.has_entities = False
-        self.saved = Saved(self.loaded, "tag")
+        self.saved = SavedSettings(self.loaded, "tag")
         self.max_length, self.stride = self.saved.lengths(max_length, stride, (self.loaded.limit, STRIDE))
-        self.characters: bool = self.saved.take("characters", characters, False)
+        self.characters: bool = self.saved.get("characters", characters, False)
 
     def encode(self, rows: Sequence[Row]) -> list[list[Encoded]]:
         for row in rows:
             self._check(row)
-        cuts = self._cut(rows)
+        split = self._split(rows)
         found: list[list[Encoded]] = [[] for _ in rows]
-        words = [one.words for one in cuts]
+        words = [text.words for text in split]
         for window in word_windows(self.loaded.tokenizer, words, max_length=self.max_length, stride=self.stride):
-            extra = _Extra(window, cuts[window.example])
+            extra = _Extra(window, split[window.example])
             found[window.example].append(Encoded(window.input_ids, window.token_type_ids, extra))
         return found
 
-    def _cut(self, rows: Sequence[Row]) -> list[_Cut]:
+    def _split(self, rows: Sequence[Row]) -> list[_Split]:
         texts = [row.value for row in rows if isinstance(row.value, str)]
-        split = [split_characters(one) for one in texts] if self.characters else split_words(self.loaded.tokenizer, texts)
-        cut = iter(split)
+        split = map(split_characters, texts) if self.characters else iter(split_words(self.loaded.tokenizer, texts))
         found = []
         for row in rows:
             if isinstance(row.value, str):
-                found.append(_Cut(row.value, *next(cut)))
+                found.append(_Split(row.value, *next(split)))
             else:
                 words = row.value.words
                 text, offsets = with_offsets(words, self.characters and all(len(word) == 1 for word in words))
-                found.append(_Cut(text, words, offsets))
+                found.append(_Split(text, words, offsets))
         return found
 
     def _check(self, row: Row) -> None:
         if not isinstance(row.value, str | Words):
-            raise InputError(f"expected a text, got {type(row.value).__name__} in {row.place}")
+            raise InputError(f"expected a text, got {type(row.value).__name__} in {row.location}")
         if isinstance(row.value, str) and not row.value.strip():
-            self.notes.add("empty texts, without words to tag", row.place)
+            self.notes.add("empty texts, without words to tag", row.location)
 
     def forward(self, batch: Batch) -> Tensor:
         return self.loaded.model(**batch.inputs).logits.float()
 
     def read(self, batch: Batch, outputs: Any) -> Sequence[np.ndarray]:
-        return np.split(host(outputs, self), batch.bounds[1:-1])
+        return np.split(to_host(outputs, self), batch.bounds[1:-1])
 
-    def decode(self, row: Row, sequences: Sequence[Encoded], outcomes: Sequence[np.ndarray]) -> dict[str, Any]:
-        text, words, offsets = sequences[0].extra.cut
-        logits = word_logits([one.extra.window for one in sequences], outcomes, len(words))
+    def decode(self, row: Row, sequences: Sequence[Encoded], outputs: Sequence[np.ndarray]) -> dict[str, Any]:
+        text, words, offsets = sequences[0].extra.split
+        logits = word_logits([sequence.extra.window for sequence in sequences], outputs, len(words))
         tags, scores = word_tags(logits, self.labels)
         entities = spans(tags, offsets, text, scores) if self.has_entities else []
         return ({"text": text} if isinstance(row.value, Words) else {}) | {
@@ -103,8 +105,8 @@ class Tagging(Task[dict[str, Any]]):
             "tags": tags,
             "scores": [float(score) for score in scores],
             "entities": [
-                {"entity_group": one.label, "score": one.probability, "word": one.text, "start": one.start, "end": one.end}
-                for one in entities
+                {"entity_group": span.label, "score": span.probability, "word": span.text, "start": span.start, "end": span.end}
+                for span in entities
             ],
         }
 
@@ -148,18 +150,18 @@ def tag(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[dict[str, Any]] | dict[str, Any]:
-    """For each text its words, their tags and the entities; for a single text the one.
+    """Tags every word of each text, and groups the tags into entities.
 
-    Of a text: {"words", "tags": one per word, "scores": the tag's probability, "entities": a list}. An entity is
-    {"entity_group", "score": mean over its words, "word": text[start:end], "start", "end": in characters}; there are none where
-    the labels are not tags of one scheme, BIO, BIOES or BILOU, with types or without (then the group is "_"). Words are what
-    BERT takes apart at blanks and punctuation; the tag is that of the first piece. A text over the limit is read in windows,
-    and each word tagged where it has most context.
+    Returns a dict per text, or one for a single text: {"words", "tags": one per word, "scores": the tag's probability,
+    "entities": a list}. An entity is {"entity_group", "score": mean over its words, "word": text[start:end], "start", "end": in
+    characters}; there are none unless the labels are tags of one scheme, BIO, BIOES or BILOU, with types or without (then the
+    group is "_"). Words are split at blanks and punctuation as BERT does; a word's tag is that of its first piece. A text over
+    the limit is read in windows, and each word tagged where it has most context.
     model: a name, a folder or (model, tokenizer) of class BertForTokenClassification. max_length, stride: tokens of a window,
-    and those that windows share. characters: a word is a single character, blanks included, as the model was trained. None:
-    what the checkpoint was fine-tuned with by fastbert, else the model's limit, 128 or a third of it, and False. batch_tokens,
-    device, dtype: as of `fastbert.embed`. Warns of empty texts. Raises InputError, naming the row or the checkpoint, for what
-    cannot be run.
+    and tokens that two windows share. characters: whether each character is a word, blanks included, as in the training data.
+    None for any of them: what fine-tuning saved, else the model's limit, 128 or a third of it, and False. batch_tokens, device,
+    dtype: see `fastbert.embed`. Warns of empty texts. Raises InputError, naming the row or the checkpoint, for what cannot be
+    run.
     """
     task = Tagging(model, max_length=max_length, stride=stride, characters=characters, device=device, dtype=dtype)
     rows = rows_of([texts] if isinstance(texts, str) else texts)

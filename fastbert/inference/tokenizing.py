@@ -1,4 +1,4 @@
-"""Texts to sequences: what is too long is cut and counted, or an error; what is empty is counted; nothing is silent."""
+"""Texts to sequences. A text that is cut or empty is counted in the notes, or is an error."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +7,19 @@ import numpy as np
 
 from fastbert.utils.errors import InputError
 
-from .engine import Encoded, Row
 from .loading import Loaded
 from .notes import Notes
+from .task import Encoded, Row
 
 LONG = ("truncate", "error")
 
 
-class Encoder:
+class TextTokenizer:
     """Rows of a text or a pair of texts to `Encoded`, special tokens included.
 
-    long: "truncate" cuts at the limit, of a pair the longer text first; "error" raises. None leaves the sequence whole.
-    prompt: stands before each text, of a pair before the first. prompt_tokens: how many tokens it is, [CLS] included.
+    long: "truncate" cuts at the limit, of a pair the longer text first; "error" raises; None does not limit. limit: most
+    tokens, None for the model's. prompt: put before each text, of a pair before the first. prompt_tokens: how many tokens it
+    is, [CLS] included.
     Raises InputError for a prompt that leaves no room for a text.
     """
 
@@ -30,7 +31,7 @@ class Encoder:
         self.tokenizer, self.notes, self.long = loaded.tokenizer, notes, long
         self.limit = loaded.limit if limit is None else min(limit, loaded.limit)
         self._unknown = self.tokenizer.unk_token_id
-        self._special = [self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
+        self._num_special = [self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
         self.prompt, self.prompt_tokens = "", 0
         if prompt:
             ids = self._tokenize([prompt])[0].ids
@@ -41,49 +42,48 @@ class Encoder:
             self.prompt = prompt
 
     def __call__(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Raises InputError naming the row that is no text, or too long where that is an error."""
+        """Raises InputError naming the row, where one is too long and that is an error."""
         for row in rows:
-            self._check(row)
-        found: list[Encoded] = [Encoded(np.empty(0, np.int32))] * len(rows)
-        singles = [place for place, row in enumerate(rows) if isinstance(row.value, str)]
-        pairs = [place for place, row in enumerate(rows) if not isinstance(row.value, str)]
-        for places in (singles, pairs):
-            self._encode(rows, places, found)
-        return found
+            self._note_empty(row)
+        encoded: list[Encoded] = [Encoded(np.empty(0, np.int32))] * len(rows)
+        singles = [index for index, row in enumerate(rows) if isinstance(row.value, str)]
+        pairs = [index for index, row in enumerate(rows) if not isinstance(row.value, str)]
+        for indices in (singles, pairs):
+            self._encode(rows, indices, encoded)
+        return encoded
 
-    def _check(self, row: Row) -> None:
+    def _note_empty(self, row: Row) -> None:
         if not any(text.strip() for text in ((row.value,) if isinstance(row.value, str) else row.value)):
             alone = "the prompt" if self.prompt else "special tokens"
-            self.notes.add(f"empty texts, run as {alone} alone", row.place)
+            self.notes.add(f"empty texts, run as {alone} alone", row.location)
 
-    def _encode(self, rows: Sequence[Row], places: Sequence[int], found: list[Encoded]) -> None:
-        if not places:
+    def _encode(self, rows: Sequence[Row], indices: Sequence[int], encoded: list[Encoded]) -> None:
+        """Fills `encoded` at the indices, which are all single texts or all pairs."""
+        if not indices:
             return
-        values = [self._prompted(rows[place].value) for place in places]
         long: list[int] = []
-        for place, one in zip(places, self._tokenize(values)):
-            found[place] = one
-            words = len(one.ids) - self._special[one.types is not None]
-            if words > 0 and np.count_nonzero(one.ids == self._unknown) == words:
-                self.notes.add("texts without a word that the tokenizer knows, alike to the model", rows[place].place)
-            if self.long is not None and len(one.ids) > self.limit:
+        for index, sequence in zip(indices, self._tokenize([self._with_prompt(rows[index].value) for index in indices])):
+            encoded[index] = sequence
+            words = len(sequence.ids) - self._num_special[sequence.types is not None]
+            if words > 0 and np.count_nonzero(sequence.ids == self._unknown) == words:
+                self.notes.add("texts without a word that the tokenizer knows, alike to the model", rows[index].location)
+            if self.long is not None and len(sequence.ids) > self.limit:
                 if self.long == "error":
-                    got = f"got {len(one.ids)} in {rows[place].place}"
+                    got = f"got {len(sequence.ids)} in {rows[index].location}"
                     raise InputError(f"expected texts of at most {self.limit} tokens, {got}")
-                self.notes.add(f"texts cut at {self.limit} tokens", rows[place].place)
-                long.append(place)
+                self.notes.add(f"texts cut at {self.limit} tokens", rows[index].location)
+                long.append(index)
         if long:
-            whole = [self._prompted(rows[place].value) for place in long]
-            cut = self._tokenize(whole, truncation=True, max_length=self.limit)
-            for place, one in zip(long, cut):
-                found[place] = one
+            texts = [self._with_prompt(rows[index].value) for index in long]
+            for index, sequence in zip(long, self._tokenize(texts, truncation=True, max_length=self.limit)):
+                encoded[index] = sequence
 
-    def _prompted(self, value: Any) -> Any:
+    def _with_prompt(self, value: Any) -> Any:
         return self.prompt + value if isinstance(value, str) else (self.prompt + value[0], value[1])
 
     def _tokenize(self, values: Sequence[Any], **options: Any) -> list[Encoded]:
         pairs = not isinstance(values[0], str)
         texts = ([first for first, _ in values], [second for _, second in values]) if pairs else (list(values),)
         found = self.tokenizer(*texts, return_attention_mask=False, return_token_type_ids=pairs, verbose=False, **options)
-        types = [np.array(one, np.uint8) for one in found["token_type_ids"]] if pairs else [None] * len(values)
-        return [Encoded(np.array(ids, np.int32), kinds) for ids, kinds in zip(found["input_ids"], types)]
+        types = [np.array(ids, np.uint8) for ids in found["token_type_ids"]] if pairs else [None] * len(values)
+        return [Encoded(np.array(ids, np.int32), of_text) for ids, of_text in zip(found["input_ids"], types)]

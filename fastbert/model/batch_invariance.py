@@ -1,7 +1,7 @@
 """`fastbert.batch_invariant`: an input gives the same bits alone and in any batch.
 
-On the kernels that takes one tile for every number of rows. PyTorch's own products choose by the rows, on a CPU and on a GPU:
-there a sequence goes through the layers by itself, and a row through the linear layers of heads.
+The kernels then use one tile for every number of rows. PyTorch's own matrix products choose an algorithm by the number of
+rows, on a CPU and on a GPU: there each sequence runs through the layers alone, and each row through the linear layers of heads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def batch_invariant() -> Iterator[None]:
 
 
 class _LinearByRow(TorchFunctionMode):
-    """Linear layers outside the encoder, as of poolers and classifiers: on our kernels, or a row at a time."""
+    """Linear layers outside the encoder, as in poolers and classifiers: on fastbert's kernels, or one row at a time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         call = _linear if func is F.linear and not _one_sequence.get() else func
@@ -51,7 +51,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 @contextmanager
 def one_sequence() -> Iterator[None]:
-    """Inside, the rows of every product are those of one sequence, so that their number is its own."""
+    """Inside, every linear layer sees the rows of one sequence, whose number no batch changes, and runs as usual."""
     token = _one_sequence.set(True)
     try:
         yield
@@ -59,7 +59,12 @@ def one_sequence() -> Iterator[None]:
         _one_sequence.reset(token)
 
 
-def refuse_where_invariant(obstacle: str) -> None:
-    """Raises RuntimeError in batch-invariant mode: transformers' encoder, which is needed because of `obstacle`, has none."""
+def refuse_where_invariant(why: str) -> None:
+    """Raises RuntimeError in batch-invariant mode, which transformers' encoder does not have.
+
+    why: why the call needs transformers' encoder.
+    """
     if is_batch_invariant():
-        raise RuntimeError(f"batch-invariant mode: expected a call for fastbert's encoder, got one for theirs: {obstacle}")
+        raise RuntimeError(
+            f"batch-invariant mode: expected a call for fastbert's encoder, got one that needs transformers': {why}"
+        )

@@ -1,6 +1,8 @@
-"""What is trained on the features of a frozen encoder: the weights of its layers, and a linear or BiLSTM head.
+"""Heads on the features of a frozen encoder: a weighting of its layers, then a linear classifier or a BiLSTM.
 
-The choices are those of Devlin et al. (2019), section 5.3: which layers, and a two-layer BiLSTM before the classification.
+The choices are those of Devlin et al. (2019), section 5.3: which layers, and a two-layer BiLSTM before the classifier.
+
+T tokens of a packed batch, D hidden size of the encoder.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,21 +15,31 @@ from torch.nn.utils import rnn
 
 from fastbert.utils.errors import InputError
 
+# Choice -> the slice of hidden states, from the embeddings on.
 LAYERS = {
-    "embeddings": (0, 1), "second-to-last": (-2, -1), "last": (-1, None), "weighted-sum-last-four": (-4, None),
-    "concat-last-four": (-4, None), "weighted-sum-all": (1, None),
-}  # fmt: skip
+    "embeddings": (0, 1),
+    "second-to-last": (-2, -1),
+    "last": (-1, None),
+    "weighted-sum-last-four": (-4, None),
+    "concat-last-four": (-4, None),
+    "weighted-sum-all": (1, None),
+}
 HEADS, POOLINGS = ("linear", "bilstm"), ("mean", "cls")
 KINDS = {
-    "BertForSequenceClassification": "rows", "BertForMultipleChoice": "choices", "BertForTokenClassification": "tokens",
+    "BertForSequenceClassification": "rows",
+    "BertForMultipleChoice": "choices",
+    "BertForTokenClassification": "tokens",
     "BertForQuestionAnswering": "spans",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """layers: one of LAYERS, of the hidden states from the embeddings on. head: one of HEADS. pooling: one of POOLINGS, where a
-    sequence has one answer, None for mean. lstm_size: of each direction, None for the hidden size."""
+    """What a user chooses of a head.
+
+    layers: one of LAYERS, the hidden states that are its features. head: one of HEADS. pooling: one of POOLINGS for a task
+    with one answer per sequence; None for mean. lstm_size: of each direction; None for the hidden size.
+    """
 
     layers: str
     head: str = "linear"
@@ -37,9 +49,12 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Shape:
-    """A head from which it can be built again. task_class: the class whose outputs it gives. outputs: logits of a token or a
-    sequence. states: numbers of the hidden states that are its features, 0 the embeddings. pooling: None where tokens are
-    classified. lstm_size: None for a linear head."""
+    """All that is needed to build a head.
+
+    task_class: name of the class whose outputs it returns. layers: one of LAYERS. states: indices of the hidden states that
+    are its features, 0 for the embeddings. hidden_size: D. outputs: logits per token or sequence. pooling: None where tokens
+    are classified. lstm_size: None for a linear head. regression: the label is a number.
+    """
 
     task_class: str
     layers: str
@@ -52,12 +67,17 @@ class Shape:
 
     @classmethod
     def of(cls, frozen: Frozen, task_class: str, config: Any, settings: dict[str, Any]) -> "Shape":
-        """settings: of the task, such as num_labels. Raises InputError where the choices do not fit the task or the model."""
+        """The shape that a user's choices have for a task and an encoder.
+
+        config: the encoder's. settings: of the task, such as num_labels.
+        Raises InputError where the choices do not fit the task or the model.
+        """
         kind = KINDS[task_class]
         for name, value, known in (
-            ("--frozen", frozen.layers, tuple(LAYERS)), ("--head", frozen.head, HEADS),
+            ("--frozen", frozen.layers, tuple(LAYERS)),
+            ("--head", frozen.head, HEADS),
             ("--pooling", frozen.pooling or "mean", POOLINGS),
-        ):  # fmt: skip
+        ):
             if value not in known:
                 raise InputError(f"expected {name} among {', '.join(known)}, got {value!r}")
         if kind in ("tokens", "spans") and frozen.pooling is not None:
@@ -87,12 +107,12 @@ class Shape:
 
     @property
     def pools_features(self) -> bool:
-        """Whether sequences are pooled before all that is trained; a linear head and a weighted sum commute with pooling."""
+        """Whether features are pooled before anything trained: a linear head and a weighted sum commute with pooling."""
         return self.pooling is not None and self.lstm_size is None
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the head of transformers' class."""
+        """Whether the head is that of transformers' class."""
         return self.layers == "last" and self.lstm_size is None and self.pooling is None
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,7 +120,7 @@ class Shape:
 
 
 class FrozenHead(nn.Module):
-    """From features to logits and a loss. Weighted sums are softmax weights of the layers times a scale, equal at first."""
+    """From features to logits and a loss. A weighted sum has softmax weights over layers, equal at first, and a scale."""
 
     def __init__(self, shape: Shape, dropout: float = 0.1) -> None:
         super().__init__()
@@ -121,8 +141,8 @@ class FrozenHead(nn.Module):
     def forward(self, features: Tensor, cu_seqlens: Tensor, num_choices: int = 1, **labels: Tensor) -> dict[str, Tensor]:
         """logits, and with labels a loss.
 
-        features: (tokens, states, hidden), or (sequences, states, hidden) where the shape pools features. cu_seqlens: int32
-        (sequences + 1,). labels: of the class that the shape names. logits: (tokens, outputs), (sequences, outputs), or
+        features: (T, states, D), or (sequences, states, D) where the shape pools features. cu_seqlens: int32 (sequences + 1,).
+        labels: arguments of the task's class. logits: (T, outputs), (sequences, outputs), or
         (sequences / num_choices, num_choices).
         """
         x = self.mix(features.to(self.classifier.weight.dtype))
@@ -134,11 +154,11 @@ class FrozenHead(nn.Module):
         logits = self.classifier(self.dropout(x))
         if self.shape.kind == "choices":
             logits = logits.view(-1, num_choices)
-        found = {"logits": logits}
-        return {"loss": self._loss(logits.float(), cu_seqlens, labels), **found} if labels else found
+        outputs = {"logits": logits}
+        return {"loss": self._loss(logits.float(), cu_seqlens, labels), **outputs} if labels else outputs
 
     def mix(self, features: Tensor) -> Tensor:
-        """(rows, states, hidden) -> (rows, width): the weighted sum, or the states side by side."""
+        """(rows, states, D) -> (rows, width): the weighted sum, or the states concatenated."""
         if not self.shape.layers.startswith("weighted-sum"):
             return features.flatten(1)
         return self.scale * torch.einsum("s,rsd->rd", self.layer_weights.softmax(0), features)
@@ -155,7 +175,7 @@ class FrozenHead(nn.Module):
 
 
 def pool(x: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
-    """(tokens, ...) -> (sequences, ...): the first token of each sequence, or the mean of all, special ones included."""
+    """(T, ...) -> (sequences, ...): the first token of each sequence, or the mean of all, special tokens included."""
     if pooling == "cls":
         return x[cu_seqlens[:-1].long()]
     lengths = cu_seqlens.diff().long()

@@ -34,12 +34,13 @@ from transformers.models.bert.configuration_bert import BertConfig
 from transformers.utils.generic import can_return_tuple
 
 from fastbert.kernels import functional
-from fastbert.model import fallback as routing
 from fastbert.model.bert import BertModel, BertPreTrainedModel, berts
 from fastbert.model.cache_name import CACHE, with_cache_name
-from fastbert.model.layout import fill_padding_logits
+from fastbert.model.hooks import find_intervention, is_plain
 from fastbert.model.padding_policy import Caller, policy_from_option, policy_of, set_policy
+from fastbert.model.parts import unwrap
 from fastbert.model.registry import replaces
+from fastbert.model.span_logits import fill_padding_logits
 
 IGNORED = -100
 
@@ -448,7 +449,7 @@ def _told(head: nn.Module, caller: Caller, loss_positions: Tensor | None = None)
     if loss_positions is not None:
         told["loss_positions"] = loss_positions
     inside: Any = head.bert
-    bert = routing.unwrapped(getattr(inside, "_orig_mod", inside))  # torch.compile keeps the module there
+    bert = unwrap(getattr(inside, "_orig_mod", inside))  # torch.compile keeps the module there
     if (isinstance(bert, BertModel) and type(bert).forward is BertModel.forward) or _takes(type(bert), tuple(told)):
         return told
     if loss_positions is not None and any(berts(bert)):
@@ -494,10 +495,7 @@ def labelled_loss(
         labels = labels.index_select(0, torch.nonzero_static(labels != IGNORED, size=hidden.shape[0]).squeeze(1))
     decoder = predictions.decoder
     if not (
-        type(predictions) is hf.BertLMPredictionHead
-        and routing.foreign_hook(predictions) is None
-        and routing.replaced_forward(predictions) is None
-        and routing.is_plain(decoder, nn.Linear)
+        type(predictions) is hf.BertLMPredictionHead and find_intervention(predictions) is None and is_plain(decoder, nn.Linear)
     ):
         logits = predictions(hidden)
         return mean_or_share(functools.partial(F.cross_entropy, logits.view(-1, logits.shape[-1]), labels), total)

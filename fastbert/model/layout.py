@@ -1,7 +1,7 @@
-"""Padded [batch, seq] <-> packed [rows]: the only place that knows padding.
+"""Padded (B, S) <-> rows (R,): the only file that knows padding.
 
 The rows of a packed batch are its real tokens, one sequence after the other. A padding position can be a row as well: it
-stands behind the real tokens of its sequence, attends to them and is not attended to, and so gets the value that transformers
+comes after the real tokens of its sequence, attends to them and is not attended to, and so gets the value that transformers
 gives it. The first position of each sequence is such a row where a pooler reads it; every position is one where a loss reads
 any padding, and while tracing, because shapes must not depend on values.
 
@@ -10,7 +10,7 @@ B batch, S sequence, R rows.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,6 @@ from transformers.utils.import_utils import is_tracing
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.attention.schedule import AttentionSchedule
 
-LOSS_READS_PADDING = "a loss reads padding positions"
-TRACING = "tracing: shapes must not depend on values"
-MARGIN_OF_PADDING = 32.0  # how far logits at padding lie below a row's real ones: exp(-32) is below float32's rounding
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -32,7 +28,7 @@ class Layout:
     indices: int64 (R,), flat padded position of each row, or None where the rows are the padded batch in order.
     keep: bool (B, S), the real tokens, or None where every position is one. cu_seqlens: int32 (B + 1,). seqused_k: int32
     (B,), leading rows of each sequence that are keys, or None for all. uniform: every sequence has max_seqlen rows.
-    schedule: see `scheduled`. handed_on: see `hand_on`.
+    schedule: see `scheduled`.
     """
 
     batch_size: int
@@ -44,7 +40,6 @@ class Layout:
     seqused_k: Tensor | None = None
     uniform: bool = False
     schedule: AttentionSchedule | None = None
-    handed_on: list[Any] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, S, ...) -> (R, ...)."""
@@ -74,14 +69,6 @@ class Layout:
             )
         return dataclasses.replace(layout, schedule=schedule)
 
-    def hand_on(self, x: Tensor, quantized: tuple[Tensor, Tensor] | None) -> None:
-        """Leaves the quantised form of the states x for the layer that reads them next."""
-        self.handed_on[:] = [x, quantized]
-
-    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The quantised form of x, where the layer before left it and nobody has exchanged x since."""
-        return self.handed_on[1] if self.handed_on and self.handed_on[0] is x else None
-
     def to(self, device: torch.device, non_blocking: bool = False) -> "Layout":
         """The same layout on another device, for models spread over several."""
         if self.cu_seqlens.device == device:
@@ -109,18 +96,18 @@ class Layout:
 
 
 class Plan(NamedTuple):
-    """A layout and what its making brought to light.
+    """A layout, and what else is known of the batch once it is made.
 
-    traced: every position is a row because values could not be read. loss_reads: a loss reads a padding position.
-    padding_read: a loss or a pooler does. padding_filled: see not_padding of `plan_layout`. has_empty: some sequence has
-    no real token. num_outputs: True values of output_positions, or None where nobody knows them.
+    traced: every position is a row because values could not be read. loss_reads_padding: a loss does. padding_read: a loss or
+    a pooler reads padding. tokens_at_padding: see tokens_to_check of `plan_layout`. has_empty: some sequence has no real
+    token. num_outputs: number of True output_positions, or None where it is unknown.
     """
 
     layout: Layout
     traced: bool = False
-    loss_reads: bool = False
+    loss_reads_padding: bool = False
     padding_read: bool = False
-    padding_filled: bool = False
+    tokens_at_padding: bool = False
     has_empty: bool = False
     num_outputs: int | None = None
 
@@ -134,19 +121,19 @@ def plan_layout(
     loss_positions: Tensor | None = None,
     output_positions: Tensor | None = None,
     pooled: bool = False,
-    not_padding: Tensor | None = None,
+    tokens_to_check: Tensor | None = None,
 ) -> Plan:
-    """The layout of a padded batch, at the price of at most one transfer to the host.
+    """The layout of a padded batch, with at most one transfer to the host.
 
     keep: bool (B, S), the real tokens, or None where every position is one. loss_positions: bool (B, S), where a loss reads
     hidden states. output_positions: bool (B, S), positions to be counted. pooled: a pooler reads the first position of each
-    sequence. not_padding: bool (B, S), where something else than the padding token stands; the plan then tells whether any of
-    them is a padding position.
+    sequence. tokens_to_check: bool (B, S), where something else than the padding token stands; the plan then says whether any
+    of them is at a padding position.
     """
     if values_hidden(device if keep is None else keep):
         read = keep is not None and (pooled or loss_positions is not None)
         layout = _every_position(keep, batch_size, seqlen, device)
-        return Plan(layout, traced=True, loss_reads=loss_positions is not None, padding_read=read, has_empty=read)
+        return Plan(layout, traced=True, loss_reads_padding=loss_positions is not None, padding_read=read, has_empty=read)
     if keep is None or keep.numel() == 0:
         num_outputs = None if output_positions is None else int(output_positions.sum())
         return Plan(_every_position(None, batch_size, seqlen, device), num_outputs=num_outputs)
@@ -165,7 +152,7 @@ def plan_layout(
             num_keys.amin(),
             none if loss_positions is None else (loss_positions & ~keep).any().to(none.dtype),
             none if output_positions is None else output_positions.sum(),
-            none if not_padding is None else (not_padding & ~keep).any().to(none.dtype),
+            none if tokens_to_check is None else (tokens_to_check & ~keep).any().to(none.dtype),
         ]
     ).tolist()
     if total_keys == batch_size * seqlen:
@@ -173,16 +160,16 @@ def plan_layout(
     empty = shortest == 0
     if loss_reads:
         layout = _every_position(keep, batch_size, seqlen, device)
-        return Plan(layout, loss_reads=True, padding_read=True, has_empty=empty, num_outputs=num_outputs)
+        return Plan(layout, loss_reads_padding=True, padding_read=True, has_empty=empty, num_outputs=num_outputs)
     cu_seqlens = F.pad(num_rows.cumsum(0), (1, 0)).to(torch.int32)
     if total_rows == total_keys:
         indices = torch.nonzero_static(keep.flatten(), size=total_rows).squeeze(1)
         layout = Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens)
-        return Plan(layout, padding_filled=bool(filled), num_outputs=num_outputs)
+        return Plan(layout, tokens_at_padding=bool(filled), num_outputs=num_outputs)
     order, rank = _real_first(keep, rows)
     indices = order.flatten().index_select(0, torch.nonzero_static((rank < 2).flatten(), size=total_rows).squeeze(1))
     layout = Layout(batch_size, seqlen, longest, indices, keep, cu_seqlens, num_keys.to(torch.int32))
-    return Plan(layout, padding_read=True, padding_filled=bool(filled), has_empty=empty, num_outputs=num_outputs)
+    return Plan(layout, padding_read=True, tokens_at_padding=bool(filled), has_empty=empty, num_outputs=num_outputs)
 
 
 def _every_position(keep: Tensor | None, batch_size: int, seqlen: int, device: torch.device) -> Layout:
@@ -197,40 +184,25 @@ def _real_first(keep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Flat positions, (B, S), each sequence's real tokens first, then its other rows, then the rest; and those ranks."""
     batch_size, seqlen = keep.shape
     rank = 2 - keep.to(torch.int32) - rows.to(torch.int32)
-    # A key of each position's own: ONNX and OpenVINO have no stable sort.
+    # A key that no two positions share: ONNX and OpenVINO have no stable sort.
     key, order = torch.sort(rank * seqlen + torch.arange(seqlen, dtype=torch.int32, device=keep.device), dim=1)
     return order + torch.arange(batch_size, device=keep.device)[:, None] * seqlen, key.div(seqlen, rounding_mode="floor")
 
 
-def fill_padding_logits(logits: Tensor, padding: Tensor) -> Tensor:
-    """Logits over positions, (B, S), with padding so low that it loses every argmax of its row and takes no probability, yet
-    so near that a smoothed or distilled loss over all positions stays finite in every dtype.
-
-    padding: bool (B, S).
-    """
-    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    lowest = wide.masked_fill(padding, float("inf")).amin(-1, keepdim=True)
-    lowest = torch.where(lowest.isinf(), 0.0, lowest)  # a row of padding alone
-    # The share keeps the distance larger than the spacing of 16-bit numbers.
-    below = lowest - MARGIN_OF_PADDING - lowest.abs() / 16
-    limits = torch.finfo(logits.dtype)
-    return torch.where(padding, below.clamp(limits.min, limits.max).to(logits.dtype), logits)
-
-
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int, like: Tensor) -> tuple[Layout, Tensor]:
-    """The layout of a batch that its caller packed, and each row's place in its sequence: no value goes to the host.
+    """The layout of a batch that its caller packed, and each row's position in its sequence, int64 (R,).
 
-    like: (R, ...), of the device and dtype of the states to come.
+    like: (R, ...), of the device and dtype of the states to come. No value goes to the host.
     """
     layout = Layout(cu_seqlens.shape[0] - 1, max_seqlen, max_seqlen, None, None, cu_seqlens).scheduled(like)
     row = torch.arange(like.shape[0], device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), row.to(cu_seqlens.dtype), right=True)
-    place = row - cu_seqlens.index_select(0, sequence)
-    return dataclasses.replace(layout, indices=sequence * max_seqlen + place), place
+    position = row - cu_seqlens.index_select(0, sequence)
+    return dataclasses.replace(layout, indices=sequence * max_seqlen + position), position
 
 
-def sequences_alone(layout: Layout, x: Tensor) -> list[tuple[int, int, Layout]]:
-    """(first row, row behind the last, layout) of each sequence that has rows, as if it were a batch of its own."""
+def split_sequences(layout: Layout, x: Tensor) -> list[tuple[int, int, Layout]]:
+    """(first row, row after the last, layout as a batch of one) of each sequence that has rows. Reads values."""
     bounds = layout.cu_seqlens.tolist()
     keys = [None] * (len(bounds) - 1) if layout.seqused_k is None else layout.seqused_k.tolist()
     found = []
@@ -240,8 +212,8 @@ def sequences_alone(layout: Layout, x: Tensor) -> list[tuple[int, int, Layout]]:
             continue
         cu_seqlens = layout.cu_seqlens.new_tensor([0, rows])
         seqused_k = None if used is None or used == rows else layout.cu_seqlens.new_tensor([used])
-        alone = Layout(1, rows, rows, None, None, cu_seqlens, seqused_k, uniform=True)
-        found.append((first, last, alone.scheduled(x[first:last])))
+        single = Layout(1, rows, rows, None, None, cu_seqlens, seqused_k, uniform=True)
+        found.append((first, last, single.scheduled(x[first:last])))
     return found
 
 

@@ -1,7 +1,8 @@
-"""Left-to-right models under the heads of tasks: a row is read from its last token, the only one that has seen the others.
+"""Left-to-right models under task heads: a sequence is pooled from its last token, the only one that attends to all others.
 
-transformers' BERT with `is_decoder` masks what follows and pools the first token all the same, which then knows nothing but
-itself. The pooler here has a name of its own, so that transformers calls it missing instead of reading another token.
+transformers' BERT with `is_decoder` masks the future but still pools the first token, which then attends to nothing but
+itself. The pooler here has another name, so that transformers reports it missing from a checkpoint whose pooler was trained
+on the first token.
 """
 
 from typing import Any
@@ -11,18 +12,17 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert.configuration_bert import BertConfig
 
-import fastbert
 from fastbert.model.bert import BertModel
 from fastbert.model.cache_name import CACHE
 from fastbert.model.heads import BertForMultipleChoice, BertForSequenceClassification
-from fastbert.model.registry import register_outputs
+from fastbert.model.registry import class_named, register_outputs
 from fastbert.model.shallow import HEADS as SHALLOW
 from fastbert.model.shallow import is_shallow
 from fastbert.utils.errors import InputError
 
 
 class LastTokenBertModel(BertModel):
-    """A BertModel whose pooler_output is of the last real token of each sequence. Made by `pool_last_token`."""
+    """A BertModel whose pooler_output is of the last real token of each sequence; `pool_last_token` makes one."""
 
     def forward(
         self,
@@ -39,27 +39,27 @@ class LastTokenBertModel(BertModel):
             raise ValueError(f"expected an attention_mask of shape (batch, seq), got {tuple(attention_mask.shape)}")
         options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "return_dict": True} | kwargs
         outputs: Any = super().forward(input_ids, attention_mask, *args, **options)
-        hidden = outputs.last_hidden_state
+        hidden = outputs.last_hidden_state  # (B, S, D), or (T, D) packed
         if cu_seqlens is not None:
-            last = hidden.index_select(0, cu_seqlens[1:].long() - 1)
+            last = hidden.index_select(0, cu_seqlens[1:].long() - 1)  # (B, D)
         elif attention_mask is None:
-            last = hidden[:, -1]
+            last = hidden[:, -1]  # (B, D)
         else:
-            place = torch.arange(hidden.shape[1], device=hidden.device)
-            ends = (place * attention_mask.to(hidden.device, torch.bool)).amax(1)
-            last = hidden[torch.arange(len(hidden), device=hidden.device), ends]
-        found = BaseModelOutputWithPoolingAndCrossAttentions(
+            positions = torch.arange(hidden.shape[1], device=hidden.device)
+            ends = (positions * attention_mask.to(hidden.device, torch.bool)).amax(1)  # (B,)
+            last = hidden[torch.arange(len(hidden), device=hidden.device), ends]  # (B, D)
+        result = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden if output_positions is None else hidden[output_positions],
             pooler_output=self.last_token_pooler(last[:, None]),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **{CACHE: outputs.get(CACHE)},
         )
-        return found.to_tuple() if return_dict is False else found
+        return result.to_tuple() if return_dict is False else result
 
 
 def pool_last_token(bert: BertModel) -> None:
-    """Turns a BertModel with a pooler into a LastTokenBertModel, its pooler's weights under another name.
+    """Turns a BertModel with a pooler into a LastTokenBertModel, in place; its pooler becomes `last_token_pooler`.
 
     Raises ValueError where it has none.
     """
@@ -93,12 +93,15 @@ LEFT_TO_RIGHT: dict[str, type] = {
 
 
 def head_class(name: str, config: BertConfig) -> Any:
-    """fastbert's class of this name, or the one that takes its place over an encoder of this configuration.
+    """fastbert's class of this name, or its variant for an encoder of this configuration.
 
-    Heads of tokens serve a left-to-right encoder as they are. Raises InputError where there is none over a shallow one.
+    name: of one of transformers' classes. Heads over tokens need no variant for a left-to-right encoder.
+    Raises InputError for a head that has no variant for a shallow encoder.
     """
     if is_shallow(config):
         if name not in SHALLOW:
             raise InputError(f"expected one of {', '.join(SHALLOW)} over a shallow encoder, got {name}")
         return SHALLOW[name]
-    return LEFT_TO_RIGHT.get(name, getattr(fastbert, name)) if config.is_decoder else getattr(fastbert, name)
+    if config.is_decoder and name in LEFT_TO_RIGHT:
+        return LEFT_TO_RIGHT[name]
+    return class_named(name)

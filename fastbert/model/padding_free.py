@@ -2,9 +2,9 @@
 
 `DataCollatorWithFlattening`, and sentence-transformers with flash attention, call a model with ids of shape (1, T) and either
 cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k, or position_ids that start again with each sequence, or both.
-transformers keeps such sequences apart under a flash attention setting only; `find_boundaries` follows it.
+transformers keeps such sequences apart under a flash attention setting only; so does `boundaries_of_call`.
 
-B rows, S their length.
+B rows, S their length, D hidden size.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastbert.model import calls
+from fastbert.model.fallback import is_flash_attention
 from fastbert.model.layout import values_hidden
+from fastbert.model.verdict import Path, Verdict
 
 VARLEN_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 class Boundaries(NamedTuple):
-    """Where the sequences of a call begin. cu_seqlens: int32 (sequences + 1,), over the rows one after the other.
-    max_seqlen: at least the longest. source: the argument that told."""
+    """Where the sequences of a call begin.
+
+    cu_seqlens: int32 (sequences + 1,), over the rows one after the other. max_seqlen: at least the longest. source: the
+    argument from which they are known.
+    """
 
     cu_seqlens: Tensor
     max_seqlen: int
@@ -28,15 +34,45 @@ class Boundaries(NamedTuple):
 
 
 def given_arguments(kwargs: Mapping[str, Any]) -> list[str]:
+    """Those of VARLEN_ARGUMENTS that a call has."""
     return [name for name in VARLEN_ARGUMENTS if kwargs.get(name) is not None]
+
+
+def boundaries_of_call(
+    model: Any, tokens: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: Mapping[str, Any]
+) -> Boundaries | Verdict | None:
+    """The boundaries that transformers would respect; None, with a warning, where its attention would ignore them.
+
+    tokens: (B, S) or (B, S, D). attention_mask: (B, S). position_ids: (B, S) or (1, S). kwargs: of the call.
+    Returns a verdict where only transformers can handle the call. Raises as `find_boundaries`.
+    """
+    given = given_arguments(kwargs)
+    if not given and position_ids is None:
+        return None
+    name = model.config._attn_implementation
+    if is_flash_attention(name):
+        return find_boundaries(tokens, attention_mask, position_ids, kwargs)
+    ignored = ", ".join(given)
+    if not given and position_ids is not None and position_ids.shape[0] == tokens.shape[0] == 1 and attention_mask is None:
+        readable = not (values_hidden(position_ids) or calls.has_warned(model, "position_ids"))
+        if readable and positions_start_again(position_ids):
+            ignored = "position_ids"
+    if ignored:
+        calls.warn_once(
+            model,
+            ignored,
+            f"{ignored} of a padding-free batch: with {name} attention, transformers' BERT lets all tokens of a row attend "
+            "to one another, and fastbert gives the same answer. To keep sequences apart use a flash attention setting, or "
+            "pass fastbert's cu_seqlens and max_seqlen with ids of shape (tokens,).",
+        )
+    return None
 
 
 def find_boundaries(
     tokens: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, kwargs: Mapping[str, Any]
-) -> Boundaries | str | None:
-    """The boundaries of a call under flash attention; None where it has none; a sentence where transformers must decide.
+) -> Boundaries | Verdict | None:
+    """The boundaries of a call under flash attention; None where it has none; a verdict where transformers must decide.
 
-    tokens: (B, S) or (B, S, D). attention_mask: (B, S). position_ids: (B, S) or (1, S).
     Reads values once, in one transfer to the host, and only if the call could be padding-free.
     Raises ValueError or TypeError for boundaries that contradict one another or the input.
     """
@@ -48,14 +84,24 @@ def find_boundaries(
     return _from_positions(attention_mask, position_ids)
 
 
+def check_one_sequence_per_row(boundaries: Boundaries, batch_size: int) -> None:
+    """Raises ValueError where a head that pools the first token of each row would answer for several sequences at once."""
+    number = boundaries.cu_seqlens.shape[0] - 1
+    if number > batch_size:
+        raise ValueError(
+            f"expected one sequence a row, got {number} in {batch_size} (by {boundaries.source}): this head reads the first "
+            "token of a row only. Pass cu_seqlens and max_seqlen with ids of shape (tokens,) for an answer per sequence"
+        )
+
+
 def positions_start_again(position_ids: Tensor) -> bool:
-    """Whether a row's positions are something else than a run of consecutive numbers. Reads values."""
+    """Whether a row's positions are not consecutive numbers. Reads values."""
     return bool((position_ids.diff() != 1).any())
 
 
 def _from_lengths(
     tokens: Tensor, attention_mask: Tensor | None, kwargs: Mapping[str, Any], given: list[str]
-) -> Boundaries | str:
+) -> Boundaries | Verdict:
     missing = [name for name in VARLEN_ARGUMENTS if name not in given]
     if missing:
         raise ValueError(f"expected {', '.join(VARLEN_ARGUMENTS)} together, got no {', '.join(missing)}")
@@ -68,7 +114,7 @@ def _from_lengths(
     total = tokens.shape[0] * tokens.shape[1]
     if values_hidden(tokens) or values_hidden(starts_q):
         if attention_mask is not None:
-            return "an attention_mask beside cu_seq_lens_q while tracing"
+            return Verdict(Path.TRANSFORMERS, "an attention_mask beside cu_seq_lens_q while tracing")
         return Boundaries(starts_q.to(tokens.device, torch.int32), max(int(longest_q), int(longest_k)), "cu_seq_lens")
     if starts_q.shape != starts_k.shape:
         raise ValueError(
@@ -87,7 +133,7 @@ def _from_lengths(
         ]
     ).tolist()
     if masked:
-        return "an attention_mask with padding beside cu_seq_lens_q"
+        return Verdict(Path.TRANSFORMERS, "an attention_mask with padding beside cu_seq_lens_q")
     if differ:
         raise ValueError("expected cu_seq_lens_q and cu_seq_lens_k to be equal: tokens attend to their own sequence")
     if first != 0 or last != total or shortest < 0:
@@ -101,9 +147,11 @@ def _from_lengths(
     return Boundaries(starts_q.to(tokens.device, torch.int32), longest, "cu_seq_lens")
 
 
-def _from_positions(attention_mask: Tensor | None, position_ids: Tensor) -> Boundaries | str | None:
+def _from_positions(attention_mask: Tensor | None, position_ids: Tensor) -> Boundaries | Verdict | None:
     if values_hidden(position_ids):
-        return "position_ids under flash attention while tracing: where they start again is not known"
+        return Verdict(
+            Path.TRANSFORMERS, "position_ids under flash attention while tracing: where they start again is not known"
+        )
     row = position_ids[0]
     starts = row == row.min()
     values = [(row.diff() != 1).sum(), starts[0].long(), starts.sum()]

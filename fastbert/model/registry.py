@@ -26,6 +26,14 @@ def replaces(original: type[nn.Module]) -> Callable[[Cls], Cls]:
     return register
 
 
+def class_named(name: str) -> type[nn.Module]:
+    """fastbert's class with the name of a transformers class. Raises ValueError where there is none."""
+    for cls in ORIGINALS:
+        if cls.__name__ == name:
+            return cls
+    raise ValueError(f"expected one of {', '.join(cls.__name__ for cls in ORIGINALS)}, got {name}")
+
+
 def adopt(module: nn.Module) -> None:
     """Replaces every transformers class inside `module`, by exact type, with fastbert's. Parameters and keys stay."""
     for part in module.modules():

@@ -1,9 +1,11 @@
-"""Shallowly bidirectional models (as ELMo, Peters et al. 2018): one stack reads to the right, one to the left, and neither sees
-what the other does; their last states are put side by side.
+"""Shallowly bidirectional models as in ELMo (Peters et al. 2018): two independent stacks, one left-to-right and one
+right-to-left, whose last hidden states are concatenated.
 
-Each stack has half the width, heads and feed-forward of the configuration, so that the pair has its width; one table of words
-serves both. Only packed inputs are taken. A pre-trained one is a folder with `config.json` of the pair and two checkpoints of
-transformers' BertLMHeadModel, `left` (reads to the right) and `right` (reads the reversed sequence).
+Each stack has half the hidden size, heads and feed-forward size of the configuration, so that the pair has the configured
+size; both share one table of word embeddings. Inputs must be packed. A pre-trained pair is a folder with `config.json` of the
+pair and two checkpoints of transformers' BertLMHeadModel, `left` (left-to-right) and `right` (on the reversed sequence).
+
+T tokens of a packed batch of B sequences, D hidden size of the pair.
 """
 
 from copy import deepcopy
@@ -37,7 +39,7 @@ def is_shallow(config: BertConfig) -> bool:
 
 
 def half_config(config: BertConfig) -> BertConfig:
-    """Of one stack. Raises InputError where the width, heads or feed-forward size is odd."""
+    """The configuration of one stack. Raises InputError where the width, heads or feed-forward size is odd."""
     half = deepcopy(config)
     for name in ("hidden_size", "num_attention_heads", "intermediate_size"):
         value = getattr(config, name)
@@ -50,15 +52,21 @@ def half_config(config: BertConfig) -> BertConfig:
 
 
 def reverse(cu_seqlens: Tensor, total: int) -> Tensor:
-    """int64 (total,): for each token of a packed batch the one at its place when every sequence is reversed."""
+    """int64 (T,): the index of each token's mirror image in its sequence; it reverses every sequence of a packed batch.
+
+    cu_seqlens: int32 (B + 1,). total: T.
+    """
     lengths = cu_seqlens.diff()
     sums = torch.repeat_interleave(cu_seqlens[:-1] + cu_seqlens[1:] - 1, lengths, output_size=total).long()
     return sums - torch.arange(total, device=cu_seqlens.device)
 
 
 class ShallowBertModel(nn.Module):
-    """In the place of a BertModel under a head: last_hidden_state (tokens, D), pooler_output (batch, D) of the last token as
-    read to the right and the first as read to the left."""
+    """The two stacks, with a BertModel's interface for the heads.
+
+    last_hidden_state is (T, D); pooler_output (B, D) is of each stack's final token: the last of the sequence from the left,
+    the first from the right.
+    """
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__()
@@ -84,18 +92,18 @@ class ShallowBertModel(nn.Module):
             got = f"also {', '.join(unknown)}" if cu_seqlens is not None else "no cu_seqlens"
             raise ValueError(f"expected input_ids, token_type_ids, cu_seqlens and max_seqlen of a packed batch, got {got}")
         bounds = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        back = reverse(cu_seqlens, len(input_ids))
-        types = None if token_type_ids is None else token_type_ids[back]
-        left = self.left(input_ids, token_type_ids=token_type_ids, **bounds).last_hidden_state
-        right = self.right(input_ids[back], token_type_ids=types, **bounds).last_hidden_state
+        mirror = reverse(cu_seqlens, len(input_ids))  # (T,)
+        types = None if token_type_ids is None else token_type_ids[mirror]
+        left = self.left(input_ids, token_type_ids=token_type_ids, **bounds).last_hidden_state  # (T, D / 2)
+        right = self.right(input_ids[mirror], token_type_ids=types, **bounds).last_hidden_state  # (T, D / 2), reversed
         pooled = None
         if self.pooler is not None:
-            ends = cu_seqlens[1:].long() - 1
+            ends = cu_seqlens[1:].long() - 1  # (B,)
             pooled = self.pooler(torch.cat([left[ends], right[ends]], -1)[:, None])
-        found = BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=torch.cat([left, right[back]], -1), pooler_output=pooled
+        result = BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=torch.cat([left, right[mirror]], -1), pooler_output=pooled
         )
-        return found.to_tuple() if return_dict is False else found
+        return result.to_tuple() if return_dict is False else result
 
 
 class _Shallow:
@@ -113,7 +121,7 @@ class _Shallow:
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, and of a folder with two halves: their encoders, every other weight new.
+        """As in transformers; from a folder of two halves, their encoders are loaded and every other weight is new.
 
         Raises InputError where a half does not fit.
         """
@@ -130,7 +138,10 @@ class _Shallow:
 
 
 def load_encoder(encoder: BertModel, folder: Path) -> None:
-    """The encoder of a BertLMHeadModel's folder. Raises InputError where its weights are not there or do not fit."""
+    """Loads the encoder of a BertLMHeadModel's folder into `encoder`.
+
+    Raises InputError where its weights are missing or do not fit.
+    """
     file = folder / WEIGHTS
     if not file.is_file():
         raise InputError(f"expected {WEIGHTS} in {folder}, got none")

@@ -1,4 +1,4 @@
-"""`accelerate` and `restore`: transformers' BERT classes for ours and back, in place."""
+"""`accelerate` and `restore`: transformers' BERT classes replaced by fastbert's and back, in place."""
 
 import functools
 import types
@@ -7,11 +7,9 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
-from fastbert.deploy.fp8 import dequantize
-from fastbert.model import fallback as routing
 from fastbert.model import heads as _heads  # noqa: F401  (registers its classes)
-from fastbert.model.bert import choose_padding
-from fastbert.model.padding_policy import policy_from_option, set_policy
+from fastbert.model.calls import forget
+from fastbert.model.padding_policy import choose_padding, policy_from_option, set_policy
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, adopt, register_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,9 +36,10 @@ def accelerate(model: Model, *, padding: str | None = None) -> Model:
     choose_padding(model, chosen, "fastbert.accelerate")
     for part in model.modules():
         if isinstance(part, HEADS) and not isinstance(part, tuple(ORIGINALS)):
-            part.__class__ = _with_our_head(type(part))  # type: ignore[arg-type]
+            cls: Any = type(part)
+            part.__class__ = _with_fastbert_head(cls)
             register_outputs(type(part))
-    _rebind(model)
+    _rebind_forwards(model)
     return model
 
 
@@ -50,33 +49,34 @@ def restore(model: Model) -> Model:
     Raises TypeError for something that is not a module or holds no BertModel.
     """
     _check("restore", model)
-    dequantize(model)
-    for part in model.modules():
-        original = ORIGINALS.get(type(part)) or type(part).__dict__.get("_class_before")
+    for part in list(model.modules()):
+        if isinstance(part, hf.BertLayer) and hasattr(part, "unswap"):  # a further swap, as to fp8
+            part.unswap()
+        original = ORIGINALS.get(type(part)) or type(part).__dict__.get("_original_class")
         if original is not None:
             part.__class__ = original
-            routing.forget(part)
+            forget(part)
             set_policy(part, None)
-    _rebind(model)
+    _rebind_forwards(model)
     return model
 
 
 @functools.cache
-def _with_our_head(cls: Any) -> Any:
-    """A user's subclass of a head, with our head between it and transformers'."""
+def _with_fastbert_head(cls: Any) -> Any:
+    """A user's subclass of a head, with fastbert's head between it and transformers'."""
     replacement = next(REPLACEMENTS[base] for base in cls.__mro__ if base in REPLACEMENTS)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls, replacement), names | {"_class_before": cls, "__reduce_ex__": _reduce})
+    return type(cls.__name__, (cls, replacement), names | {"_original_class": cls, "__reduce_ex__": _reduce})
 
 
-def _reduce(self: nn.Module, protocol: Any) -> tuple:
-    """The class above is made, not imported, so pickle is told how."""
-    return _empty, (type(self)._class_before,), self.__getstate__()  # type: ignore[attr-defined]
+def _reduce(self: Any, protocol: Any) -> tuple:
+    """Pickles by the user's class: the one above is built at run time, so pickle cannot import it."""
+    return _empty, (type(self)._original_class,), self.__getstate__()
 
 
-def _empty(cls: type[nn.Module]) -> Any:
-    made = _with_our_head(cls)  # type: ignore[arg-type]
-    return made.__new__(made)
+def _empty(cls: Any) -> Any:
+    swapped = _with_fastbert_head(cls)
+    return swapped.__new__(swapped)
 
 
 def _check(name: str, model: nn.Module) -> None:
@@ -87,12 +87,12 @@ def _check(name: str, model: nn.Module) -> None:
         raise TypeError(f"{expected} without one")
 
 
-def _rebind(model: nn.Module) -> None:
-    """Accelerate's device placement holds on to the forward of the class that a module had before."""
+def _rebind_forwards(model: nn.Module) -> None:
+    """Accelerate's device placement stores the forward of the class that a module had before."""
     for part in model.modules():
         original = part.__dict__.get("_old_forward")
         if original is None or not hasattr(part, "_hf_hook") or not (type(part) in ORIGINALS or type(part) in REPLACEMENTS):
             continue
         for cls in (*REPLACEMENTS, *ORIGINALS):
             if getattr(original, "__func__", None) is cls.forward:
-                part._old_forward = types.MethodType(type(part).forward, part)  # type: ignore[assignment]
+                part.__dict__["_old_forward"] = types.MethodType(type(part).forward, part)

@@ -1,1 +1,1 @@
-"""Pre-training BERT: the optimizers, the learning rate schedules and the recipes that name both."""
+"""Pre-training BERT: from prepared text to checkpoints."""

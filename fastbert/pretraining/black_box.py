@@ -1,6 +1,6 @@
-"""What is left of a step that went wrong: which samples, which seeds, how large everything was, and the weights before it.
+"""The record of a step that failed: its samples, masks and random states, its largest values, and the weights before it.
 
-`fastbert replay FILE` does the step again from that file and shows where the first number that is not finite appears.
+`fastbert replay FILE` repeats the step from that file and shows where the first number that is not finite appears.
 """
 
 import base64
@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -25,16 +25,24 @@ from .sharding import whole
 FILE = "black-box.json"
 
 
+class Reading(NamedTuple):
+    """The largest absolute value of a part of the step: of the loss, a module's output, or a gradient."""
+
+    micro_batch: int
+    part: str
+    value: float
+
+
 def write(folder: Path, trainer: Any, reason: str) -> Path:
-    """Writes the black box of the step under way of a PreTrainer; returns its file. The weights are those before the step."""
+    """Writes the black box of a PreTrainer's step under way; returns its file. The weights are those before the step."""
     folder.mkdir(parents=True, exist_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = {name: whole(tensor.detach()).cpu().clone() for name, tensor in model.state_dict().items()}
     write_whole(folder / "weights.safetensors", safetensors.torch.save(state))
     batches, step = trainer.batches, trainer.state.global_step
     steps = []
-    for turn in range(batches.accumulation):
-        phase, epoch, samples = batches.locate(step * batches.accumulation + turn)
+    for i in range(batches.accumulation):
+        phase, epoch, samples = batches.locate(step * batches.accumulation + i)
         steps.append({"data": str(phase.shards.folder.resolve()), "epoch": epoch, "samples": samples.tolist()})
         masker, tokenizer = phase.masker, phase.shards.meta.fingerprint
     content = {
@@ -42,8 +50,13 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
         "step": step + 1,
         "process": [trainer.args.process_index, trainer.args.world_size],
         "micro-batches": steps,
-        "masks": {"seed": masker.seed, "static": masker.static, "max_predictions": masker.max_predictions,
-                  "probability": masker.probability, "whole_words": masker.continues is not None},
+        "masks": {
+            "seed": masker.seed,
+            "static": masker.static,
+            "max_predictions": masker.max_predictions,
+            "probability": masker.probability,
+            "whole_words": masker.continues is not None,
+        },
         "objective": asdict(trainer.objective),
         "tokenizer": tokenizer,
         "config": model.config.to_dict(),
@@ -53,17 +66,16 @@ def write(folder: Path, trainer: Any, reason: str) -> Path:
             name: [_number(parameter), None if parameter.grad is None else _number(parameter.grad)]
             for name, parameter in model.named_parameters()
         },
-    }  # fmt: skip
+    }
     write_whole(folder / FILE, json.dumps(content, indent=1) + "\n")
     return folder / FILE
 
 
-def repeat_step(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
-    """Does the forward and backward of the step again: (micro-batch, part, largest absolute value) in the order they came.
+def repeat_step(file: Path, *, modules: bool) -> list[Reading]:
+    """Repeats the forward and backward of the step; returns readings in the order of computing.
 
-    Parts are 'loss' and 'gradient of NAME'; with modules, the outputs of every module as well, which a fused operation does
-    not have: they are those of transformers' own path. Raises DataError where the file, its weights or the data it names are
-    not there or differ.
+    Parts are 'loss' and 'gradient of NAME'. modules: the outputs of every module as well; fused operations have none, so this
+    runs transformers' modules. Raises DataError where the file, its weights or the data it names are missing or differ.
     """
     content, shards = _read(file)
     from transformers import AutoTokenizer, BertConfig
@@ -77,40 +89,40 @@ def repeat_step(file: Path, *, modules: bool) -> list[tuple[int, str, float]]:
     if fingerprint(tokenizer) != content["tokenizer"]:
         raise DataError(f"expected the tokenizer of the run in {next(iter(shards))}, got another")
     masker = objective.masker(tokenizer, **content["masks"])
-    found: list[tuple[int, str, float]] = []
-    turn = 0
+    readings: list[Reading] = []
+    micro_batch = 0
 
-    def note(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            found.extend((turn, name, _largest(tensor)) for tensor in tensors if isinstance(tensor, Tensor))
+            readings.extend(Reading(micro_batch, name, _largest(one)) for one in tensors if isinstance(one, Tensor))
 
         return hook
 
     for name, module in model.named_modules() if modules else ():
         if name and not list(module.children()):
-            module.register_forward_hook(note(name))
+            module.register_forward_hook(record(name))
     states = content["random states before the step"]
     torch.set_rng_state(_bytes(states["cpu"]))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(_bytes(states["cuda"]))
-    for turn, one in enumerate(content["micro-batches"]):
+    for micro_batch, one in enumerate(content["micro-batches"]):
         batch = collate(shards[one["data"]], masker, one["samples"], one["epoch"])
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         model.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=content["autocast"]):
             loss = model(**batch, return_logits=False).loss
-        found.append((turn, "loss", _largest(loss)))
+        readings.append(Reading(micro_batch, "loss", _largest(loss)))
         loss.backward()
-        found.extend(
-            (turn, f"gradient of {name}", _largest(p.grad)) for name, p in model.named_parameters() if p.grad is not None
-        )
-    return found
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                readings.append(Reading(micro_batch, f"gradient of {name}", _largest(parameter.grad)))
+    return readings
 
 
-def first_non_finite(found: list[tuple[int, str, float]]) -> tuple[int, str, float] | None:
-    """The first part that is not finite, or None."""
-    return next((one for one in found if not math.isfinite(one[2])), None)
+def first_non_finite(readings: list[Reading]) -> Reading | None:
+    """The first reading that is not finite, or None."""
+    return next((one for one in readings if not math.isfinite(one.value)), None)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Shards]]:
@@ -131,7 +143,7 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _number(tensor: Tensor) -> float | str:
-    """The same for JSON, which has no sign for NaN and infinity."""
+    """The largest absolute value for JSON, which has neither NaN nor infinity."""
     value = _largest(tensor)
     return value if math.isfinite(value) else str(value)
 

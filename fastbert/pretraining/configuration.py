@@ -1,4 +1,4 @@
-"""A BertConfig from a file that a user wrote: a key that nothing would read is refused, and an error names its key."""
+"""The configuration of a model to pre-train, of a named size or from a file; unknown keys are refused, errors name the key."""
 
 import difflib
 import json
@@ -10,15 +10,29 @@ import transformers
 from transformers.activations import ACT2FN
 
 from fastbert.utils.errors import InputError
+from fastbert.utils.sizes import SIZES
 
-# What saved configurations hold besides: of transformers' base class and older versions, and of the original BERT's files,
-# whose pooler_* and directionality describe the one pooler there is.
-SAVED = {
-    "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "finetuning_task",
-    "gradient_checkpointing", "position_embedding_type", "attn_implementation", "directionality", "pooler_fc_size",
-    "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
-}  # fmt: skip
-SIZES = (
+# Keys of saved configurations that are no field of BertConfig: of transformers' base class and older versions, and of the
+# original BERT's files, whose pooler_* and directionality describe the one pooler there is.
+OTHER_KEYS = {
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "position_embedding_type",
+    "attn_implementation",
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+}
+POSITIVE = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -27,6 +41,28 @@ SIZES = (
     "type_vocab_size",
 )
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+
+def model_config(name: str, vocab_size: int, seq_len: int) -> transformers.BertConfig:
+    """The configuration of a named size or of a file, for this vocabulary.
+
+    Raises InputError where it does not exist, is of another model type, or has fewer positions than seq_len.
+    """
+    if name in SIZES:
+        values: dict[str, Any] = dict(SIZES[name])
+    elif Path(name).is_file():
+        values = read_config(Path(name))
+    else:
+        raise InputError(f"expected one of {', '.join(SIZES)} or a JSON file as the configuration, got {name}")
+    config = make_config({**values, "vocab_size": vocab_size}, name)
+    if config.max_position_embeddings < seq_len:
+        raise InputError(f"expected max_position_embeddings of at least {seq_len}, got {config.max_position_embeddings}")
+    return config
+
+
+def named_vocab_size(name: str) -> int | None:
+    """The vocab_size that a configuration file names, which the tokenizer's replaces; None where none is named."""
+    return None if name in SIZES else read_config(Path(name)).get("vocab_size")
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -45,7 +81,7 @@ def read_config(file: Path) -> dict[str, Any]:
     if values.get("position_embedding_type", "absolute") != "absolute":
         got = values["position_embedding_type"]
         raise InputError(f"expected absolute positions (position_embedding_type) in {file}, got {got!r}")
-    known = {field.name for field in fields(transformers.BertConfig)} | SAVED
+    known = {field.name for field in fields(transformers.BertConfig)} | OTHER_KEYS
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), 1, 0.5)
@@ -62,7 +98,7 @@ def make_config(values: dict[str, Any], name: str) -> transformers.BertConfig:
         if not type(error).__module__.startswith("huggingface_hub."):
             raise
         raise InputError(f"expected values that fit in the configuration {name}, got: {str(error).splitlines()[-1]}") from error
-    for key in SIZES:
+    for key in POSITIVE:
         if getattr(config, key) < 1:
             raise InputError(f"expected {key} of at least 1 in the configuration {name}, got {getattr(config, key)}")
     for key in RATES:

@@ -1,4 +1,4 @@
-"""What the log says about the steps since its last line: losses, speed, waiting, padding, utilisation, memory."""
+"""Readings for the log, over the steps since the last one: losses, speed, waiting, padding, utilisation, memory."""
 
 import sys
 import time
@@ -15,7 +15,10 @@ SUMMED = ("mlm_loss", "next_sentence_loss", "tokens", "padded_tokens", "flops")
 
 
 class Meter(TrainerCallback):
-    """Of a PreTrainer. device_rate: FLOP/s that one process could do at best; None: no utilisation in the log."""
+    """Sums of a PreTrainer's steps.
+
+    device_rate: the FLOP/s of one process's device, of which utilisation is a share; None for no utilisation in the log.
+    """
 
     def __init__(self, trainer: Any, device_rate: float | None = None) -> None:
         self.trainer, self.device_rate = trainer, device_rate
@@ -27,14 +30,15 @@ class Meter(TrainerCallback):
         self.wait = 0.0
         self.began = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
+        """Time of waiting for data."""
         self.wait += seconds
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """Time that was not training."""
         self.began += seconds
 
-    def works(self, batches: Sequence[dict[str, Any]], num_labels: int) -> None:
+    def add_batches(self, batches: Sequence[dict[str, Any]], num_labels: int) -> None:
         """The packed micro-batches of a step of this process, on the host."""
         seqlens = [batch["cu_seqlens"].diff().tolist() for batch in batches]
         self._add("tokens", sum(map(sum, seqlens)))
@@ -42,7 +46,7 @@ class Meter(TrainerCallback):
         config = self.trainer.model.config
         self._add("flops", pretraining_flops(config, [length for lengths in seqlens for length in lengths], num_labels))
 
-    def losses(self, mlm: Tensor, next_sentence: Tensor) -> None:
+    def add_losses(self, mlm: Tensor, next_sentence: Tensor) -> None:
         self._add("mlm_loss", mlm.detach())
         self._add("next_sentence_loss", next_sentence.detach())
 
@@ -55,16 +59,16 @@ class Meter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps += 1
         if state.global_step >= state.max_steps:
-            control.should_log = True  # a run has a reading, and one of its end, however rare they are
-        state.epoch = self.trainer.batches.epochs_after(state.global_step)  # Trainer counts its own stream as one epoch
+            control.should_log = True  # every run has a reading at its end, however short it is
+        state.epoch = self.trainer.batches.epochs_after(state.global_step)  # Trainer takes the whole stream for one epoch
 
     def read(self) -> dict[str, float]:
-        """Since the last reading, then starts again. Every process calls it.
+        """The readings since the last call; resets the sums. Every process calls it.
 
         mlm_loss, next_sentence_loss: means over the steps. tokens_per_second: real ones, of all processes. data_wait: share of
         the time. padding_skipped: share of the positions of padded micro-batches that are padding, never computed here. mfu:
-        model FLOPs over what the devices could do. memory_gib: the most so far that PyTorch held on this GPU,
-        or this process without one.
+        model FLOPs over what the devices could do. memory_gib: the peak so far of PyTorch on this GPU, or without one of
+        this process.
         """
         args = self.trainer.args
         elapsed = max(time.perf_counter() - self.began, 1e-9)
@@ -82,13 +86,13 @@ class Meter(TrainerCallback):
         }
         if self.device_rate is not None:
             found["mfu"] = sums["flops"] / elapsed / (self.device_rate * args.world_size)
-        if (memory := _most_memory()) is not None:
+        if (memory := _peak_memory()) is not None:
             found["memory_gib"] = memory / (1 << 30)
         self.reset()
         return found
 
 
-def _most_memory() -> float | None:
+def _peak_memory() -> float | None:
     """Bytes; None where the system does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

@@ -1,4 +1,7 @@
-"""The models of `objectives`: transformers' classes by name and state, with losses of packed batches as shares of a step."""
+"""The models of `objectives`: classes with the names and states of transformers', which take packed batches.
+
+Their losses can be divided by the number of labels of a whole step, of which a batch is a part.
+"""
 
 import functools
 from typing import Any
@@ -14,8 +17,8 @@ from fastbert.model.heads import BertForPreTrainingOutput
 from fastbert.model.left_to_right import pool_last_token
 
 
-class _TokenLoss:
-    """forward: the language-model loss and, where `cls` has a head for it, the next-sentence loss of a packed batch."""
+class _PackedLosses:
+    """A forward that returns the language-model loss and, where `cls` has its head, the next-sentence loss."""
 
     bert: Any
     cls: Any
@@ -33,9 +36,12 @@ class _TokenLoss:
         num_pairs_in_batch: Tensor | int | None = None,
         return_logits: bool = False,
     ) -> BertForPreTrainingOutput:
-        """labels: (tokens,), what each position predicts, -100 for nothing; already shifted where it is the next token.
-        num_items_in_batch, num_pairs_in_batch: of the whole step, by which each sum is divided; None: means. next_sentence_loss
-        is None without its head."""
+        """The losses of a packed batch.
+
+        labels: (tokens,), what each position predicts, -100 for nothing; already shifted where it is the next token.
+        num_items_in_batch, num_pairs_in_batch: of the whole step; each sum of losses is divided by its number, None: it is a
+        mean. next_sentence_loss is None without its head.
+        """
         if return_logits:
             raise ValueError("expected return_logits=False in pre-training, got True")
         packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
@@ -50,12 +56,12 @@ class _TokenLoss:
         return BertForPreTrainingOutput(loss=loss, mlm_loss=token_loss, next_sentence_loss=next_sentence_loss)
 
 
-class BertForMaskedLM(_TokenLoss, heads.BertForMaskedLM):
+class BertForMaskedLM(_PackedLosses, heads.BertForMaskedLM):
     """Masked language model alone."""
 
 
-class BertLMHeadModel(_TokenLoss, heads.BertLMHeadModel):
-    """Left-to-right language model; next_sentence: and the next sentence, told from the last token."""
+class BertLMHeadModel(_PackedLosses, heads.BertLMHeadModel):
+    """Left-to-right language model. next_sentence: predict the next sentence too, from the last token."""
 
     def __init__(self, config: BertConfig, next_sentence: bool = False) -> None:
         if not config.is_decoder:

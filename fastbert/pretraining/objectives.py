@@ -1,8 +1,8 @@
-"""What is predicted from what: masked tokens from both sides (BERT), the next token from those before it (GPT), or that and,
-by a model apart, the token before from those behind it (ELMo).
+"""Pre-training objectives: masked tokens from both sides (BERT), the next token from those before it (GPT), or two language
+models, one in each direction (ELMo).
 
-The first two optionally with BERT's next-sentence prediction. The samples are the same: [CLS] A [SEP] B [SEP], B random in half
-of them.
+The first two optionally with BERT's next-sentence prediction. Samples are the same for all: [CLS] A [SEP] B [SEP], B random in
+half of them.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ DIRECTIONS = ("both", "left", SHALLOW)
 
 
 class NextTokens(Masker):
-    """In a Masker's place: nothing is masked, and the label of every token but the last is the token after it."""
+    """A Masker that masks nothing: the label of every token but the last is the token after it."""
 
     def __call__(self, sample: Sample, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(input_ids, labels), int64 (length,)."""
@@ -34,9 +34,10 @@ class NextTokens(Masker):
 
 @dataclass(frozen=True)
 class Objective:
-    """direction: one of DIRECTIONS. next_sentence: whether the next-sentence loss is added.
+    """What is predicted from what.
 
-    Raises InputError for another direction, and for shallow with next sentences, which neither of its halves could tell alone.
+    direction: one of DIRECTIONS. next_sentence: whether the next-sentence loss is added. Raises InputError for another
+    direction, and for shallow with next sentences, as neither of its halves sees a whole sample.
     """
 
     direction: str = "both"
@@ -53,24 +54,24 @@ class Objective:
         what = {
             "both": "masked tokens from both sides",
             "left": "the next token from those before it",
-            SHALLOW: "the next token from those before it and, by another stack, the token before from those behind it",
+            SHALLOW: "the next token from those before it and, by a second encoder, the token before from those after it",
         }[self.direction]
         return f"predicts {what}{', and the next sentence' if self.next_sentence else ''}"
 
     @property
     def name(self) -> str:
-        """Of the token loss in logs and metrics: mlm, or lm for a language model."""
+        """The name of the token loss in logs and metrics: mlm, or lm for a language model."""
         return "mlm" if self.direction == "both" else "lm"
 
     def prepare(self, config: transformers.BertConfig) -> None:
-        """Writes into the configuration what a reader of the checkpoint must know."""
+        """Writes into the configuration what is needed to load the checkpoint."""
         if self.direction == "left":
             config.is_decoder = True
         elif self.direction == SHALLOW:
             config.fastbert_direction = SHALLOW
 
     def model(self, config: transformers.BertConfig) -> Any:
-        """A new model, drawn from torch's generator; its checkpoints are of the class of transformers with its name."""
+        """A new model, drawn from torch's generator; its checkpoints load as the class of transformers with its name."""
         if self.direction == "left":
             return BertLMHeadModel(config, self.next_sentence)
         if self.direction == SHALLOW:
@@ -78,7 +79,7 @@ class Objective:
         return BertForPreTraining(config) if self.next_sentence else BertForMaskedLM(config)
 
     def masker(self, tokenizer: Any, **options: Any) -> Masker:
-        """What makes inputs and labels of samples. Raises InputError for options of masks where nothing is masked."""
+        """What makes inputs and labels from samples. Raises InputError for options of masks where nothing is masked."""
         if self.direction == "both":
             return Masker.of(tokenizer, **options)
         for name in ("whole_words", "max_predictions"):
@@ -89,9 +90,9 @@ class Objective:
         return NextTokens.of(tokenizer, **options)
 
     def named(self, values: dict[str, float]) -> dict[str, float]:
-        """Readings or metrics under this objective's names, without those of a loss it has not.
+        """Readings or metrics under this objective's names, without those of losses that it does not have.
 
-        Of shallow models lm_loss, accuracy and perplexity are means over the directions, loss is the sum.
+        Of shallow models lm_loss, accuracy and perplexity are means over the directions; loss is the sum.
         """
         if self.direction == SHALLOW and "loss" in values:
             values = {**values, "loss": 2 * values["loss"]}

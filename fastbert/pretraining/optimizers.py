@@ -1,81 +1,41 @@
-"""The optimizers of BERT pre-training that torch lacks, and which parameters they decay.
+"""The optimizers of BERT pre-training that torch lacks: Adam without bias correction, and LAMB.
 
 Both keep Adam's two moments per parameter and decay weights inside the update, before the learning rate:
     update = m / (sqrt(v) + eps) + weight_decay * w        AdamWithoutBiasCorrection: w -= lr * update
                                                            Lamb: w -= lr * |w| / |update| * update
-They wait for nothing on the device. With `foreach` an operation runs over all tensors at once and two copies of the
+They never wait for the device. With `foreach` an operation runs over all tensors at once and two copies of the
 parameters are held during a step; without, over one tensor after the other. State is in each parameter's own dtype: keep
 the parameters in float32, as mixed precision does.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from .value_checks import check_betas, check_number
 
 Corrections = tuple[list[float], list[float]]
 TRUST_RATIOS = ("decayed", "all", "none")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what decays, and what does not, in the order of the model's modules.
-
-    No decay: the parameters of every nn.LayerNorm, and those whose own name in their module ends in `bias` (Devlin et al.
-    2019, the exclusions of `optimization.py`). A tied parameter comes once, at its first place; it does not decay if one of
-    its places says so. Frozen parameters are in neither group.
-
-    Raises TypeError, ValueError where weight_decay is no number of at least 0 or nothing can be trained.
-    """
-    check_number("weight_decay", weight_decay)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    decays: dict[nn.Parameter, bool] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                here = not (isinstance(module, nn.LayerNorm) or name.endswith("bias"))
-                decays[parameter] = decays.get(parameter, True) and here
-    if not decays:
-        raise ValueError(f"expected a model with parameters that require gradients, got none in {type(model).__name__}")
-    return [
-        {"params": [parameter for parameter, decay in decays.items() if decay], "weight_decay": float(weight_decay)},
-        {"params": [parameter for parameter, decay in decays.items() if not decay], "weight_decay": 0.0},
-    ]
-
-
-def check_number(name: str, value: Any, minimum: float = 0.0, *, above: bool = False, below: float = math.inf) -> None:
-    """Raises TypeError unless value is a real number, ValueError unless minimum <= value < below (minimum < value if above)."""
-    expected = f"expected {name} to be a finite number {'above' if above else 'of at least'} {minimum:g}"
-    expected += f" and below {below:g}" if below < math.inf else ""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{expected}, got {value!r}")
-    if not (minimum < value if above else minimum <= value) or not value < below:
-        raise ValueError(f"{expected}, got {value!r}")
-
-
-def check_betas(betas: Any) -> None:
-    """Raises TypeError, ValueError unless betas are two numbers from 0 to below 1."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"expected betas to be two numbers, got {betas!r}")
-    for name, beta in zip(("betas[0]", "betas[1]"), betas):
-        check_number(name, beta, below=1.0)
-
-
 class _AdamMoments(Optimizer):
-    """Adam's moments and the update they give; a subclass says how the weights follow it."""
+    """Adam's moments and the update they give; a subclass says how the weights are moved by it."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, with options of their own where given. Raises TypeError, ValueError at an option it cannot use."""
+        """Adds parameters, with their options where given. Raises TypeError, ValueError at an option it cannot use."""
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch's is overloaded
-        """One update of every parameter with a gradient; returns what closure, called first, returns.
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter with a gradient.
+
+        closure: None, or a function without arguments that is called first, and whose result is returned.
 
         Raises TypeError at a parameter that is not real, ValueError at a sparse gradient.
         """
@@ -85,7 +45,7 @@ class _AdamMoments(Optimizer):
                 loss = closure()
         norm = self._gradient_norm()
         for group in self.param_groups:
-            for parameters in _same_device_and_dtype(group["params"]):
+            for parameters in _by_device_and_dtype(group["params"]):
                 grads = [_dense_grad(parameter) for parameter in parameters]
                 if norm is not None and group["normalize_gradients"]:
                     grads = list(torch._foreach_div(grads, norm.to(parameters[0].device)))
@@ -173,7 +133,7 @@ class AdamWithoutBiasCorrection(_AdamMoments):
     Differs from torch.optim.AdamW in that the moments, which begin at 0, are not divided by 1 - beta ** step. That makes an
     update (1 - beta1 ** step) / sqrt(1 - beta2 ** step) times as large: 3.2 at step 1, 6.6 at step 12, 1.3 at step 1000.
 
-    params: parameters, or groups with options of their own. lr: learning rate. betas: how much of each moment stays.
+    params: parameters, or groups with their own options. lr: learning rate. betas: how much of each moment stays.
     eps: added to the root of the second moment. weight_decay: share of the weight added to the update.
     foreach: all tensors at once; None: where they are on a GPU.
 
@@ -278,7 +238,7 @@ class Lamb(_AdamMoments):
         torch._foreach_addcmul_(parameters, updates, ratios.unbind(), value=-group["lr"])
 
 
-def _same_device_and_dtype(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+def _by_device_and_dtype(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     """Those with a gradient, in lists that foreach operations take at once."""
     lists: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in parameters:

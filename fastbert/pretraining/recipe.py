@@ -1,4 +1,4 @@
-"""Recipes: how the weights move in pre-training. Which optimizer, at which rate, on masks drawn how often.
+"""Recipes of pre-training: the optimizer, its learning rate, and whether masks are static or dynamic.
 
 PRESETS holds two. "google-2018" is what BERT was published with (Devlin et al. 2019, appendix A.2; what the paper leaves
 open is taken from `optimization.py` and `run_pretraining.py` of its code). "modern" is what later work settled on:
@@ -17,14 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from fastbert.pretraining.optimizers import AdamWithoutBiasCorrection, Lamb, check_betas, check_number, parameter_groups
+from .optimizers import AdamWithoutBiasCorrection, Lamb
+from .parameter_groups import parameter_groups
+from .value_checks import check_betas, check_choice, check_count, check_number
 
 OPTIMIZERS = {
     "adamw": "Adam with bias correction and decoupled weight decay (torch.optim.AdamW)",
@@ -38,21 +39,9 @@ DECAY_FROM = {
 }
 
 
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_count(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"expected {name} to be a whole number of at least {minimum}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the weights move.
+    """How the weights are trained.
 
     optimizer: one of OPTIMIZERS. learning_rate: the peak. betas, eps: of Adam's moments. weight_decay: of all weights but
     biases and LayerNorm. warmup_steps, warmup_ratio: optimizer steps, or their share of all, in which the rate rises from 0;
@@ -77,7 +66,7 @@ class Recipe:
     static_masking: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_number("learning_rate", self.learning_rate, above=True)
         check_betas(self.betas)
         object.__setattr__(self, "betas", tuple(self.betas))  # a list where it comes from JSON
@@ -87,11 +76,11 @@ class Recipe:
             got = f"warmup_steps={self.warmup_steps!r} and warmup_ratio={self.warmup_ratio!r}"
             raise ValueError(f"expected either warmup_steps or warmup_ratio and None for the other, got {got}")
         if self.warmup_steps is not None:
-            _check_count("warmup_steps", self.warmup_steps, 0)
+            check_count("warmup_steps", self.warmup_steps, 0)
         if self.warmup_ratio is not None:
             check_number("warmup_ratio", self.warmup_ratio, below=1.0)
-        _check_choice("decay", self.decay, DECAYS)
-        _check_choice("decay_from", self.decay_from, DECAY_FROM)
+        check_choice("decay", self.decay, DECAYS)
+        check_choice("decay_from", self.decay_from, DECAY_FROM)
         check_number("max_grad_norm", self.max_grad_norm)
         if not isinstance(self.static_masking, bool):
             raise TypeError(f"expected static_masking to be True or False, got {self.static_masking!r}")
@@ -101,7 +90,7 @@ class Recipe:
 
         Raises TypeError, ValueError where max_steps is no count of at least 1 or ends before warm-up does.
         """
-        _check_count("max_steps", max_steps, 1)
+        check_count("max_steps", max_steps, 1)
         steps = math.ceil(max_steps * self.warmup_ratio) if self.warmup_ratio is not None else self.warmup_steps
         assert steps is not None
         if steps > max_steps:
@@ -126,7 +115,7 @@ PRESETS: Mapping[str, Recipe] = MappingProxyType(
 
 
 def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    """The optimizer of a recipe over `parameter_groups` of model, which is on its device already.
+    """The optimizer of a recipe over the `parameter_groups` of model, which must be on its device already.
 
     Raises ValueError where model has nothing to train.
     """
@@ -134,8 +123,8 @@ def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     if recipe.optimizer == "adamw":
         fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
         return AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, fused=fused)
-    own = Lamb if recipe.optimizer == "lamb" else AdamWithoutBiasCorrection
-    return own(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+    optimizer_class = Lamb if recipe.optimizer == "lamb" else AdamWithoutBiasCorrection
+    return optimizer_class(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
 
 
 def create_schedule(recipe: Recipe, optimizer: Optimizer, max_steps: int) -> LambdaLR:
@@ -156,8 +145,8 @@ def create_schedule(recipe: Recipe, optimizer: Optimizer, max_steps: int) -> Lam
 
 def describe(recipe: Recipe, other: Recipe = PRESETS["modern"]) -> list[str]:
     """Every difference of recipe from other, a line each, in words; no line where they are equal."""
-    theirs = _words(other)
-    return [f"{name}: {words}; not {theirs[name]}" for name, words in _words(recipe).items() if words != theirs[name]]
+    usual = _words(other)
+    return [f"{name}: {words}; not {usual[name]}" for name, words in _words(recipe).items() if words != usual[name]]
 
 
 def _words(recipe: Recipe) -> dict[str, str]:

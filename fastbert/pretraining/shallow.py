@@ -1,4 +1,4 @@
-"""Pre-training of shallowly bidirectional models: two language models with one table of words, one on reversed samples."""
+"""Pre-training of shallowly bidirectional models: two language models with one word embedding, one on reversed samples."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -17,7 +17,7 @@ from .models import BertLMHeadModel
 
 
 class ShallowForPreTraining(nn.Module):
-    """Two BertLMHeadModels of half the width. config: of the pair. Their losses are added up."""
+    """Two BertLMHeadModels of half the width, whose losses are added. config: of the pair."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ class ShallowForPreTraining(nn.Module):
         self.right.tie_weights()
 
     def forward(self, **batch: Any) -> BertForPreTrainingOutput:
-        """A packed batch as `models` take it, its labels the next tokens. loss: of both added up; mlm_loss: their mean."""
+        """The losses of a packed batch whose labels are the next tokens. loss: the sum of both; mlm_loss: their mean."""
         left, right = (model(**inputs).loss for model, inputs in self.halves(batch))
         return BertForPreTrainingOutput(loss=left + right, mlm_loss=(left + right).detach() / 2)
 
     def halves(self, batch: dict[str, Any]) -> Iterator[tuple[BertLMHeadModel, dict[str, Any]]]:
-        """(model, its batch) of each half: the right one's with every sequence reversed."""
+        """(model, its batch) of each half; the batch of the right one has every sequence reversed."""
         yield self.left, batch
         back = reverse(batch["cu_seqlens"], len(batch["input_ids"]))
         ids = batch["input_ids"][back]
@@ -40,20 +40,19 @@ class ShallowForPreTraining(nn.Module):
         yield self.right, {**batch, "input_ids": ids, "token_type_ids": batch["token_type_ids"][back], "labels": labels}
 
     def save_pretrained(self, folder: Path) -> None:
-        """The halves, each as transformers loads it, and the configuration of the pair."""
+        """Saves the halves, each as transformers loads it, and the configuration of the pair."""
         self.config.save_pretrained(folder)
         for name in HALVES:
             getattr(self, name).save_pretrained(folder / name)
 
     def load(self, folder: Path) -> None:
-        """The weights of `save_pretrained`. Raises RuntimeError where they do not fit."""
+        """Loads what `save_pretrained` saved. Raises RuntimeError where it does not fit."""
         for name in HALVES:
             model = getattr(self, name)
             loaded = model.load_state_dict(load_file(folder / name / WEIGHTS), strict=False)
-            kept = {value.data_ptr() for key, value in model.state_dict().items() if key not in loaded.missing_keys}
-            missing = [
-                key for key in loaded.missing_keys if model.state_dict()[key].data_ptr() not in kept
-            ]  # tied ones are there
+            state = model.state_dict()
+            found = {value.data_ptr() for key, value in state.items() if key not in loaded.missing_keys}
+            missing = [key for key in loaded.missing_keys if state[key].data_ptr() not in found]  # tied weights are saved once
             if missing or loaded.unexpected_keys:
                 raise RuntimeError(
                     f"expected the weights of {name} in {folder}, got none for {missing}, {loaded.unexpected_keys} more"

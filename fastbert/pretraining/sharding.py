@@ -1,7 +1,7 @@
-"""FSDP2 for a pre-training run: weights, gradients and optimizer state cut over the processes, whole again on the disk.
+"""FSDP2 for a pre-training run: weights, gradients and optimizer state are sharded over the processes, and saved whole.
 
-PyTorch's own `fully_shard` and state-dict functions, so that it works on GPUs (nccl) and CPUs (gloo) alike. Each layer is one
-unit, gathered around its call; the embeddings and heads are the root's.
+PyTorch's `fully_shard` and state-dict functions, which work on GPUs (nccl) and CPUs (gloo) alike. Each layer is one unit,
+gathered around its call; embeddings and heads belong to the root.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Cuts the parameters of model, which becomes FSDP2's; an optimizer is to be made after this.
+    """Shards the parameters of model in place, over the default process group. Create the optimizer after this.
 
-    device: where model is; its default process group holds all processes.
+    device: where model is.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in model.modules():
@@ -36,17 +36,18 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
 
 def whole(tensor: Any) -> Any:
-    """A cut tensor gathered, on every process; any other as it is."""
+    """The whole of a sharded tensor, on every process; any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, all weights are whole and no call waits for another process, so that each may call model as often as it has to.
+    """Inside, all weights are whole and no call waits for another process: each may call model a different number of times.
 
-    Every process enters and leaves together. For reading only: no gradient survives. A model that is not cut stays as it is.
+    All processes must enter and leave together. For inference only: gradients are lost. A model that is not sharded is
+    unchanged.
     """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]  # the root first, as its own state demands
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]  # the root first, as FSDP2 requires
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -59,17 +60,18 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights, whole, tied ones once, on the first process; an empty dict on the others. Every process calls it."""
+    """All weights, whole, tied ones once, on rank 0; an empty dict on the others. Every rank calls it."""
     once = dict(model.named_parameters())
     state: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     return {name: tensor for name, tensor in state.items() if name in once}
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state by parameter name, whole, on the first process. Every process calls it."""
-    return get_optimizer_state_dict(model, optimizer, options=WHOLE)  # type: ignore[return-value]
+    """The optimizer's state by parameter name, whole, on rank 0. Every rank calls it."""
+    state: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    return state
 
 
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """What `optimizer_state` gave, cut again. Every process calls it with the whole state."""
-    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)  # type: ignore[arg-type]
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Loads the whole state of `optimizer_state`, sharded. Every rank calls it."""
+    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)

@@ -1,7 +1,7 @@
-"""transformers' Trainer on packed batches: exact accumulation, atomic checkpoints, a stop before a bad step does harm.
+"""transformers' Trainer on packed batches: exact gradient accumulation, and a stop before a step with NaN or infinity.
 
-One step is one batch of `data.batches.Plan`, the same on any number of processes. Trainer's epochs are not used: the
-training is one stream of steps, which can begin at any of them.
+One step is one batch of `data.batches.Plan`, the same on any number of processes. Trainer's epochs are not used: training is
+one stream of steps, which can begin at any of them.
 """
 
 import math
@@ -31,16 +31,16 @@ from .shallow import ShallowForPreTraining
 
 
 class NonFinite(RuntimeError):
-    """A loss or gradient became infinite or NaN; the weights are those before the step."""
+    """A gradient became infinite or NaN; the weights are those before the step."""
 
 
 class PreTrainer(SavingTrainer):
-    """Trains a model of `objectives`. batches: of this process. held_out: (shards, masker) to evaluate on, or None.
+    """Trains a model of `objectives`.
 
-    create: makes (optimizer, schedule) for the model. facts: for the manifest of each checkpoint. tokenizer: saved in each,
-    so that transformers loads it as a whole. sharded: FSDP2 over the processes instead of DDP. device_rate: FLOP/s
-    that utilisation is counted against. objective: what the model is trained for. batch_size, learning rate,
-    fsdp and the like of `args` are not used.
+    batches: of this process. create: makes (optimizer, schedule) for the model. held_out: (shards, masker) to evaluate on, or
+    None. facts: for the manifest of each checkpoint. tokenizer: saved in each, so that transformers loads it as a whole.
+    sharded: FSDP2 over the processes instead of DDP. device_rate: see `Meter`. objective: what the model is trained for. Batch
+    size, learning rate, fsdp and the like of `args` are not used.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PreTrainer(SavingTrainer):
             raise ValueError(f"expected one GPU per process (start with torchrun), got {args.n_gpu} in this one")
         evaluated: Any = None if held_out is None else held_out[0]
         super().__init__(model=model, args=args, train_dataset=batches, eval_dataset=evaluated, processing_class=tokenizer)
-        self.model_accepts_loss_kwargs = True  # losses are shares of the whole step: nothing is to be divided again
+        self.model_accepts_loss_kwargs = True  # losses are shares of the whole step, and not divided again
         self.batches, self.create, self.facts = batches, create, facts or {}
         self.held_out, self.held_out_samples = held_out, held_out_samples
         self.sharded = sharded
@@ -77,12 +77,12 @@ class PreTrainer(SavingTrainer):
         workers = self.args.dataloader_num_workers
         return DataLoader(
             self.batches,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_ignore_signals,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it would draw from the generator of dropout, and a resumed run twice
+            generator=torch.Generator(),  # else it draws from the generator of dropout, and a resumed run twice
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Tensor]:
@@ -94,8 +94,8 @@ class PreTrainer(SavingTrainer):
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
         labels = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in samples)
         pairs = sum(batch["next_sentence_label"].numel() for batch in samples)
-        self.meter.waited(time.perf_counter() - begin)
-        self.meter.works(samples, labels)
+        self.meter.add_wait(time.perf_counter() - begin)
+        self.meter.add_batches(samples, labels)
         counts = torch.tensor([labels, pairs], device=device)
         return samples, self.accelerator.reduce(counts) if self.args.world_size > 1 else counts
 
@@ -105,11 +105,11 @@ class PreTrainer(SavingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels, pairs = num_items_in_batch
-        with self.accelerator.autocast():  # accelerate wraps no forward but those of models it distributes itself
+        with self.accelerator.autocast():  # accelerate does so only for models that it distributes itself
             outputs = model(**inputs, return_logits=False, num_items_in_batch=labels, num_pairs_in_batch=pairs)
-        pairs_loss = outputs.next_sentence_loss
-        self.meter.losses(outputs.mlm_loss, torch.zeros_like(outputs.loss) if pairs_loss is None else pairs_loss)
-        loss = outputs.loss * self.args.world_size  # gradients are averaged over processes; the shares are to be added
+        pairs_loss = outputs.next_sentence_loss  # None without its head
+        self.meter.add_losses(outputs.mlm_loss, torch.zeros_like(outputs.loss) if pairs_loss is None else pairs_loss)
+        loss = outputs.loss * self.args.world_size  # DDP averages gradients over processes; shares are summed
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -119,7 +119,7 @@ class PreTrainer(SavingTrainer):
         return checked
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The norm before clipping. Raises NonFinite while the gradients are still what the step made of them."""
+        """The norm before clipping. Raises NonFinite before the optimizer uses the gradients."""
         grad_norm = sharding.whole(_total_norm(model) if grad_norm is None else grad_norm)
         if not math.isfinite(float(grad_norm)):
             step = self.state.global_step + 1
@@ -130,7 +130,7 @@ class PreTrainer(SavingTrainer):
         if self.optimizer is None:
             if self.sharded:
                 sharding.shard(self.model.to(self.args.device), self.args.device)
-                self.model._is_accelerate_prepared = True  # else it would be given to DDP
+                self.model._is_accelerate_prepared = True  # else accelerate wraps it in DDP
             self.optimizer, self._schedule = self.create(self.model if model is None else model)
         return self.optimizer
 
@@ -141,7 +141,7 @@ class PreTrainer(SavingTrainer):
     # Evaluation
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Losses, accuracies and the perplexity on the held-out samples, masked always in the same way."""
+        """Losses, accuracies and the perplexity on the held-out samples, whose masks are always the same."""
         if self.held_out is None:
             return {}
         begin = time.perf_counter()
@@ -162,7 +162,7 @@ class PreTrainer(SavingTrainer):
             model.train(was_training)
         found = metrics_of(self.accelerator.reduce(sums) if self.args.world_size > 1 else sums, prefix="")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.objective.named(found).items()}
-        self.meter.leave_out(time.perf_counter() - begin)
+        self.meter.exclude(time.perf_counter() - begin)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -205,7 +205,7 @@ class PreTrainer(SavingTrainer):
         return {"micro-batches seen": step * self.batches.accumulation, **self.facts}
 
     def saved(self, seconds: float) -> None:
-        self.meter.leave_out(seconds)
+        self.meter.exclude(seconds)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -217,7 +217,7 @@ def _total_norm(model: nn.Module) -> Tensor:
     return torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """A signal to the process group must not kill the workers: the parent still needs their batches for its last step."""
+def _ignore_signals(_: int) -> None:
+    """A signal to the process group does not kill the workers: the parent still needs their batches for its last step."""
     for number in StopOnSignal.SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""From the logits of a question's windows to answers: the best spans, cut from the context itself."""
+"""From the logits of a question's windows to answers: the best spans of the context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ N_BEST, MAX_ANSWER_LENGTH = 20, 30
 
 @dataclass(frozen=True)
 class Answer:
-    """text: context[start:end]. score: sum of its start and end logit. probability: among the n best, and none if asked."""
+    """A span of the context.
+
+    text: context[start:end]. score: sum of its start and end logit. probability: among the n best, and no answer if allowed.
+    """
 
     text: str
     start: int
@@ -23,9 +26,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """best: highest score first, no span twice; empty where the context has no tokens.
+    """The answers to one question.
 
-    null_score: the least sum of both logits at [CLS] over the windows. null_probability: 0 where no answer was not asked for.
+    best: highest score first, no span twice; empty where the context has no tokens. null_score: the smallest sum of both logits
+    at [CLS] over the windows. null_probability: of no answer, 0 where that is not allowed.
     """
 
     best: tuple[Answer, ...]
@@ -34,11 +38,11 @@ class Answers:
 
     @property
     def null_difference(self) -> float:
-        """How much better no answer scores than the best one; infinite where there is none."""
+        """How much better no answer scores than the best answer; infinite where there are no answers."""
         return self.null_score - self.best[0].score if self.best else float("inf")
 
     def choose(self, threshold: float | None = None) -> Answer | None:
-        """The best answer, or None where there is none. threshold: None also where `null_difference` is greater than it."""
+        """The best answer, or None. threshold: above which `null_difference` means no answer; None for no threshold."""
         if not self.best or (threshold is not None and self.null_difference > threshold):
             return None
         return self.best[0]
@@ -54,11 +58,11 @@ def best_answers(
     max_answer_length: int = MAX_ANSWER_LENGTH,
     allow_none: bool = False,
 ) -> Answers:
-    """The n best answers of one question. All spans are looked at, not only those of the best starts and ends.
+    """Finds the n best answers to one question, among all spans rather than those of the best starts and ends alone.
 
-    start_logits, end_logits: one array (tokens,) per window. context: the whole, of which answers are parts.
-    max_answer_length: in tokens. allow_none: no answer takes part in the probabilities (SQuAD 2.0).
-    Raises ValueError where the numbers do not fit.
+    start_logits, end_logits: one array (tokens,) per window. context: the whole text. max_answer_length: in tokens. allow_none:
+    whether no answer is one of the candidates (SQuAD 2.0).
+    Raises ValueError where the numbers of windows and logits differ.
     """
     if not len(windows) == len(start_logits) == len(end_logits) or n_best < 1 or max_answer_length < 1:
         raise ValueError(
@@ -88,7 +92,7 @@ def best_answers(
 def _spans(
     window: ContextWindow, starts: np.ndarray, ends: np.ndarray, n_best: int, longest: int
 ) -> list[tuple[tuple[int, int], float]]:
-    """((first, last character), score) of the best spans of a window."""
+    """((start, end), score) of the best spans of a window, in characters of the context."""
     context = np.flatnonzero(window.offsets[:, 0] >= 0)
     if not len(context):
         return []

@@ -1,4 +1,4 @@
-"""Examples of `choice`: a prompt and several endings, of which one is right."""
+"""Examples of the task `choice`: a prompt and several endings, one of which is right."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,11 @@ NUMBERED = re.compile(r"(choice|ending|option|sol|answer|hyp)_?\d+", re.IGNORECA
 
 @dataclass(frozen=True)
 class ChoiceExample:
-    """prompt: the first text of every pair. endings: the second ones. label: which is right, from 0, or None."""
+    """A multiple choice.
+
+    prompt: the first text of every pair. endings: the second texts. label: index of the right ending, or None. line: for
+    messages, as in every example.
+    """
 
     prompt: str
     endings: tuple[str, ...]
@@ -28,7 +32,7 @@ class ChoiceExample:
 
 @dataclass(frozen=True)
 class Choices:
-    """columns: what was taken for what."""
+    """The examples of a file. columns: the name of the column of each role."""
 
     table: Table
     columns: dict[str, str]
@@ -43,12 +47,14 @@ def read_choices(
     labelled: bool = True,
     format_: str | None = None,
 ) -> Choices:
-    """Every row of a CSV, TSV, JSON or JSONL file as an example. format_: which, None for what its name ends in.
+    """Reads every row of a CSV, TSV, JSON or JSONL file as an example.
 
-    columns: names for any of prompt, second (what begins every ending, or is asked), label, choices (several, with commas
-    between). Else they are found: a list named choices, endings or options, or numbered columns such as ending0, ending1.
-    A label is the number of the right ending, from 0, or its letter, A, B, ... Raises InputError, with file and line, where
-    a column is missing, a text is empty, a label is out of range, or a row has another number of endings than the first.
+    columns: names for any of prompt, second (a start of every ending, or a question), label, choices (several, separated by
+    commas). The others are found by their usual names: a list named choices, endings or options, or numbered columns such as
+    ending0, ending1. A label is the index of the right ending or its letter, A, B, ... header: whether CSV and TSV begin with
+    the names of the columns. labelled: False reads no labels. format_: None for that of the file's suffix.
+    Raises InputError, with file and line, where a column is missing, a text is empty, a label is out of range, or a row has
+    another number of endings than the first.
     """
     table = read_table(file, header=header, format_=format_)
     names, endings = _columns(table, columns or {}, labelled)
@@ -100,9 +106,9 @@ def _columns(table: Table, given: dict[str, str], labelled: bool) -> tuple[dict[
                 kinds.setdefault(match[1].lower(), []).append(name)
         endings = next((names for names in kinds.values() if len(names) > 1), [])
     found = {role: name for role, name in given.items() if role != "choices"}
-    for role, usual in (("prompt", PROMPT_NAMES), ("label", LABEL_NAMES), ("second", SECOND_NAMES)):
-        taken = {*found.values(), *endings}
-        candidates = [lower[name] for name in usual if name in lower and lower[name] not in taken]
+    for role, usual_names in (("prompt", PROMPT_NAMES), ("label", LABEL_NAMES), ("second", SECOND_NAMES)):
+        used = {*found.values(), *endings}
+        candidates = [lower[name] for name in usual_names if name in lower and lower[name] not in used]
         if role not in found and candidates and not (role == "label" and not labelled):
             found[role] = candidates[0]
     missing = [role for role in ("prompt", *(("label",) if labelled else ())) if role not in found]

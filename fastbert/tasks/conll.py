@@ -1,8 +1,9 @@
-"""Sentences of CoNLL files: a word a line, its columns with tabs or blanks between, a blank line after each sentence."""
+"""Sentences of CoNLL files: one word per line with its columns, a blank line after each sentence."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastbert.utils.errors import InputError
 
@@ -17,7 +18,11 @@ WORDS, COMMENTS = "tokens", "comments"
 
 @dataclass(frozen=True)
 class Sentence:
-    """columns: of the words, the first the words themselves. comments: the lines before it that begin with #. line: from 1."""
+    """A sentence.
+
+    columns: each with a value per word, the words themselves first. comments: the lines before it that begin with #. line:
+    number of its first line, from 1.
+    """
 
     columns: tuple[tuple[str, ...], ...]
     comments: tuple[str, ...]
@@ -25,12 +30,12 @@ class Sentence:
 
 
 class Conll:
-    """The sentences of numbered lines, read lazily, once. columns: how many, from the first word on.
+    """Iterates once, lazily, over the sentences of numbered lines.
 
-    sample: the first lines, as one text; where words of it have a tab, that is the separator, else a blank. name: of the file.
-    labelled: the last column is a tag. Comments stand before a sentence: "## ...", or "# ..." with other columns than a word
-    has. Lines of -DOCSTART- end a sentence as blank ones do.
-    Raises InputError where a line has other columns than the first, no word, or a last column that is no tag.
+    sample: the first lines, as one text; where their words have a tab, tabs separate columns, else blanks. name: of the file.
+    labelled: whether the last column is a tag. columns: their number, known from the first word on. Comments before a sentence
+    are "## ...", or "# ..." with another number of columns than a word. A line -DOCSTART- ends a sentence like a blank one.
+    Raises InputError where a line has another number of columns than the first, no word, or a last column that is no tag.
     """
 
     def __init__(self, lines: Iterable[tuple[int, str]], sample: str, name: str, *, labelled: bool) -> None:
@@ -66,7 +71,7 @@ class Conll:
         found = Sentence(tuple(zip(*words)), tuple(comments), start)
         first = found.columns[0]
         if not self._begun and len(first) > 2 and len(found.columns) > 3:
-            # CoNLL-U numbers its words, CoNLL-2012 has the document first: columns that would be tagged without a word of it.
+            # CoNLL-U numbers its words, CoNLL-2012 begins with the document: neither column holds the words.
             if first == tuple(str(number) for number in range(1, len(first) + 1)) or len(set(first)) == 1:
                 got = f"{', '.join(first[:3])}, ..."
                 raise input_error(self._name, start, "the words in the first column", got)
@@ -84,17 +89,23 @@ class Conll:
 
 
 def conll_rows(file: Path | None) -> Iterator[Row]:
-    """Each sentence as a row: its words under "tokens", further columns under their numbers, 2, 3, ..., comments if any."""
+    """Each sentence as a row: its words as "tokens", the other columns as "2", "3", ..., comments if there are any.
+
+    file: None for the standard input.
+    """
     with opened(file) as handle:
         name = name_of(file)
         lines = Lines(handle, name)
-        for one in Conll(lines, lines.sample()[0], name, labelled=False):
-            values = {WORDS: list(one.columns[0])} | {str(n): list(column) for n, column in enumerate(one.columns[1:], 2)}
-            yield Row(values | ({COMMENTS: list(one.comments)} if one.comments else {}), one.line)
+        for sentence in Conll(lines, lines.sample()[0], name, labelled=False):
+            values: dict[str, Any] = {WORDS: list(sentence.columns[0])}
+            values |= {str(number): list(column) for number, column in enumerate(sentence.columns[1:], 2)}
+            if sentence.comments:
+                values[COMMENTS] = list(sentence.comments)
+            yield Row(values, sentence.line)
 
 
 def looks_tagged(sample: str, whole: bool) -> bool:
-    """Whether every line, as the first ones of a file are given, is a word with its columns, the last of them a tag."""
+    """Whether every line of a sample is a word with its columns, the last a tag. whole: whether it is the whole file."""
     lines = _whole_lines(sample, whole)
     try:
         return len(list(Conll(enumerate(lines, 1), sample, "", labelled=True))) > 0
@@ -103,7 +114,7 @@ def looks_tagged(sample: str, whole: bool) -> bool:
 
 
 def looks_like_words(sample: str, whole: bool) -> bool:
-    """Whether the lines are single words, with a blank line somewhere between: words without tags, or very short texts."""
+    """Whether the lines of a sample are single words, with a blank line between: words without tags, or very short texts."""
     lines = [line.strip() for line in _whole_lines(sample, whole)]
     inner = "\n".join(lines).strip().split("\n")
     return "" in inner and len(inner) > 2 and all(len(line.split()) < 2 for line in inner)

@@ -1,7 +1,7 @@
-"""Examples as token ids, packed batches of them, and the outputs of a model by example.
+"""Examples as token ids, packed batches of them, and a model's outputs by example.
 
-Nothing is padded. Training batches hold examples in random order: where no padding is computed, grouping by length would only
-make batches less random. Evaluation, where the order does no harm, goes by length, in batches of about equal tokens.
+Nothing is padded. Training batches hold examples in random order: without padding, grouping by length would save nothing and
+make batches less random. Evaluation, where the order does not matter, uses batches of similar lengths and about equal tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from fastbert.kernels.limits import IGNORE_INDEX
 
-ROWS = 512  # texts that are tokenised together
+ROWS = 512  # texts tokenised in one call
 EVALUATION_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """What one row of a batch is made of.
+    """One row of a batch.
 
-    sequences: (input_ids, token_type_ids), int32 (tokens,) each; several where the row is a multiple choice.
-    labels: by the name of the model's argument: a number, or an array (tokens,).
+    sequences: (input_ids, token_type_ids), int32 (tokens,) each; several for a multiple choice. labels: by the name of the
+    model's argument: a number, or an array (tokens,).
     """
 
     sequences: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -35,9 +35,9 @@ class Feature:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> tuple[list[Any], int]:
-    """((input_ids, token_type_ids) of each text or pair, how many were longer than max_length and lost their end).
+    """((input_ids, token_type_ids) of each text or pair, how many were cut to max_length tokens).
 
-    Of a pair the longer text loses first.
+    Of a pair the longer text is cut first.
     """
     found, cut = [], 0
     for first in range(0, len(texts), ROWS):
@@ -54,7 +54,7 @@ def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, ma
 def collate(features: Sequence[Feature]) -> dict[str, Any]:
     """A packed batch: input_ids, token_type_ids int64 (tokens,), cu_seqlens int32 (sequences + 1,), max_seqlen, labels.
 
-    Labels of a row come as (batch,), int64 or float32; labels of tokens as (tokens,), int64. num_choices: of a multiple choice.
+    Labels of rows are (batch,), int64 or float32; labels of tokens (tokens,), int64. num_choices: for multiple choices only.
     """
     sequences = [sequence for feature in features for sequence in feature.sequences]
     lengths = [len(ids) for ids, _ in sequences]
@@ -82,21 +82,21 @@ def collate_labels(features: Sequence[Feature]) -> dict[str, Tensor]:
 
 
 def loss_terms(feature: Feature) -> int:
-    """How many terms this row adds to those whose mean is the loss of a batch: its labelled tokens, or one."""
+    """How many of the terms whose mean is a batch's loss come from this row: its labelled tokens, or one."""
     of_tokens = [value for value in feature.labels.values() if isinstance(value, np.ndarray)]
     return int((of_tokens[0] != IGNORE_INDEX).sum()) if of_tokens else 1
 
 
 def batches_by_length(features: Sequence[Feature], tokens: int = EVALUATION_TOKENS) -> Iterator[list[int]]:
-    """Numbers of the features, longest first, in batches of at most `tokens` tokens or one feature."""
+    """Indices of the features, longest first, in batches of at most `tokens` tokens or one feature."""
     batch: list[int] = []
     total = 0
-    for number in sorted(range(len(features)), key=lambda one: -len(features[one])):
-        if batch and total + len(features[number]) > tokens:
+    for index in sorted(range(len(features)), key=lambda index: -len(features[index])):
+        if batch and total + len(features[index]) > tokens:
             yield batch
             batch, total = [], 0
-        batch.append(number)
-        total += len(features[number])
+        batch.append(index)
+        total += len(features[index])
     if batch:
         yield batch
 
@@ -105,25 +105,25 @@ def batches_by_length(features: Sequence[Feature], tokens: int = EVALUATION_TOKE
 def predict(model: nn.Module, features: Sequence[Feature], *, autocast: torch.dtype | None = None) -> list[np.ndarray]:
     """The logits of each feature, float32: (labels,) of a row, (tokens, labels) of tokens, (tokens, 2) of starts and ends.
 
-    The model is evaluated as it is in eval mode, and left in the mode it was in.
+    The model runs in eval mode and is left in the mode it was in.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     outputs: list[np.ndarray] = [np.empty(0)] * len(features)
     try:
-        for numbers in batches_by_length(features):
-            chosen = [features[number] for number in numbers]
-            batch = collate([Feature(one.sequences) for one in chosen])
+        for indices in batches_by_length(features):
+            chosen = [features[index] for index in indices]
+            batch = collate([Feature(feature.sequences) for feature in chosen])
             moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             with torch.autocast(device.type, autocast) if autocast else nullcontext():
                 found = model(**moved)
             logits = found.logits if "logits" in found else torch.stack([found.start_logits, found.end_logits], -1)
-            lengths, logits = [len(one) for one in chosen], logits.float().cpu()
-            # A row has at least [CLS] and [SEP]: logits as many as tokens are of tokens.
+            lengths, logits = [len(feature) for feature in chosen], logits.float().cpu()
+            # A row has at least [CLS] and [SEP]: as many logits as tokens means logits of tokens.
             parts = logits.split(lengths) if len(logits) == sum(lengths) else logits
-            for number, part in zip(numbers, parts):
-                outputs[number] = part.numpy()
+            for index, part in zip(indices, parts):
+                outputs[index] = part.numpy()
     finally:
         model.train(was_training)
     return outputs

@@ -1,4 +1,4 @@
-"""Which format a file has: by the user's word or what its name ends in; another name is refused, not guessed at."""
+"""The format of a file: as the user names it, or by its suffix; an unknown suffix is an error, not a guess."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,21 @@ SUFFIXES = {
 }
 TABLES = ("csv", "tsv", "jsonl", "json")
 TAGGED = ("conll", "jsonl", "json")
-PACKED = ".gz"
-CONLL_TOO = (".txt", ".tsv", ".tab")  # suffixes of files with tags that are text or tables elsewhere
+GZIP = ".gz"
+CONLL_TOO = (".txt", ".tsv", ".tab")  # for tagging; for other tasks these are text or tables
 _JSON = re.compile(r'\s*(?:\[\s*)?\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
 
 
 def suffix_of(file: Path) -> str:
-    """What the name ends in, in lower case; that of what is packed where it is."""
-    return Path(file.name.lower().removesuffix(PACKED)).suffix
+    """The suffix in lower case, before .gz if it is gzipped."""
+    return Path(file.name.lower().removesuffix(GZIP)).suffix
 
 
 def format_of(file: Path, formats: Sequence[str], given: str | None = None, also: Mapping[str, str] | None = None) -> str:
-    """One of `formats`. given: the user's word, which the suffix does not matter beside. also: more suffixes with their format.
+    """One of `formats`.
 
-    Raises InputError, naming what is known, where the format or the suffix is not.
+    given: the user's choice, None for that of the suffix. also: more suffixes with their format. Raises InputError for an
+    unknown format or suffix, naming the known ones.
     """
     if given is not None:
         return known_format(given, formats)
@@ -37,18 +38,19 @@ def format_of(file: Path, formats: Sequence[str], given: str | None = None, also
     suffix = suffix_of(file)
     if suffix not in suffixes:
         raise InputError(
-            f"expected a file that ends in {', '.join(suffixes)}, or one of these and {PACKED}, got {file}: "
+            f"expected a file that ends in {', '.join(suffixes)}, or one of these and {GZIP}, got {file}: "
             "--format names the format of others"
         )
     return suffixes[suffix]
 
 
 def known_format(given: str, formats: Sequence[str]) -> str:
+    """The given format. Raises InputError where it is none of `formats`."""
     if given not in formats:
         raise InputError(f"expected a format among {', '.join(formats)}, got {given!r}")
     return given
 
 
 def holds_json(sample: str) -> bool:
-    """Whether a file begins with a JSON object, or a list of them."""
+    """Whether the start of a file looks like a JSON object, or a list of them."""
     return _JSON.match(sample) is not None

@@ -1,4 +1,4 @@
-"""JSON of any size, an object at a time: a list of objects, an object with a list "data", or an object after the other."""
+"""JSON of any size, read one object at a time: a list of objects, an object with a list "data", or a series of objects."""
 
 import json
 from collections.abc import Iterator
@@ -6,16 +6,17 @@ from typing import Any
 
 from fastbert.utils.errors import InputError
 
-MAX_VALUE = 1 << 28
+MAX_VALUE = 1 << 28  # characters of one object
 LIST = "data"
 _BLANKS = " \t\n\r"
 _decoder = json.JSONDecoder()
 
 
 def json_objects(pieces: Iterator[str], name: str) -> Iterator[tuple[dict[str, Any], str, int]]:
-    """(object, "element" or "line", its number from 1). name: of the file, for messages.
+    """(object, "element" or "line", its number from 1).
 
-    Raises InputError where the text is not JSON, or anything else than objects.
+    pieces: the text, in pieces of any length. name: of the file, for messages. Raises InputError for text that is not JSON, and
+    for JSON other than objects.
     """
     text = _Text(pieces, name)
     first = text.peek()
@@ -23,11 +24,11 @@ def json_objects(pieces: Iterator[str], name: str) -> Iterator[tuple[dict[str, A
         yield from _elements(text)
     elif first == "{":
         line = text.line
-        alone = yield from _data_of(text)
-        if alone is not None:
+        plain = yield from _data_of(text)
+        if plain is not None:
             if not text.peek():
-                _refuse_columns(alone, name)
-            yield alone, "line", line
+                _refuse_columns(plain, name)
+            yield plain, "line", line
             while text.peek():
                 line = text.line
                 yield _object(text.value(), "line", line, name), "line", line
@@ -38,7 +39,7 @@ def json_objects(pieces: Iterator[str], name: str) -> Iterator[tuple[dict[str, A
 
 
 def parse(line: str, number: int, name: str) -> dict[str, Any]:
-    """The object that a line holds. Raises InputError where it is none."""
+    """The object on a line. Raises InputError where there is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -65,7 +66,7 @@ def _elements(text: "_Text") -> Iterator[tuple[dict[str, Any], str, int]]:
 
 
 def _data_of(text: "_Text") -> Any:
-    """Yields the elements of the object's list "data"; returns the object where it has none."""
+    """Yields the elements of the object's list "data"; returns the object where it has no such list, else None."""
     values: dict[str, Any] = {}
     found = begun = False
     text.take("{")
@@ -87,7 +88,7 @@ def _data_of(text: "_Text") -> Any:
 
 
 def _refuse_columns(values: dict[str, Any], name: str) -> None:
-    """A file of one object may be a row; one of columns is not read as that."""
+    """Raises InputError where the only object of a file is a table by columns, rather than a row."""
     for kind in (list, dict):
         if values and all(isinstance(value, kind) for value in values.values()):
             raise InputError(
@@ -97,14 +98,14 @@ def _refuse_columns(values: dict[str, Any], name: str) -> None:
 
 
 class _Text:
-    """Text of which no more is kept than the value that is read. line: where it is read, from 1."""
+    """Text read in pieces, of which only the current value is kept. line: of the next character, from 1."""
 
     def __init__(self, pieces: Iterator[str], name: str) -> None:
         self.name, self.line = name, 1
         self._pieces, self._text, self._at = pieces, "", 0
 
     def peek(self) -> str:
-        """The next character that is no blank, '' at the end."""
+        """The next character after blanks, '' at the end."""
         while True:
             at = self._at
             while at < len(self._text) and self._text[at] in _BLANKS:
@@ -116,16 +117,18 @@ class _Text:
                 return ""
 
     def take(self, character: str) -> None:
+        """Skips the next character. Raises InputError where it is another."""
         if self.peek() != character:
             raise self.error(repr(character), repr(self.peek()) if self.peek() else "the end")
         self._go(self._at + 1)
 
     def value(self) -> Any:
+        """Reads the next JSON value. Raises InputError where there is none."""
         self.peek()
         while True:
             try:
                 value, end = _decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:  # perhaps because the rest is not there yet
+            except json.JSONDecodeError as error:  # perhaps because the rest is not read yet
                 kept = len(self._text) - self._at
                 if kept > MAX_VALUE:
                     raise self.error(f"values of at most {MAX_VALUE} characters", "a longer one") from error
@@ -135,7 +138,7 @@ class _Text:
                 raise self.error("JSON", error.msg) from error
             except (ValueError, RecursionError) as error:
                 raise self.error("JSON", str(error)) from error
-            if end == len(self._text) and self._more(1):  # a number may go on
+            if end == len(self._text) and self._more(1):  # a number may continue
                 continue
             self._go(end)
             return value
@@ -148,7 +151,7 @@ class _Text:
         self._at = at
 
     def _more(self, count: int) -> bool:
-        """Adds at least so many characters, where there are any. They double, so that a long value is not read too often."""
+        """Reads at least `count` more characters, and whether there were any. The caller doubles `count` for a long value."""
         found, size = [], 0
         while size < count and (piece := next(self._pieces, None)) is not None:
             found.append(piece)

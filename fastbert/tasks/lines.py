@@ -1,4 +1,4 @@
-"""What a file of any size holds, or the standard input, bit by bit: numbered lines, or text in pieces; gzip by its name."""
+"""A file of any size, gzipped or not, or the standard input, read in parts: numbered lines, or text in pieces."""
 
 import codecs
 import gzip
@@ -19,12 +19,13 @@ STDIN = "the standard input"
 
 
 def name_of(file: Path | None) -> str:
+    """The name of a file for messages. file: None for the standard input."""
     return STDIN if file is None else str(file)
 
 
 @contextmanager
 def opened(file: Path | None) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked where its name ends in .gz; None for the standard input."""
+    """The bytes of a file, decompressed where its name ends in .gz. file: None for the standard input."""
     if file is None:
         yield sys.stdin.buffer
         return
@@ -33,9 +34,9 @@ def opened(file: Path | None) -> Iterator[BinaryIO]:
 
 
 class Lines:
-    """(number from 1, text with its end) of each line, once. A byte order mark is left out.
+    """Iterates once over (number from 1, text with its line end) of each line, without a byte order mark.
 
-    Raises InputError where a line is too long or not UTF-8, or a packed file is not whole.
+    Raises InputError where a line is too long or not UTF-8, or a gzip file is truncated.
     """
 
     def __init__(self, handle: BinaryIO, name: str) -> None:
@@ -45,14 +46,14 @@ class Lines:
         self._ended = False
 
     def sample(self) -> tuple[str, bool]:
-        """(the text of the first lines, about SAMPLE_BYTES, whether that is all), which are still to come."""
+        """(the text of the next lines, about SAMPLE_BYTES, whether that is all). The iteration still gives these lines."""
         size = sum(len(line) for _, line in self._ahead)
         while size < SAMPLE_BYTES and self._error is None and not self._ended:
             try:
                 number, line = next(self._lines)
             except StopIteration:
                 self._ended = True
-            except InputError as error:  # to be met where it is
+            except InputError as error:  # raised where the iteration reaches it
                 self._error = error
             else:
                 self._ahead.append((number, line))
@@ -69,7 +70,7 @@ class Lines:
 
 def _numbered(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     encoding, number = "utf-8-sig", 0
-    with _unpacking(name):
+    with _decompressing(name):
         while raw := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(raw) > MAX_LINE_BYTES:
@@ -87,13 +88,13 @@ def pieces(handle: BinaryIO, name: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line = 1
     while True:
-        with _unpacking(name):
+        with _decompressing(name):
             raw = handle.read(PIECE_BYTES)
         try:
             text = decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            there = error.object[error.start]
-            raise _not_utf8(there, line + error.object.count(b"\n", 0, error.start), name) from error
+            byte = error.object[error.start]
+            raise _not_utf8(byte, line + error.object.count(b"\n", 0, error.start), name) from error
         if text:
             yield text
         if not raw:
@@ -108,7 +109,7 @@ def sample_of(file: Path) -> tuple[str, bool]:
 
 
 @contextmanager
-def _unpacking(name: str) -> Iterator[None]:
+def _decompressing(name: str) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

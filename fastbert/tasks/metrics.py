@@ -1,4 +1,4 @@
-"""The metrics each field reports, from the libraries it trusts; SQuAD's as its published evaluation defines them."""
+"""The usual metrics of each task: from scikit-learn, SciPy and seqeval; SQuAD's as its published evaluation script."""
 
 import re
 import string
@@ -29,7 +29,7 @@ def classification_metrics(predictions: Sequence[int], labels: Sequence[int], nu
 
 
 def regression_metrics(predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
-    """pearson, spearman (0 where either side never changes, or there are fewer than two) and mse."""
+    """pearson, spearman and mse; the correlations are 0 for fewer than two values, or equal ones on either side."""
     from scipy.stats import pearsonr, spearmanr
 
     guessed, wanted = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
@@ -41,9 +41,9 @@ def regression_metrics(predictions: Sequence[float], labels: Sequence[float]) ->
 
 
 def entity_metrics(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, float]:
-    """precision, recall and f1 of whole entities over all sentences, as seqeval (and conlleval) counts; accuracy per word.
+    """precision, recall and f1 of whole entities over all sentences, as seqeval and conlleval count them; accuracy per word.
 
-    BILOU is counted as BIOES: seqeval's count, but for its strict mode, would take U-X U-X for one entity.
+    BILOU is counted as BIOES: outside its strict mode seqeval would count U-X U-X as one entity.
     """
     import warnings
 
@@ -51,7 +51,7 @@ def entity_metrics(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence
 
     guessed, wanted = _tag_lists(predictions), _tag_lists(tags)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tags that are no entities, and of no entities at all: then the score is 0
+        warnings.simplefilter("ignore")  # without any entities the score is 0
         return {
             "f1": float(f1_score(wanted, guessed, zero_division=0)),
             "precision": float(precision_score(wanted, guessed, zero_division=0)),
@@ -73,23 +73,23 @@ def entity_report(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[
 
 
 def _tag_lists(tags: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [[as_bioes(tag) for tag in one] for one in tags]
+    return [[as_bioes(tag) for tag in sentence] for sentence in tags]
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and extra blanks, in that order."""
+    """The text in lower case, without ASCII punctuation, English articles and extra blanks, removed in that order."""
     kept = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction, normalised, equals one of the answers. answers: empty means that there is none."""
+    """1 where the normalised prediction equals one of the answers. answers: empty for an unanswerable question."""
     guessed = normalise_answer(prediction)
     return float(any(guessed == normalise_answer(answer) for answer in _given(answers)))
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best F1 of shared words over the answers, all normalised. answers: empty means that there is none."""
+    """The best F1 of shared words over the answers, all normalised. answers: empty for an unanswerable question."""
     guessed = normalise_answer(prediction).split()
     return max(_f1(guessed, normalise_answer(answer).split()) for answer in _given(answers))
 
@@ -99,12 +99,12 @@ def squad_metrics(
     answers: Mapping[str, Sequence[str]],
     null_differences: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """exact_match and f1 in percent over all questions.
+    """exact_match and f1 of the predictions, in percent over all questions.
 
-    predictions: the best text for each question's id, never empty unless no answer is meant. answers: what is right, nothing
-    where the question has no answer. null_differences: how much better no answer scores than the prediction; then also
-    best_exact_match, best_f1 and the thresholds that give them: above it, no answer is given. exact_match and f1 are those of
-    the predictions as they stand; where some questions have no answer, those of both kinds are told apart as well.
+    predictions: a text by question id, empty only where it is no answer. answers: the right texts by question id, none for an
+    unanswerable question; where there are such questions, the metrics of both kinds are added. null_differences: how much
+    better no answer scores than the prediction; adds best_exact_match, best_f1 and, for each, the threshold above which no
+    answer is given.
     Raises ValueError where a question has no prediction.
     """
     missing = [key for key in answers if key not in predictions]
@@ -130,20 +130,20 @@ def squad_metrics(
 def best_threshold(
     scores: Mapping[str, float], answerable: Mapping[str, bool], null_differences: Mapping[str, float]
 ) -> tuple[float, float]:
-    """(sum of scores, threshold) where no answer is given to each question whose null difference is above the threshold.
+    """(sum of scores, threshold) at the best threshold: a question whose null difference is above it gets no answer.
 
-    scores: of the predictions, without a threshold. Of equal sums the lowest threshold; below all of them nothing is answered.
+    scores: of the predictions, without a threshold. Of equal sums the lowest threshold, which may be below all differences.
     """
     keys = sorted(scores, key=lambda key: null_differences[key])
     total = float(sum(not answerable[key] for key in keys))
     differences = [null_differences[key] for key in keys]
     finite = [value for value in differences if np.isfinite(value)]
     best, threshold = total, (min(finite) if finite else 0.0) - 1.0
-    for place, key in enumerate(keys):
+    for index, key in enumerate(keys):
         total += scores[key] - (0.0 if answerable[key] else 1.0)
-        last_of_its_value = place + 1 == len(keys) or differences[place + 1] > differences[place]
-        if last_of_its_value and total > best and np.isfinite(differences[place]):
-            best, threshold = total, differences[place]
+        last_of_its_value = index + 1 == len(keys) or differences[index + 1] > differences[index]
+        if last_of_its_value and total > best and np.isfinite(differences[index]):
+            best, threshold = total, differences[index]
     return best, threshold
 
 

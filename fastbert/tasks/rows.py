@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON, JSONL and text files as they are in the wild, one at a time, each with its place."""
+"""Rows of CSV, TSV, JSON, JSONL and text files of real life, one at a time, each with its location."""
 
 import csv
 import io
@@ -15,25 +15,25 @@ from .formats import TABLES, format_of, holds_json
 from .json_values import json_objects, parse
 from .lines import Lines, name_of, opened, pieces
 
-MARKS = ",;\t"
+DELIMITERS = ",;\t"
 TEXT = "text"  # the column of plain text
 
 
 class Row(NamedTuple):
-    """values: by column. line: the number, from 1, of the unit: a line of the file, or an element of a JSON list."""
+    """One row. values: by column. line: number, from 1, of the unit: a line of the file, or an element of a JSON list."""
 
     values: dict[str, Any]
     line: int
     unit: str = "line"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"{self.unit} {self.line}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """columns: of the first row, in order; in CSV and TSV all rows have the same. unit: what `line` counts."""
+    """The rows of a file. columns: of the first row, in order; in CSV and TSV, of all rows. unit: what `Row.line` counts."""
 
     file: Path
     columns: tuple[str, ...]
@@ -49,9 +49,9 @@ def input_error(file: Path | str, line: int, expected: str, got: str, unit: str 
 
 
 def read_table(file: Path, *, header: bool = True, format_: str | None = None) -> Table:
-    """All rows of a file of one of TABLES. format_: None for what its name ends in. The others as of `read_rows`.
+    """All rows of a file. format_: one of TABLES, None for that of its suffix. header: see `read_rows`.
 
-    Raises InputError where the format is not known, a row has other columns than the first, or the file has no rows.
+    Raises InputError for an unknown format, a file without rows, and as `read_rows`.
     """
     rows = tuple(read_rows(file, format_of(file, TABLES, format_), header=header))
     if not rows:
@@ -60,12 +60,13 @@ def read_table(file: Path, *, header: bool = True, format_: str | None = None) -
 
 
 def read_rows(file: Path | None, format_: str, *, header: bool = True) -> Iterator[Row]:
-    """The rows of a file, or of the standard input where it is None, read lazily: memory does not grow with the file.
+    """Reads rows lazily, in memory that does not grow with the file.
 
-    format_: one of TABLES or "text", a text a line. CSV follows RFC 4180, with commas, or semicolons or tabs where only these
-    make columns. In TSV a quotation mark is text. JSON is a list of objects, an object with a list "data", or an object after
-    the other; JSONL an object a line, or such a list. header: False names the columns of CSV and TSV 1, 2, ...
-    Raises InputError, with the place, for what is not of the format, and OSError where there is no such file.
+    file: None for the standard input. format_: one of TABLES, or "text" with a text per line. CSV follows RFC 4180, with
+    commas, or semicolons or tabs where only these make columns. In TSV a quotation mark is text. JSON is a list of objects,
+    an object with a list "data", or a series of objects; JSONL an object per line, or such a list. header: whether CSV and TSV
+    begin with the names of the columns, which are else "1", "2", ...
+    Raises InputError, with the location, for a row that is not of the format, and OSError where there is no such file.
     """
     name = name_of(file)
     with opened(file) as handle:
@@ -122,9 +123,9 @@ def _tab_separated(lines: Lines) -> Iterator[tuple[int, list[str]]]:
 
 
 def _separated(lines: Lines, name: str, header: bool) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(text_lines.MAX_LINE_BYTES)  # also ends a quotation mark that is never closed
+    csv.field_size_limit(text_lines.MAX_LINE_BYTES)  # also an error for a quotation mark that is never closed
     delimiter, first = _delimiter(*lines.sample())
-    blanks = header and len(first) > 1 and all(field.startswith(" ") for field in first[1:])  # the file writes ", "
+    blanks = header and len(first) > 1 and all(field.startswith(" ") for field in first[1:])  # fields are separated by ", "
     ends = (part for _, line in lines for part in _parts(line))
     reader = csv.reader(ends, delimiter=delimiter, skipinitialspace=blanks, strict=True)
     line = 1
@@ -141,16 +142,16 @@ def _separated(lines: Lines, name: str, header: bool) -> Iterator[tuple[int, lis
 
 
 def _parts(line: str) -> list[str]:
-    """The line, or several where there are carriage returns alone, which end a row too."""
+    """The line, split at carriage returns within it, which end a row too."""
     if "\r" not in line.rstrip("\r\n"):
         return [line]
     return list(io.StringIO(line, newline=""))
 
 
 def _delimiter(sample: str, whole: bool) -> tuple[str, list[str]]:
-    """(delimiter, fields of the first row): a comma, else what splits that row; of several, what gives every row as many."""
+    """(delimiter, fields of the first row): one that splits all rows into as many fields, else one that splits the first."""
     found: dict[str, list[list[str]]] = {}
-    for mark in MARKS:
+    for mark in DELIMITERS:
         try:
             rows = [row for row in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), 50) if row]
         except csv.Error:

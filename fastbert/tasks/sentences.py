@@ -1,4 +1,4 @@
-"""Examples of `classify` (one text) and `pair` (two texts) from tables of any column names."""
+"""Examples of the tasks `classify` (one text) and `pair` (two texts), from tables with any names of columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,58 @@ from fastbert.utils.errors import InputError
 from .rows import Row, Table, read_table
 
 TEXT_NAMES = (
-    "text", "sentence", "document", "review", "utterance", "query", "question", "content", "comment", "tweet", "message",
-    "headline", "title", "description",
-)  # fmt: skip
+    "text",
+    "sentence",
+    "document",
+    "review",
+    "utterance",
+    "query",
+    "question",
+    "content",
+    "comment",
+    "tweet",
+    "message",
+    "headline",
+    "title",
+    "description",
+)
 PAIR_NAMES = (
     ("first", "second"),
-    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("question1", "question2"),
-    ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("sent1", "sent2"), ("s1", "s2"),
-    ("question", "sentence"), ("query", "passage"), ("question", "answer"), ("text", "text_pair"),
-)  # fmt: skip
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("sentence_a", "sentence_b"),
+    ("sent1", "sent2"),
+    ("s1", "s2"),
+    ("question", "sentence"),
+    ("query", "passage"),
+    ("question", "answer"),
+    ("text", "text_pair"),
+)
 LABEL_NAMES = (
-    "gold_label", "label", "labels", "category", "intent", "class", "sentiment", "target", "score", "similarity",
-    "is_duplicate", "rating", "tag",
-)  # fmt: skip
-NO_GOLD = "-"  # what SNLI and its kin write where the annotators did not agree
+    "gold_label",
+    "label",
+    "labels",
+    "category",
+    "intent",
+    "class",
+    "sentiment",
+    "target",
+    "score",
+    "similarity",
+    "is_duplicate",
+    "rating",
+    "tag",
+)
+NO_GOLD = "-"  # the label in SNLI and MultiNLI where the annotators did not agree
 
 
 @dataclass(frozen=True)
 class SentenceExample:
-    """pair: the second text, or None. label: its name, a number where `Sentences.regression`, None where not asked for."""
+    """A text or a pair of texts. label: its name, a number for a regression, None where labels are not read."""
 
     text: str
     pair: str | None
@@ -38,7 +71,7 @@ class SentenceExample:
 
 @dataclass(frozen=True)
 class Sentences:
-    """columns: what was taken for what. left_out: rows without a gold label."""
+    """The examples of a file. columns: the name of the column of each role. left_out: rows without a gold label."""
 
     table: Table
     columns: dict[str, str]
@@ -57,12 +90,12 @@ def read_sentences(
     labelled: bool = True,
     format_: str | None = None,
 ) -> Sentences:
-    """Every row of a CSV, TSV, JSON or JSONL file as an example. format_: which, None for what its name ends in.
+    """Reads every row of a CSV, TSV, JSON or JSONL file as an example.
 
-    columns: names for any of text, pair, label; the others are found by their usual names, upper or lower case. header:
-    False where the first row is an example; the columns are then 1, 2, ... regression: labels are numbers; None means they
-    are if all of them are numbers and some are no integers (pairs only). labelled: False asks for no label column.
-    Raises InputError, with file and line, where a column is missing or not to be told, a text is empty or a label is none.
+    pair: whether an example has two texts. columns: names for any of text, pair, label; the others are found by their usual
+    names, upper or lower case. header: see `read_rows`. regression: whether labels are numbers; None for pairs whose labels
+    are all numbers, some not integers. labelled: False reads no labels. format_: None for that of the file's suffix.
+    Raises InputError, with file and line, where a column is missing or cannot be found, a text is empty or a label is invalid.
     """
     table = read_table(file, header=header, format_=format_)
     names = _columns(table, pair, columns or {}, labelled)
@@ -76,17 +109,17 @@ def read_sentences(
     if regression is None:
         regression = pair and labelled and _are_scores(as_text)
     examples = []
-    for place, row in enumerate(rows):
-        label: str | float | None = as_text[place] if labelled else None
+    for index, row in enumerate(rows):
+        label: str | float | None = as_text[index] if labelled else None
         if regression and labelled:
-            label = _number(table, row, as_text[place])
+            label = _number(table, row, as_text[index])
         second = text_of(table, row, names["pair"]) if pair else None
         examples.append(SentenceExample(text_of(table, row, names["text"]), second, label, row.line))
     return Sentences(table, names, tuple(examples), bool(regression), left_out)
 
 
 def text_of(table: Table, row: Row, column: str) -> str:
-    """The text in a column. Raises InputError where there is none."""
+    """The text of a column. Raises InputError where there is none."""
     value = _value(table, row, column)
     if not isinstance(value, str):
         raise table.error(row, f"text as {column}", type(value).__name__)
@@ -96,7 +129,7 @@ def text_of(table: Table, row: Row, column: str) -> str:
 
 
 def label_name(table: Table, row: Row, column: str) -> str:
-    """A label as its name: text or a number, which JSON may hold. Raises InputError where there is none."""
+    """The label of a column as text; JSON may hold numbers. Raises InputError where there is none."""
     value = _value(table, row, column)
     if isinstance(value, bool):
         return str(value).lower()
@@ -151,7 +184,10 @@ def _columns(table: Table, pair: bool, given: dict[str, str], labelled: bool) ->
 
 
 def text_columns(columns: Sequence[str], found: Mapping[str, str], *, pair: bool) -> dict[str, str]:
-    """Columns for text, and pair, by their usual names, upper or lower case, beside those that are found; {} where none are."""
+    """Finds the columns of text, and pair, by their usual names, upper or lower case; {} where there are none.
+
+    found: roles with a known column.
+    """
     lower = {name.lower(): name for name in reversed(columns)}
     if not pair:
         names = [lower[name] for name in TEXT_NAMES if name in lower and lower[name] != found.get("label")]

@@ -1,4 +1,4 @@
-"""Tagged sentences: CoNLL columns with tags, JSON objects with tokens and tags, JSON objects with spans of characters."""
+"""Examples of the task `tag`: sentences with a tag per word, from CoNLL, or from JSON with tags or with spans of characters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fastbert.utils.errors import InputError
 from .conll import Conll
 from .formats import CONLL_TOO, TAGGED, format_of
 from .lines import Lines, opened
-from .rows import Table, read_table
+from .rows import Row, Table, read_table
 from .tags import TAGS, bio_tags, is_tag, scheme_of
 from .windows import split_words
 
@@ -21,7 +21,7 @@ WORD_NAMES = ("tokens", "words")
 
 @dataclass(frozen=True)
 class TaggedExample:
-    """text[start:end] is each word by its offsets. tags: one per word, or None where not asked for. line: of the first word."""
+    """A sentence. tags: one per word, or None where labels are not read. offsets: (start, end) of each word in the text."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None
@@ -32,8 +32,11 @@ class TaggedExample:
 
 @dataclass(frozen=True)
 class Tagged:
-    """format: what the file was taken for. mixed_words: words cut by the border of a span, which they then belong to whole.
-    characters: whether every word is a single character, blanks included."""
+    """The examples of a file.
+
+    format: of the file, in words. mixed_words: words that the end of a span cuts; a whole word belongs to the span. characters:
+    whether every word is a single character, blanks included.
+    """
 
     file: Path
     format: str
@@ -43,14 +46,15 @@ class Tagged:
 
 
 def read_tagged(file: Path, tokenizer: Any, *, labelled: bool = True, format_: str | None = None) -> Tagged:
-    """All sentences of a file of one of TAGGED. format_: None for what its name ends in; .txt, .tsv and .tab are CoNLL too.
+    """Reads all sentences of a file.
 
-    CoNLL: a word a line, first column the word and last the tag, with tabs or blanks between; a blank line ends a sentence;
-    `-DOCSTART-` and comments before a sentence ("## ...", or "# ..." with other columns than a word has) are left out.
-    JSON and JSONL: "tokens" with "tags", or "text" with spans as [start, end, label] or {"start", "end", "label"} under one of
-    SPAN_NAMES, cut into words by `tokenizer`. Tags are those of the module `tags`, of one scheme.
-    Raises InputError, with file and line, where numbers of words and tags differ, a tag is none, a span lies outside of its
-    text or over another, or a text is empty.
+    CoNLL: a word per line, its first column the word, its last the tag, separated by tabs or blanks; a blank line ends a
+    sentence; `-DOCSTART-` and comments are ignored, see `conll`. JSON and JSONL: "tokens" with "tags", or "text" with spans as
+    [start, end, label] or {"start", "end", "label"} under one of SPAN_NAMES, split into words by `tokenizer`. The tags of a
+    file are of one scheme, see `tags`.
+    labelled: False reads no tags. format_: one of TAGGED, None for that of the suffix; .txt, .tsv and .tab are CoNLL too.
+    Raises InputError, with file and line, where words and tags differ in number, a tag is invalid, a span is not within its
+    text or overlaps another, or a text is empty.
     """
     kind = format_of(file, TAGGED, format_, dict.fromkeys(CONLL_TOO, "conll"))
     if kind == "conll":
@@ -67,18 +71,18 @@ def read_tagged(file: Path, tokenizer: Any, *, labelled: bool = True, format_: s
 
 
 def with_offsets(words: Sequence[str], characters: bool = False) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """(text, offsets): the words with blanks between, or, where they are characters, without."""
-    between = "" if characters else " "
-    offsets, at = [], 0
+    """(text, offsets of the words): the words joined by blanks, or, where they are characters, by nothing."""
+    separator = "" if characters else " "
+    offsets, start = [], 0
     for word in words:
-        offsets.append((at, at + len(word)))
-        at += len(word) + len(between)
-    return between.join(words), tuple(offsets)
+        offsets.append((start, start + len(word)))
+        start += len(word) + len(separator)
+    return separator.join(words), tuple(offsets)
 
 
 def split_characters(text: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """(characters, offsets): the words of a model that was trained on a tag per character."""
-    return list(text), [(at, at + 1) for at in range(len(text))]
+    """(characters, offsets): the words for a model that tags characters."""
+    return list(text), [(start, start + 1) for start in range(len(text))]
 
 
 def _conll(file: Path, labelled: bool) -> Tagged:
@@ -86,13 +90,14 @@ def _conll(file: Path, labelled: bool) -> Tagged:
         lines = Lines(handle, str(file))
         conll = Conll(lines, lines.sample()[0], str(file), labelled=labelled)
         sentences = list(conll)
-    characters = bool(sentences) and all(len(word) == 1 for one in sentences for word in one.columns[0])
+    characters = bool(sentences) and all(len(word) == 1 for sentence in sentences for word in sentence.columns[0])
     examples = []
-    for one in sentences:
-        text, offsets = with_offsets(one.columns[0], characters)
-        examples.append(TaggedExample(one.columns[0], one.columns[-1] if labelled else None, text, offsets, one.line))
-    between, unit = "tabs" if conll.separator == "\t" else "blanks", "character" if characters else "word"
-    kind = f"CoNLL, {conll.columns} columns with {between}, a {unit} a line"
+    for sentence in sentences:
+        words, tags = sentence.columns[0], sentence.columns[-1] if labelled else None
+        text, offsets = with_offsets(words, characters)
+        examples.append(TaggedExample(words, tags, text, offsets, sentence.line))
+    separator, unit = "tabs" if conll.separator == "\t" else "blanks", "character" if characters else "word"
+    kind = f"CoNLL, {conll.columns} columns with {separator}, a {unit} a line"
     return Tagged(file, kind, tuple(examples), characters=characters)
 
 
@@ -146,17 +151,18 @@ def _tokens(table: Table, kind: str, word_column: str, tag_column: str | None) -
     return Tagged(table.file, f"{kind}, {word_column}" + (f" with {tag_column}" if tag_column else ""), tuple(examples))
 
 
-def _spans(table: Table, row: Any, column: str) -> list[tuple[int, int, str]]:
+def _spans(table: Table, row: Row, column: str) -> list[tuple[int, int, str]]:
+    """(start, end, label) of each span of a row, in order. Raises InputError for invalid or overlapping ones."""
     text, value = row.values["text"], row.values.get(column)
     if not isinstance(value, list):
         raise table.error(row, f"a list of spans as {column}", repr(value)[:80])
     found = []
     for span in value:
-        start, end, label = (
-            (span.get("start"), span.get("end"), span.get("label", span.get("entity", span.get("type"))))
-            if isinstance(span, dict)
-            else span if isinstance(span, list) and len(span) == 3 else (None, None, None)
-        )  # fmt: skip
+        start = end = label = None
+        if isinstance(span, dict):
+            start, end, label = span.get("start"), span.get("end"), span.get("label", span.get("entity", span.get("type")))
+        elif isinstance(span, list) and len(span) == 3:
+            start, end, label = span
         if not isinstance(start, int) or not isinstance(end, int) or not isinstance(label, str) or not label:
             raise table.error(row, "spans as [start, end, label]", repr(span)[:80])
         if not 0 <= start < end <= len(text):

@@ -1,6 +1,6 @@
-"""Long inputs in overlapping windows: every token is in some window, and every place in the input is kept.
+"""Long inputs in overlapping windows: every token is in some window, with its position in the input.
 
-Two windows in a row share `stride` tokens, so that whatever is at most `stride` tokens long is whole in one of them.
+Two neighbouring windows share `stride` tokens, so anything of at most `stride` tokens is whole in one of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from fastbert.utils.errors import InputError
 
 QA_MAX_LENGTH, QA_STRIDE = 384, 128
 MAX_QUESTION_LENGTH = 64
-ROWS = 512  # examples that are tokenised together
+ROWS = 512  # examples tokenised in one call
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """example: number of the input it is cut from. input_ids, token_type_ids: int32 (tokens,), special tokens included."""
+    """A part of an example. example: its index. input_ids, token_type_ids: int32 (tokens,), special tokens included."""
 
     example: int
     input_ids: np.ndarray
@@ -32,8 +32,8 @@ class Window:
 class ContextWindow(Window):
     """A question with a part of its context.
 
-    offsets: int32 (tokens, 2), where each token begins and ends in the context, in characters; -1 for all others.
-    question_cut: whether the question was longer than is kept.
+    offsets: int32 (tokens, 2), (start, end) of each token of the context, in characters; -1 for all other tokens.
+    question_cut: whether the question lost its end.
     """
 
     offsets: np.ndarray
@@ -42,7 +42,7 @@ class ContextWindow(Window):
 
 @dataclass(frozen=True, eq=False)
 class WordWindow(Window):
-    """Words with their place. words: int32 (tokens,), the number of the word whose first piece a token is; -1 elsewhere."""
+    """A part of a sentence. words: int32 (tokens,), the index of the word whose first piece a token is; -1 elsewhere."""
 
     words: np.ndarray
 
@@ -58,19 +58,24 @@ def question_windows(
 ) -> Iterator[ContextWindow]:
     """Windows `[CLS] question [SEP] part of the context [SEP]`, example by example, in order.
 
-    tokenizer: a fast one. max_length: most tokens of a window. stride: tokens of context that neighbours share.
-    max_question_length: tokens of a question that are kept, fewer where the context would otherwise not move on.
+    tokenizer: a fast one. max_length: most tokens of a window. stride: tokens of context that neighbouring windows share.
+    max_question_length: most tokens of a question; fewer where the next window would otherwise have no new context.
     Raises InputError where a window has no room for the stride.
     """
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - stride - 1
     if room < 1 or stride < 0:
         raise InputError(f"expected a stride well below max_length, got a stride of {stride} and a max_length of {max_length}")
     for first in range(0, len(questions), ROWS):
-        asked, cut = _shortened(tokenizer, questions[first : first + ROWS], min(room, max_question_length))
+        shortened, cut = _shortened(tokenizer, questions[first : first + ROWS], min(room, max_question_length))
         encoded = tokenizer(
-            asked, list(contexts[first : first + ROWS]), truncation="only_second", max_length=max_length, stride=stride,
-            return_overflowing_tokens=True, return_offsets_mapping=True,
-        )  # fmt: skip
+            shortened,
+            list(contexts[first : first + ROWS]),
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
         for encoding, number in zip(encoded.encodings, encoded["overflow_to_sample_mapping"]):
             in_context = np.array([sequence == 1 for sequence in encoding.sequence_ids])
             offsets = np.where(in_context[:, None], np.array(encoding.offsets, np.int32), np.int32(-1))
@@ -78,14 +83,14 @@ def question_windows(
 
 
 def answer_tokens(window: ContextWindow, start: int, end: int) -> tuple[int, int] | None:
-    """(first, last) token of the characters from start to end of the context; None where the window has not all of them."""
+    """(first, last) token of the characters from start to end of the context; None where the window lacks some of them."""
     begins, ends = window.offsets[:, 0], window.offsets[:, 1]
     context = np.flatnonzero(begins >= 0)
     inside = context[(ends[context] > start) & (begins[context] < end)]
     if not len(inside):
         return None
     first, last = int(inside[0]), int(inside[-1])
-    # A token of the window beyond the answer shows that the window does not cut it.
+    # A context token before or after the answer shows that the window does not cut it there.
     whole_left = first > context[0] or begins[first] <= start
     whole_right = last < context[-1] or ends[last] >= end
     return (first, last) if whole_left and whole_right else None
@@ -94,9 +99,9 @@ def answer_tokens(window: ContextWindow, start: int, end: int) -> tuple[int, int
 def word_windows(
     tokenizer: Any, sentences: Sequence[Sequence[str]], *, max_length: int = 512, stride: int = 128
 ) -> Iterator[WordWindow]:
-    """Windows over the words of each sentence, in order. A sentence without words has one window without any.
+    """Windows over the words of each sentence, in order. A sentence without words has one empty window.
 
-    tokenizer: a fast one. max_length: most tokens of a window. stride: tokens that neighbours share.
+    tokenizer: a fast one. max_length: most tokens of a window. stride: tokens that neighbouring windows share.
     Raises InputError where a window has no room for the stride.
     """
     step = max_length - tokenizer.num_special_tokens_to_add(pair=False) - stride
@@ -104,21 +109,25 @@ def word_windows(
         raise InputError(f"expected a stride well below max_length, got a stride of {stride} and a max_length of {max_length}")
     for first in range(0, len(sentences), ROWS):
         encoded = tokenizer(
-            [list(words) for words in sentences[first : first + ROWS]], is_split_into_words=True, truncation=True,
-            max_length=max_length, stride=stride, return_overflowing_tokens=True,
-        )  # fmt: skip
+            [list(words) for words in sentences[first : first + ROWS]],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+        )
         previous, before = -1, np.empty(0, np.int32)
         for encoding, number in zip(encoded.encodings, encoded["overflow_to_sample_mapping"]):
             words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
             is_first = np.diff(words, prepend=-1) != 0
-            if number == previous:  # its first token follows the one at `step` of the window before, [CLS] counted
+            if number == previous:  # its first token follows token `step` of the window before, counting [CLS]
                 is_first[1] = words[1] != before[step]
             yield WordWindow(first + number, *_ids(encoding), np.where(is_first, words, np.int32(-1)))
             previous, before = number, words
 
 
 def split_words(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[str], list[tuple[int, int]]]]:
-    """(words, character offsets) of each text: what BERT's basic tokenisation takes apart at blanks and punctuation."""
+    """(words, offsets in characters) of each text, split at blanks and punctuation by BERT's basic tokenisation."""
     found = []
     for first in range(0, len(texts), ROWS):
         some = texts[first : first + ROWS]
@@ -137,21 +146,22 @@ def split_words(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[str], l
 
 
 def best_windows(windows: Sequence[WordWindow], num_words: int) -> list[tuple[int, int] | None]:
-    """Where the tag of each word of one sentence is read: (number of the window, token), the first piece of the word.
+    """(window, token) from which the tag of each word of one sentence is read: its first piece; None for a word without pieces.
 
-    Where several windows have it, the one with most context on its shorter side. None: the word has no pieces at all.
+    Of several windows that have it, the one with most context on the shorter side.
     """
     best: list[tuple[int, int] | None] = [None] * num_words
     context = [-1] * num_words
-    for number, window in enumerate(windows):
+    for index, window in enumerate(windows):
         for token in np.flatnonzero(window.words >= 0).tolist():
             word, room = int(window.words[token]), min(token - 1, len(window) - 2 - token)
             if room > context[word]:
-                context[word], best[word] = room, (number, token)
+                context[word], best[word] = room, (index, token)
     return best
 
 
 def _shortened(tokenizer: Any, questions: Sequence[str], limit: int) -> tuple[list[str], list[bool]]:
+    """(questions of at most `limit` tokens, which of them were cut)."""
     encoded = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     cut = [len(encoding.ids) > limit for encoding in encoded.encodings]
     kept = [

@@ -1,1 +1,1 @@
-"""What pre-training and fine-tuning share: the trainer, its checkpoints, its processes."""
+"""What pre-training and fine-tuning share: the trainer and its checkpoints."""

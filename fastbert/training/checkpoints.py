@@ -1,6 +1,6 @@
-"""Checkpoints that are whole or not there: written beside their place, synced, listed in a manifest, then renamed.
+"""Atomic checkpoints: written to a staging folder, synced, listed in a manifest, then renamed.
 
-A folder `checkpoint-N` counts only with a manifest whose sizes and sums hold; the last one that does is where a run goes on.
+A folder `checkpoint-N` is valid if the sizes and sums in its manifest are right; a run is resumed from the last valid one.
 """
 
 import hashlib
@@ -17,24 +17,24 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what its manifest says; the message names the file, what was expected and what came."""
+    """A checkpoint does not match its manifest; the message names the file, what was expected and what came."""
 
 
 def staging(out: Path, step: int) -> Path:
-    """The folder in which the checkpoint of a step is to be written."""
+    """The folder in which the checkpoint of a step is written before `commit`."""
     return out / f"{STAGING}-{step}"
 
 
 def commit(folder: Path, out: Path, step: int, facts: dict[str, Any]) -> Path:
-    """Makes a written folder the checkpoint of a step: everything reaches the disk before its name appears.
+    """Makes a written folder the checkpoint of a step; everything is on the disk before its name appears.
 
-    facts: what a reader may want to know, JSON types. Returns the checkpoint's folder.
+    facts: further entries of the manifest, JSON values. Returns the checkpoint's folder.
     """
     return install(folder, out / f"checkpoint-{step}", {"step": step, **facts})
 
 
-def install(folder: Path, place: Path, facts: dict[str, Any]) -> Path:
-    """`commit` for a folder of any name beside it; what is there stays until the new one is whole. Returns the place."""
+def install(folder: Path, target: Path, facts: dict[str, Any]) -> Path:
+    """`commit` under any name in the same folder; an old folder of that name stays until the new one is whole."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         _sync(file)
@@ -43,25 +43,25 @@ def install(folder: Path, place: Path, facts: dict[str, Any]) -> Path:
     manifest.write_text(json.dumps({**facts, "files": files}, indent=1) + "\n", encoding="utf-8")
     _sync(manifest)
     _sync(folder)
-    old = place.with_name(f"{STAGING}-old-{place.name}")
-    if place.exists():  # damaged, of a run that was told to start again, or no longer the best
+    old = target.with_name(f"{STAGING}-old-{target.name}")
+    if target.exists():  # a damaged checkpoint, one of a run that starts over, or a best epoch that is no longer the best
         shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-    folder.rename(place)
-    _sync(place.parent)
+        target.rename(old)
+    folder.rename(target)
+    _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-    return place
+    return target
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, every file checked against it.
+    """Checks every file of a checkpoint against its manifest, which is returned.
 
     Raises Damaged.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{folder.name}: expected a whole {MANIFEST}, got {type(error).__name__}: {error}") from error
     for name, (size, digest) in files:
         file = folder / name
@@ -75,13 +75,13 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def all_of(out: Path) -> list[Path]:
-    """Folders named as checkpoints, the latest step first."""
+    """The folders of checkpoints, valid or not, the latest step first."""
     found = [(int(match[1]), path) for path in out.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def last_good(out: Path) -> tuple[Path | None, dict[Path, str]]:
-    """(the latest checkpoint that holds or None, why each later one was refused)."""
+    """(the latest valid checkpoint or None, why each later one is not)."""
     refused = {}
     for folder in all_of(out):
         try:
@@ -94,7 +94,7 @@ def last_good(out: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a refused checkpoint, so that it neither counts as one nor takes the place of a good one."""
+    """Renames a damaged checkpoint, so that it is no longer found, nor in the way of a new one; returns its new path."""
     number = 0
     while (aside := folder.with_name(f"refused-{folder.name}" + f"-{number}" * (number > 0))).exists():
         number += 1

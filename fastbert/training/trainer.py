@@ -1,7 +1,4 @@
-"""transformers' Trainer with checkpoints that are whole or not there, and a stop at a signal that loses nothing.
-
-Writing goes through `pretraining.checkpoints`: beside its place, synced, listed in a manifest, then renamed.
-"""
+"""transformers' Trainer with atomic checkpoints (see `training.checkpoints`), and a stop at a signal that loses no step."""
 
 import os
 import shutil
@@ -23,8 +20,11 @@ from fastbert.utils.checkpoints import quiet
 
 
 class SavingTrainer(Trainer):
-    """last_saved: the step of the latest checkpoint of this process. stop_signal: the number of the signal that asked for the
-    end, or None. With the save strategy "no" nothing is saved, and signals are left alone."""
+    """A Trainer whose checkpoints are atomic, and which SIGTERM and Ctrl-C stop after the step under way.
+
+    last_saved: the step of the latest checkpoint of this process. stop_signal: the number of the signal that asked for the
+    end, or None. With the save strategy "no" nothing is saved, and signals are not handled.
+    """
 
     optimizer: Any
     control: Any
@@ -35,7 +35,7 @@ class SavingTrainer(Trainer):
         self.stop_signal: int | None = None
         self._on_signal = StopOnSignal(self)
         if self.args.save_strategy != SaveStrategy.NO:
-            self.add_callback(ReadAtSaves())
+            self.add_callback(LogAtSaves())
             self.add_callback(self._on_signal)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,11 +45,11 @@ class SavingTrainer(Trainer):
             self._on_signal.restore()
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What the manifest of a checkpoint tells besides its files, JSON types."""
+        """Further entries of a checkpoint's manifest, JSON values."""
         return {}
 
     def saved(self, seconds: float) -> None:
-        """Called after each checkpoint, with the time it took."""
+        """Called after each checkpoint. seconds: the time it took."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         begin = time.perf_counter()
@@ -69,7 +69,7 @@ class SavingTrainer(Trainer):
                 checkpoints.keep_last(out, self.args.save_total_limit or 3)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise_of_disk(error, f"checkpoint-{step} in {out}")
+            raise_disk_error(error, f"checkpoint-{step} in {out}")
             raise
         finally:
             del self._staging
@@ -80,7 +80,7 @@ class SavingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        # To the CPU: each process then takes its own, on its own device, which Trainer's name of (cpu:0) PyTorch cannot read.
+        # To the CPU: each process then moves its own part to its device. PyTorch cannot read onto Trainer's device name, cpu:0.
         self._load_optimizer(torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
@@ -91,8 +91,11 @@ class SavingTrainer(Trainer):
         return str(getattr(self, "_staging", None) or super()._get_output_dir(trial))
 
 
-def raise_of_disk(error: Exception, what: str) -> None:
-    """Raises an OSError of one line where the error is that of a disk which took not all, whichever library met it."""
+def raise_disk_error(error: Exception, what: str) -> None:
+    """Raises an OSError of one line if the error, of whichever library, is about a write that the disk refused; else returns.
+
+    what: was to be written.
+    """
     by_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_container" in str(error))
     by_safetensors = isinstance(error, SafetensorError) and "I/O error" in str(error)
     if isinstance(error, OSError) or by_torch or by_safetensors:
@@ -109,8 +112,8 @@ class OwnDropout(TrainerCallback):
         torch.manual_seed(args.seed + args.process_index)
 
 
-class ReadAtSaves(TrainerCallback):
-    """A reading of the loss with each checkpoint, so that a run that goes on from it logs what an uninterrupted one does."""
+class LogAtSaves(TrainerCallback):
+    """Logs the loss with each checkpoint, so that a run that is resumed from it logs the same as an uninterrupted one."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_log |= control.should_save
@@ -120,7 +123,7 @@ class ReadAtSaves(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and Ctrl-C end a SavingTrainer's run after the step under way, with a checkpoint; a second one at once."""
+    """Ends a SavingTrainer's run at SIGTERM or Ctrl-C after the step under way, with a checkpoint; at a second one at once."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -130,27 +133,27 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # where Python hands out no signals
+            return  # Python calls signal handlers in the main thread only
         for number in self.SIGNALS:
-            self.before[number] = signal.signal(number, self.note)
+            self.before[number] = signal.signal(number, self.handle)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.restore()
 
     def restore(self) -> None:
-        """Gives the signals back; also where the training ended with an error."""
+        """Restores the handlers from before the training."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
 
-    def note(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: Any) -> None:
         self.trainer.stop_signal = number
         signal.signal(number, self.before.get(number, signal.SIG_DFL))
-        os.write(2, b"\nsaving a checkpoint after this step; once more to leave at once\n")
+        os.write(2, b"\nsaving a checkpoint after this step; once more to stop at once\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         asked = torch.tensor(self.trainer.stop_signal or 0, device=args.device)
-        if args.world_size > 1:  # all processes leave at the same step
+        if args.world_size > 1:  # all processes stop at the same step
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
             self.trainer.stop_signal = int(asked) or None
         if self.trainer.stop_signal is not None:
@@ -158,6 +161,6 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An epoch that a signal ended is neither evaluated nor saved again."""
+        """Prevents that an epoch which a signal cut short is evaluated, or saved again."""
         if self.trainer.stop_signal is not None and state.global_step < state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = False

@@ -1,1 +1,1 @@
-"""What every other package uses: files, checkpoints, errors, timing. Knows nothing of models."""
+"""What every other package uses: files, checkpoints, errors, processes, timing. Imports no other package of fastbert."""

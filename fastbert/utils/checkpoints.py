@@ -24,16 +24,17 @@ CLASS_NAMES = (
     "BertForTokenClassification",
     "BertForQuestionAnswering",
 )
-ENCODER = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")  # its weights, under a head or alone
-SHOWN_KEYS = 3
+ENCODER = ("embeddings.", "encoder.", "bert.embeddings.", "bert.encoder.")  # prefixes of its weights, alone or under a head
+SHOWN_KEYS = 3  # in an error
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: folder or hub name where the weights are. class_name: one of CLASS_NAMES, what the checkpoint was saved from.
+    """A BERT checkpoint, its weights not read yet.
 
-    tokenizer: the one that belongs to the weights, or None. misfit: why the one that is there was not taken, None where none
-    is there.
+    path: folder or hub name where the weights are. class_name: one of CLASS_NAMES, what the checkpoint was saved from.
+    tokenizer: the one that belongs to the weights, or None. misfit: why the one that is there does not belong to them; None
+    where there is none, or it does.
     """
 
     path: str
@@ -48,15 +49,15 @@ class Checkpoint:
         return (self.config.architectures or [None])[0]
 
     def require_tokenizer(self) -> Any:
-        """The tokenizer. Raises InputError, saying what to do, where there is none that belongs to the weights."""
+        """The tokenizer. Raises InputError, which says what to do, where none belongs to the weights."""
         if self.tokenizer is None:
             raise InputError(advice(self.path, self.misfit))
         return self.tokenizer
 
     def read(self, model_class: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """(the model, what was missing or unexpected), as of from_pretrained with output_loading_info.
+        """(the model, what was missing or unexpected): from_pretrained with output_loading_info.
 
-        Raises InputError where the weights are not there, cannot be read, or have other shapes.
+        Raises InputError where the weights do not exist, cannot be read, or have other shapes.
         """
         with quiet(), reading("weights of the shapes that config.json names", self.path):
             try:
@@ -66,13 +67,14 @@ class Checkpoint:
                 raise
 
     def load(self, library: Any, class_name: str | None = None, **kwargs: Any) -> Any:
-        """The model in eval mode from `library`, transformers or fastbert; a class other than its own on request.
+        """The model in eval mode, as a class of `library`.
 
-        A head may be new, and the pooler of a BertModel. Raises InputError where another weight is missing, and as `read`.
+        library: transformers or fastbert, the module. class_name: None for the checkpoint's own. Of another class the head may
+        be new, and of a BertModel the pooler. Raises InputError where another weight is missing, and as `read`.
         """
         name = class_name or self.class_name
         if library.__name__ == "fastbert":
-            kwargs = {"padding": "zeros"} | kwargs  # commands read real tokens alone, and need no warning
+            kwargs = {"padding": "zeros"} | kwargs  # its callers read no padding: the warning about it is of no use
         model, found = self.read(getattr(library, name), **kwargs)
         missing = [key for key in found["missing_keys"] if not (name == "BertModel" and key.startswith("pooler."))]
         if name != self.class_name:
@@ -82,7 +84,7 @@ class Checkpoint:
 
 
 def refuse_missing(path: str, class_name: str, keys: Iterable[str]) -> None:
-    """Raises InputError, naming the first of the weights, where there are any."""
+    """Raises InputError, naming the first keys, where there are any."""
     missing = sorted(keys)
     if missing:
         more = f" and {len(missing) - SHOWN_KEYS} more" if len(missing) > SHOWN_KEYS else ""
@@ -95,17 +97,17 @@ def open_checkpoint(path: str) -> Checkpoint:
 
     Raises InputError, in one line that says what to do, where there is none, or one of another model type.
     """
-    place = find_model(path)
+    path = find_model(path)
     with quiet():
-        config = read_config(place)
-        tokenizer, wrong = read_tokenizer(place, config)
+        config = read_config(path)
+        tokenizer, wrong = read_tokenizer(path, config)
     saved_from = (config.architectures or ["BertModel"])[0]
-    return Checkpoint(place, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer, wrong)
+    return Checkpoint(path, config, saved_from if saved_from in CLASS_NAMES else "BertModel", tokenizer, wrong)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and its table of keys, where the caller tells by itself what is new or missing."""
+    """Inside, transformers shows no progress bar and no table of keys: the caller says by itself what is new or missing."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -136,26 +138,9 @@ def packaged_checkpoint() -> str:
 def small_checkpoint() -> str:
     """The folder of the small pre-trained checkpoint, a BertForPreTraining, that this package carries.
 
-    Raises InputError where it is not there.
+    Raises InputError where it does not exist.
     """
     folder = Path(__file__).parents[1] / "small"
     if not (folder / "config.json").is_file():
         raise InputError(f"no checkpoint was named, and the small one is not in {folder}: name a BERT checkpoint")
     return str(folder)
-
-
-def read_texts(file: Path | None) -> list[str]:
-    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError for none, and for what is no text."""
-    from .sample_text import SENTENCES
-
-    if file is None:
-        return list(SENTENCES)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"expected UTF-8 in {file}, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
-    if not lines:
-        raise InputError(f"expected lines of text in {file}, got none")
-    return lines

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete, and the room for them."""
+"""Files that appear under their name only when they are complete, and room on the disk."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from .errors import InputError
 
 
 def write_whole(file: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
-    """Writes beside the file, brings it to the disk and renames it: whole or not at all, whatever interrupts.
+    """Writes a file whole or not at all, whatever interrupts: under another name, synced to the disk, then renamed.
 
     content: text (as UTF-8), bytes, or a function that fills an open binary file. The folder must exist. Raises OSError that
     names the file.
@@ -35,7 +35,7 @@ def write_whole(file: Path, content: str | bytes | Callable[[BinaryIO], Any]) ->
 
 
 def copy_whole(source: Path, file: Path) -> None:
-    """A file under another name on the same disk, without taking room where the disk knows links; whole or not at all."""
+    """Copies a file on the same disk, whole or not at all; as a hard link, which needs no room, where the disk has them."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         partial.unlink(missing_ok=True)
@@ -52,15 +52,15 @@ def copy_whole(source: Path, file: Path) -> None:
 
 
 def name_file(error: OSError, file: Path) -> None:
-    """Puts the file into an error of the operating system that does not say where, as one of a full disk."""
+    """Sets the file name of an error of the operating system that names none, as one about a full disk."""
     if error.errno is not None and error.filename is None:
         error.filename = str(file)
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """Raises InputError where the disk of a folder, or of the nearest one above that exists, has fewer bytes free than needed.
+    """Raises InputError where the disk has fewer bytes free than needed.
 
-    what: the bytes are for, to be named.
+    folder: on that disk; it or a folder above it must exist. what: the bytes are for, in the message.
     """
     while not folder.exists():
         folder = folder.parent
@@ -70,13 +70,13 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of all files in a folder but those whose names begin with a dot; 0 where there is none."""
+    """Bytes of all files in a folder, but those whose names begin with a dot; 0 where it does not exist."""
     files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
     return sum(file.stat().st_size for file in files)
 
 
 def strict_json(value: Any) -> str:
-    """Indented JSON that every reader takes: a number that JSON has no sign for (NaN, infinity) becomes null."""
+    """Indented JSON of the standard, which has neither NaN nor infinity: both become null."""
     return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Where the model is that a user named, and its configuration; or in one line why there is none."""
+"""From a name to the folder of a BERT model and its configuration; or in one line why there is none."""
 
 import json
 import re
@@ -21,7 +21,10 @@ _RUN = re.compile(r"checkpoint-(\d+)")
 
 @contextmanager
 def reading(what: str, path: str) -> Iterator[None]:
-    """Turns what transformers, safetensors and torch raise over a missing or damaged file into an InputError of one line."""
+    """Turns what transformers, safetensors and torch raise about a missing or damaged file into an InputError of one line.
+
+    what: was expected in `path`.
+    """
     try:
         yield
     except InputError:
@@ -63,13 +66,13 @@ def find_model(path: str) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """What training has left in the folder of a run, in the order of steps."""
+    """The checkpoints in the folder of a training run, in the order of steps."""
     found = [(int(match[1]), one) for one in folder.iterdir() if (match := _RUN.fullmatch(one.name))]
     return [one for _, one in sorted(found) if (one / CONFIG).is_file()]
 
 
 def transformer_path(path: str) -> str:
-    """Where modules.json, which sentence-transformers writes, says that the model is; "" for the folder itself."""
+    """The folder of the model as modules.json of sentence-transformers names it; "" for the folder itself."""
     modules = read_json(path, MODULES)
     for module in modules if isinstance(modules, list) else ():
         if isinstance(module, dict) and str(module.get("type", "")).rpartition(".")[2] == "Transformer":
@@ -78,7 +81,7 @@ def transformer_path(path: str) -> str:
 
 
 def relative(path: str, inside: Any) -> str:
-    """The path of a module without a slash at its end. Raises InputError for one that leads out of the folder."""
+    """The path of a module inside `path`, without a final slash. Raises InputError for one that leads out of the folder."""
     if not isinstance(inside, str) or Path(inside).is_absolute() or ".." in Path(inside).parts:
         raise InputError(f"expected the path of a folder inside {path} in its {MODULES}, got {inside!r}")
     return "" if Path(inside) == Path() else Path(inside).as_posix()
@@ -96,7 +99,7 @@ def read_json(path: str, file: str) -> Any | None:
 def read_config(path: str) -> transformers.BertConfig:
     """The configuration in a folder of a model, or under a hub name.
 
-    One without a model_type, which from_pretrained of a BERT class takes, is read too, where it names BERT's classes or sizes.
+    One without a model_type, which from_pretrained of a BERT class accepts, is read too, if it names BERT's classes or sizes.
     Raises InputError where it is of another model type, or cannot be read.
     """
     with reading(f"a {CONFIG} that transformers can read", path):

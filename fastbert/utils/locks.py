@@ -1,32 +1,31 @@
 """One run at a time for each output: a lock file that names the process which writes there.
 
-The operating system holds the lock, not the file's existence, so that it ends with the process whatever ends that. A file
-that a killed process left behind is taken over, and the next run says so.
+The lock is the operating system's, not the existence of the file, so that it ends with the process in every case. A file that
+a killed process left behind is taken over, and the next run says so.
 """
 
 import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import InputError
 from .files import name_file
+from .printing import Say
 
 NAME = ".lock"  # of a folder's lock file, inside it
-_held: set[Path] = set()  # the system's locks are between processes: a second one of this process would be granted
-
-Say = Callable[[str], None]
+_held: set[Path] = set()  # by this process, to which the system would grant a second lock
 
 
 @contextmanager
 def locked_folder(folder: Path, say: Say) -> Iterator[None]:
-    """Inside, no other run writes to this folder, which is made for the lock and taken away again if it stays empty.
+    """Inside, no other run writes to this folder, which is created if needed and removed again if it stays empty.
 
-    say: called with a line where the lock of a process that is gone is taken over. Raises InputError where another run holds
+    say: called with a line where the lock of a process that has ended is taken over. Raises InputError where another run holds
     it or the path is no folder, OSError where the lock file cannot be written.
     """
     if folder.exists() and not folder.is_dir():
@@ -37,7 +36,7 @@ def locked_folder(folder: Path, say: Say) -> Iterator[None]:
 
 @contextmanager
 def locked_file(file: Path, say: Say) -> Iterator[None]:
-    """The same for a single file, whose folder must exist. Raises InputError where that does not."""
+    """`locked_folder` for a single file. Raises InputError where its folder does not exist."""
     if not file.parent.is_dir():
         raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
     with _locked(file.with_name(f".{file.name}{NAME}"), file, say):
@@ -46,14 +45,14 @@ def locked_file(file: Path, say: Say) -> Iterator[None]:
 
 @contextmanager
 def locked_replacement(folder: Path, say: Say) -> Iterator[None]:
-    """The same for a folder that is replaced as a whole: the lock file lies beside it."""
+    """`locked_folder` for a folder that is replaced as a whole: the lock file lies beside it."""
     with _made(folder.parent), locked_file(folder, say):
         yield
 
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """A folder and those above it, of which the new ones go again if they stay empty."""
+    """Creates a folder and those above it; afterwards removes the new ones that are still empty."""
     new: list[Path] = []
     while not (missing := new[-1].parent if new else folder).exists():
         new.append(missing)
@@ -70,7 +69,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_together(folder: Path, say: Say) -> Iterator[None]:
-    """`locked_folder` for a training on several processes, of which the first takes the lock. Every process calls it."""
+    """`locked_folder` for training on several processes: rank 0 takes the lock. Every rank calls it."""
     from .processes import decide_on_rank0
 
     with ExitStack() as stack:
@@ -80,16 +79,16 @@ def locked_together(folder: Path, say: Say) -> Iterator[None]:
 
 @contextmanager
 def _locked(file: Path, output: Path, say: Say) -> Iterator[None]:
-    place = file.parent.resolve() / file.name
-    if place in _held:
+    key = file.parent.resolve() / file.name
+    if key in _held:
         raise InputError(f"expected no other run that writes to {output}, got one of this process ({file})")
     handle = _acquire(file, output)
-    _held.add(place)
+    _held.add(key)
     try:
         handle.seek(0)
         before = handle.read()
         if before:
-            say(f"{file}: taken over from {_holder(before)}, which is gone")
+            say(f"{file}: taken over from {_holder(before)}, which has ended")
         handle.truncate(0)
         try:
             content = {"process": os.getpid(), "host": socket.gethostname()}
@@ -100,15 +99,15 @@ def _locked(file: Path, output: Path, say: Say) -> Iterator[None]:
             raise
         yield
     finally:
-        # Before the lock is given back: whoever opened the file meanwhile sees that it is no longer there, and tries again.
+        # Before the lock is released: a process that opened the file meanwhile sees that it no longer exists, and retries.
         file.unlink(missing_ok=True)
-        _held.discard(place)
+        _held.discard(key)
         handle.close()
 
 
 def _acquire(file: Path, output: Path) -> BinaryIO:
     while True:
-        handle = file.open("a+b", buffering=0)
+        handle: BinaryIO = file.open("a+b", buffering=0)
         try:
             if not _try_lock(handle):
                 handle.seek(0)
@@ -116,11 +115,11 @@ def _acquire(file: Path, output: Path) -> BinaryIO:
                     f"expected no other run that writes to {output}, got {_holder(handle.read())}, which does ({file})"
                 )
             try:
-                there = file.stat()
+                current = file.stat()
             except FileNotFoundError:
-                there = None
-            if there is not None and os.path.samestat(os.fstat(handle.fileno()), there):
-                return handle  # type: ignore[return-value]
+                current = None
+            if current is not None and os.path.samestat(os.fstat(handle.fileno()), current):
+                return handle
         except BaseException:
             handle.close()
             raise
@@ -128,11 +127,11 @@ def _acquire(file: Path, output: Path) -> BinaryIO:
 
 
 def _try_lock(handle: BinaryIO) -> bool:
-    """Whether the lock is ours. A record lock is not inherited: a worker that outlives its parent does not keep it."""
+    """Whether this process now has the lock. It is a record lock, which a worker that outlives its parent does not inherit."""
     if sys.platform == "win32":
         import msvcrt
 
-        handle.seek(1 << 30)  # behind what others read
+        handle.seek(1 << 30)  # beyond the bytes that other processes read
         try:
             msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:

@@ -1,4 +1,11 @@
-"""Sentences of uneven length, written for this project: pairs that mean nearly the same stand among others that do not."""
+"""Texts to run a model on: a user's file, or sentences of uneven length written for this project.
+
+Among the sentences are pairs that mean nearly the same.
+"""
+
+from pathlib import Path
+
+from .errors import InputError
 
 SENTENCES = (
     "Rain again.",
@@ -55,3 +62,18 @@ MASKED = (
     "She shook her [MASK].",
     '"What do you [MASK]?" she asked.',
 )
+
+
+def read_texts(file: Path | None) -> list[str]:
+    """The non-empty lines of a UTF-8 file, or the built-in sentences. Raises InputError for none, and for what is not text."""
+    if file is None:
+        return list(SENTENCES)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"expected UTF-8 in {file}, got byte 0x{error.object[error.start]:02x} at {error.start}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InputError(f"expected lines of text in {file}, got none")
+    return lines

@@ -1,4 +1,4 @@
-"""Does a tokenizer belong to the weights? Where a folder has none, transformers makes one in which every word is unknown."""
+"""Whether a tokenizer belongs to the weights: where a folder has none, transformers builds one that knows no word."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ import transformers
 from .errors import in_one_line
 
 FILES = ("tokenizer.json", "vocab.txt")
-# That texts are read with. A configuration that names one does so on purpose; of pad_token_id it has a default.
+# Special tokens of which a configuration has no default: one that names their id does so on purpose.
 ROLES = ("unk", "cls", "sep", "mask")
 SHORTEST = 3  # [CLS], a token, [SEP]
 
 
 def read_tokenizer(path: str, config: transformers.BertConfig) -> tuple[Any | None, str | None]:
-    """(the tokenizer of a checkpoint, None), or (None, why not the one that is there, None where there is none)."""
+    """(the tokenizer of a checkpoint, None), or (None, what is wrong with the one that is there; None where there is none)."""
     try:
         found = transformers.AutoTokenizer.from_pretrained(path, config=config)
-    except Exception as error:  # of a damaged file `tokenizers` raises no more than that
+    except Exception as error:  # `tokenizers` raises nothing more specific for a damaged file
         return None, f"one that cannot be read ({in_one_line(error)})" if _has_files(path) else None
     wrong = misfit(found, config)
     if wrong is None:
@@ -30,9 +30,9 @@ def _has_files(path: str) -> bool:
 
 
 def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
-    """What shows that the tokenizer is not the one of the weights, to follow "got"; None where nothing does.
+    """What shows that the tokenizer is not that of the weights, as words to follow "got"; None where nothing does.
 
-    A table of embeddings may have more rows than the tokenizer has entries: many are padded to a round size.
+    The embedding may have more rows than the tokenizer has entries: many are padded to a round size.
     """
     vocabulary = tokenizer.get_vocab()
     special = set(tokenizer.all_special_tokens)
@@ -45,10 +45,10 @@ def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
     if not isinstance(limit, int | float) or limit < SHORTEST:
         return f"one whose model_max_length is {limit!r}, which leaves no room for a text"
     for role in ROLES:
-        wanted, came = getattr(config, f"{role}_token_id", None), getattr(tokenizer, f"{role}_token_id", None)
-        if isinstance(wanted, int) and came is not None and came != wanted:
-            return f"one whose {role}_token_id is {came}, not {wanted} as {role}_token_id in config.json"
-    # A tokenizer with its padding elsewhere works, as long as the row that is never trained is not a word's.
+        expected, found = getattr(config, f"{role}_token_id", None), getattr(tokenizer, f"{role}_token_id", None)
+        if isinstance(expected, int) and found is not None and found != expected:
+            return f"one whose {role}_token_id is {found}, not {expected} as {role}_token_id in config.json"
+    # Another padding id works, unless the padding row of the embedding, which is never trained, is that of a word.
     pad = config.pad_token_id
     if pad is not None and pad != tokenizer.pad_token_id:
         word = next((token for token, number in vocabulary.items() if number == pad), None)
@@ -58,7 +58,7 @@ def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
 
 
 def advice(name: str, got: str | None) -> str:
-    """What to tell the user of a checkpoint without the tokenizer that belongs to it."""
+    """The error message for a checkpoint without the tokenizer that belongs to it. got: as `misfit` says it."""
     return (
         f"expected the tokenizer that {name} was trained with, got {got or 'none'}: "
         f"put its files, {' or '.join(FILES)} and tokenizer_config.json, beside the weights"

@@ -1,6 +1,6 @@
-"""The swap shown on a real checkpoint: same embeddings, how much faster, what ran; then masked words by one of our own.
+"""`fastbert demo`: what the swap gives on a real checkpoint, and what a checkpoint pre-trained with fastbert predicts.
 
-Mean-pooled, normalised sentence embeddings of one batch, by transformers and by fastbert, interleaved on this machine.
+One batch of mean-pooled, normalised sentence embeddings, by transformers and by fastbert in turn on this machine.
 """
 
 from pathlib import Path
@@ -14,31 +14,23 @@ from rich.text import Text
 from torch import Tensor
 
 import fastbert
-from fastbert.utils.checkpoints import open_checkpoint, packaged_checkpoint, read_texts
-from fastbert.utils.sample_text import MASKED
-from fastbert.utils.timing import interleaved
+from fastbert.utils.checkpoints import open_checkpoint, packaged_checkpoint
+from fastbert.utils.sample_text import MASKED, read_texts
+from fastbert.utils.timing import Timing, interleaved
 
 EQUAL_TO = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of unit vectors: rounding of the dtype
-SHOWN = 6
-
-
-def embed(model: transformers.PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Unit vectors (batch_size, hidden_size) in float32: the mean of the last hidden state over real tokens."""
-    with torch.inference_mode():
-        hidden = model(**batch).last_hidden_state.float()
-    keep = batch["attention_mask"][..., None].to(hidden)
-    return F.normalize((hidden * keep).sum(1) / keep.sum(1).clamp(min=1), dim=-1)
+NEIGHBOURS_SHOWN = 6
 
 
 def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Console) -> bool:
-    """Prints the demonstration; returns whether the two embeddings are equal to rounding."""
+    """Prints the demonstration; returns whether both embeddings are equal up to rounding."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     source = open_checkpoint(packaged_checkpoint() if checkpoint is None else checkpoint)
     tokenizer = source.require_tokenizer()
     texts = read_texts(text)
-    theirs = source.load(transformers, "BertModel", dtype=dtype).to(device)
-    ours = source.load(fastbert, "BertModel", dtype=dtype).to(device)
+    original = source.load(transformers, "BertModel", dtype=dtype).to(device)
+    swapped = source.load(fastbert, "BertModel", dtype=dtype).to(device)
     limit = min(source.config.max_position_embeddings, getattr(tokenizer, "model_max_length", 512))
     batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
 
@@ -50,36 +42,46 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
         f"{str(dtype).removeprefix('torch.')}\n{len(texts)} texts, {real_tokens} tokens, "
         f"longest {batch['input_ids'].shape[1]}, fill rate {fill:.2f}"
     )
-    vectors = embed(ours, batch)
+    vectors = embed(swapped, batch)
     _print_neighbours(texts, vectors, console)
 
-    difference = (vectors - embed(theirs, batch)).abs().max().item()
+    difference = (vectors - embed(original, batch)).abs().max().item()
     equal = difference <= EQUAL_TO[dtype]
     verdict = "[green]equal[/]" if equal else "[red]NOT equal[/]"
     console.print(
         f"Embeddings by fastbert and by transformers are {verdict}: largest difference {difference:.1e} "
         f"(allowed {EQUAL_TO[dtype]:.0e}, the rounding of the dtype)\n"
     )
-    timings = interleaved({"transformers": lambda: embed(theirs, batch), "fastbert": lambda: embed(ours, batch)},
-                          device, rounds=rounds)  # fmt: skip
-    table = Table(title=f"One batch, {rounds} rounds in turn, {torch.get_num_threads()} CPU threads")
-    for name in ("", "median ms", "spread", "real tokens/s", "ratio"):
-        table.add_column(name, justify="left" if not name else "right")
-    baseline = timings["transformers"].median
-    labels = {"transformers": f"transformers ({theirs.config._attn_implementation})", "fastbert": "fastbert"}
-    for name, timing in timings.items():
-        table.add_row(
-            labels[name], f"{timing.median * 1e3:.1f}", f"±{timing.spread:.0%}", f"{real_tokens / timing.median:,.0f}",
-            f"{baseline / timing.median:.2f}x",
-        )  # fmt: skip
-    console.print(table)
-    console.print(fastbert.explain(ours))
+    variants = {"transformers": lambda: embed(original, batch), "fastbert": lambda: embed(swapped, batch)}
+    timings = interleaved(variants, device, rounds=rounds)
+    labels = {"transformers": f"transformers ({original.config._attn_implementation})", "fastbert": "fastbert"}
+    _print_timings(timings, labels, rounds, real_tokens, console)
+    console.print(fastbert.explain(swapped))
     _print_masked_words(console)
     return equal
 
 
+def embed(model: transformers.PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Unit vectors (batch_size, hidden_size) in float32: the mean of the last hidden state over real tokens."""
+    with torch.inference_mode():
+        hidden = model(**batch).last_hidden_state.float()  # (batch_size, seqlen, hidden_size)
+    keep = batch["attention_mask"][..., None].to(hidden)  # (batch_size, seqlen, 1)
+    return F.normalize((hidden * keep).sum(1) / keep.sum(1).clamp(min=1), dim=-1)
+
+
+def _print_timings(timings: dict[str, Timing], labels: dict[str, str], rounds: int, real_tokens: int, console: Console) -> None:
+    table = Table(title=f"One batch, {rounds} rounds in turn, {torch.get_num_threads()} CPU threads")
+    for name in ("", "median ms", "spread", "real tokens/s", "ratio"):
+        table.add_column(name, justify="left" if not name else "right")
+    baseline = timings["transformers"].median
+    for name, timing in timings.items():
+        rate, ratio = real_tokens / timing.median, baseline / timing.median
+        table.add_row(labels[name], f"{timing.median * 1e3:.1f}", f"±{timing.spread:.0%}", f"{rate:,.0f}", f"{ratio:.2f}x")
+    console.print(table)
+
+
 def _print_masked_words(console: Console) -> None:
-    """What the checkpoint of this package, pre-trained by `fastbert pretrain`, puts in the place of a word."""
+    """The likeliest words by the checkpoint in this package, which `fastbert pretrain` made."""
     table = Table(title="Masked words, by the small checkpoint pre-trained with fastbert", expand=True)
     table.add_column("text", ratio=3)
     table.add_column("likeliest, with probability", ratio=2)
@@ -89,14 +91,14 @@ def _print_masked_words(console: Console) -> None:
 
 
 def _print_neighbours(texts: list[str], vectors: Tensor, console: Console) -> None:
-    similarity = vectors @ vectors.T
+    similarity = vectors @ vectors.T  # (texts, texts)
     similarity.fill_diagonal_(-1.0)
     best, nearest = similarity.max(1)
     table = Table(title="Nearest neighbours", expand=True)
     table.add_column("text", ratio=1, no_wrap=True)
     table.add_column("nearest", ratio=1, no_wrap=True)
     table.add_column("cosine", min_width=6, justify="right")
-    for row in best.argsort(descending=True)[:SHOWN].tolist():
+    for row in best.argsort(descending=True)[:NEIGHBOURS_SHOWN].tolist():
         table.add_row(texts[row], texts[nearest[row]], f"{best[row]:.3f}")
     console.print(table)
 

@@ -1,25 +1,49 @@
-"""Every kernel against float64, one JSON line per operation and dtype.
+"""Every Triton kernel against float64, in a process that reads TRITON_INTERPRET from its start.
 
-`python -m fastbert.verification.kernels DEVICE SAMPLES`
-
-`fastbert verify` runs this in a process of its own. On a CPU it needs TRITON_INTERPRET=1 from the start.
+`python -m fastbert.verification.kernels DEVICE SAMPLES` prints one JSON line per operation and dtype.
 """
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
 
-from fastbert.kernels.backend import use_backend
-from fastbert.kernels.specs.accuracy import check_operation
-from fastbert.kernels.specs.registry import ALL_SPECS
-from fastbert.verification.compare import worst_of
+from fastbert.kernels.specs.accuracy import Accuracy, check_operation
+
+from .rows import Row, worst_of
+
+
+def verify_kernels(device: torch.device, samples_per_operation: int | None) -> Iterator[Row]:
+    """Each Triton kernel on this machine: on its GPU, or under Triton's interpreter on the CPU.
+
+    samples_per_operation: None for all. Raises RuntimeError with the end of the process's stderr where it fails.
+    """
+    environment = dict(os.environ)
+    if device.type == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "fastbert.verification.kernels", device.type, str(samples_per_operation or 0)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            found = json.loads(line)
+            yield Row("kernels", found["where"], Accuracy(**found["worst"]), found["count"])
+        errors = process.stderr.read().strip()
+    if process.returncode:
+        raise RuntimeError(f"the kernel check ended with status {process.returncode}: {errors[-2000:]}")
 
 
 def main(device_type: str, num_samples: int) -> None:
+    """Checks the first `num_samples` samples of every operation, 0 for all."""
+    from fastbert.kernels.backend import use_backend
+    from fastbert.kernels.specs.registry import ALL_SPECS  # decorates kernels, so only in this process
+
     device = torch.device(device_type)
-    # The interpreter multiplies the bit patterns of bfloat16, so only a GPU can be asked about it.
+    # The interpreter multiplies the bit patterns of bfloat16, so only a GPU is asked about it.
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if device_type == "cuda" else (torch.float32, torch.float16)
     with use_backend("triton"):
         for spec in ALL_SPECS:

@@ -1,4 +1,4 @@
-"""The report of `fastbert verify`: rows as they are found, a table per section, one verdict."""
+"""The report of `fastbert verify`: a table per section, printed as its rows are computed, and one verdict."""
 
 import importlib.util
 import math
@@ -12,10 +12,11 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-import fastbert
+from fastbert.kernels.specs.accuracy import OUT_FACTOR
 from fastbert.utils.checkpoints import Checkpoint
+from fastbert.version import __version__
 
-from .compare import GRADIENT_FACTOR, OUT_FACTOR, Row
+from .rows import GRADIENT_FACTOR, Row
 
 TITLES = {
     "weights": "Weights loaded from the checkpoint",
@@ -28,7 +29,7 @@ TITLES = {
 
 
 class Report:
-    """Collects rows and prints them. The console decides about colour and width."""
+    """Collects rows and prints them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -37,12 +38,18 @@ class Report:
         self.about: dict[str, Any] = {}
 
     def begin(self, source: Checkpoint, texts: list[str], dtype: torch.dtype, device: torch.device, kernels: bool) -> None:
+        """Prints what is compared. kernels: whether the kernels will be checked too."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.about = {
-            "checkpoint": source.path, "class": source.class_name, "texts": len(texts), "device": name,
-            "dtype": str(dtype).removeprefix("torch."), "fastbert": fastbert.__version__, "torch": torch.__version__,
+            "checkpoint": source.path,
+            "class": source.class_name,
+            "texts": len(texts),
+            "device": name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "fastbert": __version__,
+            "torch": torch.__version__,
             "transformers": transformers.__version__,
-        }  # fmt: skip
+        }
         self.console.print(
             f"[bold]{source.path}[/]\n{source.class_name}, {len(texts)} texts, {self.about['dtype']} on {name}; torch "
             f"{torch.__version__}, transformers {transformers.__version__}\n\n"
@@ -63,7 +70,7 @@ class Report:
             self._print(section, list(group))
 
     def end(self) -> bool:
-        """Prints notes and verdict; True where every row passed."""
+        """Prints notes and verdict; returns whether every row passed."""
         for note in self.notes:
             self.console.print(f"[dim]{note}[/]", highlight=False)
         failed = [row for row in self.rows if not row.passed]
@@ -80,6 +87,7 @@ class Report:
         return not failed
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as it is written as JSON."""
         rows = [
             {"section": r.section, "where": r.where, **asdict(r.worst), "count": r.count, "passed": r.passed} for r in self.rows
         ]
@@ -102,10 +110,8 @@ class Report:
         for row in rows:
             worst = row.worst
             ratio = "exact" if worst.error == 0 else "-" if math.isinf(worst.ratio) else f"{worst.ratio:.2f}"
-            table.add_row(
-                row.where, str(row.count), f"{worst.error:.1e}", f"{worst.torch_error:.1e}", ratio, _bar(row),
-                *([worst.name] if len(table.columns) == 7 else []),
-            )  # fmt: skip
+            cells = [row.where, str(row.count), f"{worst.error:.1e}", f"{worst.torch_error:.1e}", ratio, _bar(row)]
+            table.add_row(*cells, *([worst.name] if len(table.columns) == 7 else []))
         self.console.print(table)
 
 

@@ -20,13 +20,21 @@ def samples(count: int, length: int = 128, seed: int = 0) -> list[Sample]:
     return out
 
 
+def measured_rates(masker: Masker, some: list[Sample], count: int) -> MaskRates:
+    """The rates of `count` samples, counted by thousands: as long as the samples themselves take to mask."""
+    rates = MaskRates()
+    for first in range(0, count, 1000):
+        numbers = range(first, min(first + 1000, count))
+        block = [some[number % len(some)] for number in numbers]
+        masked, labels = zip(*(masker(sample, number, epoch=0) for sample, number in zip(block, numbers)))
+        joined = Sample(np.concatenate([sample.input_ids for sample in block]), 1, False)
+        rates.add(joined, np.concatenate(masked), np.concatenate(labels), masker)
+    return rates
+
+
 @pytest.mark.parametrize("length", [9, 128])
 def test_rates_over_a_million_tokens(length):
-    masker, rates = Masker(VOCAB_SIZE, MASK, SPECIAL, seed=1), MaskRates()
-    some = samples(200, length)
-    for number in range(1_000_000 // length + 1):
-        sample = some[number % len(some)]
-        rates.add(sample, *masker(sample, number, epoch=0), masker)
+    rates = measured_rates(Masker(VOCAB_SIZE, MASK, SPECIAL, seed=1), samples(200, length), 1_000_000 // length + 1)
     assert rates.tokens >= 1_000_000
     expected = 0.15 if length > 9 else 1 / 6  # of 6 ordinary tokens, one
     assert rates.predicted / rates.maskable == pytest.approx(expected, abs=0.0015)
@@ -36,10 +44,7 @@ def test_rates_over_a_million_tokens(length):
 
 
 def test_short_samples_keep_the_rate_where_one_token_is_not_too_many():
-    masker, rates = Masker(VOCAB_SIZE, MASK, SPECIAL), MaskRates()
-    some = samples(100, 23)  # 20 ordinary tokens: 3 on average
-    for number in range(20_000):
-        rates.add(some[number % 100], *masker(some[number % 100], number, 0), masker)
+    rates = measured_rates(Masker(VOCAB_SIZE, MASK, SPECIAL), samples(100, 23), 20_000)  # 20 ordinary tokens: 3 on average
     assert rates.predicted / rates.maskable == pytest.approx(0.15, abs=0.0015)
 
 
@@ -75,9 +80,9 @@ def test_whole_words_are_predicted_together():
     for number, sample in enumerate(samples(300)):
         labels = masker(sample, number, 0)[1]
         ids = sample.input_ids
-        for place in range(1, len(ids)):
-            if continues[ids[place]] and ids[place - 1] not in SPECIAL:
-                assert (labels[place] == IGNORE_INDEX) == (labels[place - 1] == IGNORE_INDEX)
+        for position in range(1, len(ids)):
+            if continues[ids[position]] and ids[position - 1] not in SPECIAL:
+                assert (labels[position] == IGNORE_INDEX) == (labels[position - 1] == IGNORE_INDEX)
         predicted += (labels != IGNORE_INDEX).sum()
         maskable += (~np.isin(ids, SPECIAL)).sum()
     assert predicted / maskable == pytest.approx(0.15, abs=0.01)
@@ -97,7 +102,7 @@ def test_a_sample_of_special_tokens_alone_predicts_nothing():
 def test_random_words_are_these_on_every_machine():
     """Raw Philox output, which NumPy guarantees; a change would silently change every training."""
     assert random_words(1, 2, 3, size=3).tolist() == [15768235504358795223, 4205703100317650915, 5464880595561476444]
-    assert len({tuple(random_words(1, *place, size=2)) for place in ((0, 0), (0, 1), (1, 0), (2, 0))}) == 4
+    assert len({tuple(random_words(1, *counters, size=2)) for counters in ((0, 0), (0, 1), (1, 0), (2, 0))}) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 import transformers
 
 import fastbert
-from fastbert.deploy.fp8 import PRODUCTS, Fp8BertLayer
+from fastbert.deploy.fp8_layer import PRODUCTS, Fp8BertLayer
 from fastbert.deploy.gptq import Moments, round_weight
 from fastbert.kernels import fp8, use_backend
 from fastbert.kernels.fp8_format import E4M3
-from fastbert.model.bert import BertLayer
+from fastbert.model.layer import BertLayer
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -68,7 +68,7 @@ def test_close_but_not_equal_and_back_to_the_bit():
 
 
 def test_a_layer_is_its_products_and_norms_one_by_one():
-    """The forward's handing on of quantised states changes nothing: written out, it gives the same numbers."""
+    """Passing quantised states from layer to layer changes nothing: written out, it gives the same numbers."""
     model, (batch,) = make(layers=2), batches(1)
     fastbert.quantize(model)
     keep = batch["attention_mask"].bool()
@@ -206,7 +206,7 @@ def test_packed_calls_and_hidden_states():
         packed = model(batch["input_ids"][keep], cu_seqlens=cu_seqlens, max_seqlen=20)[0]
         recorded = model(**batch, output_hidden_states=True)
     assert torch.equal(packed, states(model, batch))
-    assert torch.equal(recorded.hidden_states[-1][keep], packed), "states that are shown are handed on as well"
+    assert torch.equal(recorded.hidden_states[-1][keep], packed), "states that are returned are passed on quantised as well"
 
 
 def test_explain_says_what_is_in_fp8():

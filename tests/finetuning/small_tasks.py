@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import transformers
 
+from fastbert.finetuning.data import DataOptions
+from fastbert.finetuning.options import Options, Setting
 from fastbert.tasks.features import Feature
 
 WORDS = "red green blue dog cat bird runs sleeps sings in paris rome anna bob who where ? .".split()
@@ -20,6 +22,7 @@ TINY = dict(
     max_position_embeddings=64,
     initializer_range=0.2,
 )
+FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
 COLORS, ANIMALS, PEOPLE, CITIES = ["red", "green", "blue"], ["dog", "cat", "bird"], ["anna", "bob"], ["paris", "rome"]
 
 
@@ -110,3 +113,14 @@ def padded(features: list[Feature]) -> dict[str, torch.Tensor]:
         else:
             batch[name] = torch.tensor(values, dtype=torch.float32 if isinstance(value, float) else torch.int64)
     return batch
+
+
+def options_of(kind: str, tmp_path: Path, checkpoint: str, setting: Setting = FAST, count: int = 64, **values: Any) -> Options:
+    """A fine-tuning on small files. kind: as of `write_files`, or 'regression'."""
+    train, evaluation = write_files(tmp_path / "files", kind, count)
+    name = {"regression": "pair", "qa2": "qa"}.get(kind, kind)
+    return Options(name, checkpoint, DataOptions(train, evaluation, max_length=32), tmp_path / "out", setting, **values)
+
+
+def printed(console: Any) -> str:
+    return console.file.getvalue()

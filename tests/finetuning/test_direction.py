@@ -49,7 +49,7 @@ def test_a_left_to_right_checkpoint_learns_tasks_and_stays_causal(task, causal, 
 
 
 def test_a_row_is_read_from_its_last_token(causal):
-    """Packed and padded on either side; from the first token all rows would be told the same."""
+    """Packed and padded on either side; from the first token all rows would look the same."""
     config = transformers.BertConfig.from_pretrained(causal, num_labels=3)
     torch.manual_seed(0)
     model = direction.head_class("BertForSequenceClassification", config).from_pretrained(causal, config=config).eval()
@@ -135,7 +135,7 @@ def test_inference_reads_the_folder_as_it_was_trained(direction_of, causal, tmp_
     features, outputs = models["tag"]
     text = " ".join(features.tagged.examples[0].words)
     tagged = fastbert.tag(text, str(tmp_path / "tag-out"))
-    assert tagged["tags"] == features.guessed(outputs)[0]
+    assert tagged["tags"] == features.predicted_tags(outputs)[0]
 
 
 def test_a_shallow_encoder_fills_no_masks(tmp_path):
@@ -144,7 +144,7 @@ def test_a_shallow_encoder_fills_no_masks(tmp_path):
         fastbert.fill_mask("red [MASK]", str(tmp_path / "shallow"))
 
 
-def test_other_heads_are_fastberts_own():
+def test_other_heads_are_fastberts():
     both, left = transformers.BertConfig(), transformers.BertConfig(is_decoder=True)
     assert direction.head_class("BertForSequenceClassification", both) is fastbert.BertForSequenceClassification
     assert direction.head_class("BertForTokenClassification", left) is fastbert.BertForTokenClassification

@@ -9,30 +9,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from rich.console import Console
 
 import fastbert
-from fastbert.finetuning import run, several_runs, single_run
+from fastbert.finetuning import run, single_run
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.model import load_model
-from fastbert.finetuning.options import Options, Setting, paper_grid
+from fastbert.finetuning.options import Options, Setting
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError
-from tests.finetuning.small_tasks import write_checkpoint, write_files
-
-FAST = Setting(batch_size=8, learning_rate=5e-3, epochs=6, dropout=0.0)
-
-
-def options_of(kind, tmp_path, checkpoint, setting=FAST, count=64, **values) -> Options:
-    train, evaluation = write_files(tmp_path / "files", kind, count)
-    name = {"regression": "pair", "qa2": "qa"}.get(kind, kind)
-    return Options(name, checkpoint, DataOptions(train, evaluation, max_length=32), tmp_path / "out", setting, **values)
-
-
-def printed(console) -> str:
-    return console.file.getvalue()
+from tests.finetuning.small_tasks import FAST, options_of, printed, write_checkpoint, write_files
 
 
 @pytest.mark.parametrize(
@@ -63,9 +50,9 @@ def test_every_task_learns_and_its_folder_loads_in_transformers(kind, auto, leas
     task = load_task(options.task, options.data, open_checkpoint(str(options.out)))
     model, new = load_model(open_checkpoint(str(options.out)), task.head, task.settings)
     assert new == []
-    theirs = auto.from_pretrained(options.out).eval()
-    assert type(theirs).__name__ == task.head
-    state = theirs.state_dict()
+    reference = auto.from_pretrained(options.out).eval()
+    assert type(reference).__name__ == task.head
+    state = reference.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     from fastbert.tasks.features import predict
 
@@ -74,12 +61,12 @@ def test_every_task_learns_and_its_folder_loads_in_transformers(kind, auto, leas
     ids, types = task.evaluation[0].sequences[0]
     if kind != "choice":
         batch = {"input_ids": torch.tensor(ids[None]).long(), "token_type_ids": torch.tensor(types[None]).long()}
-        found = theirs(**batch)
+        found = reference(**batch)
         logits = found.logits if "logits" in found else torch.stack([found.start_logits, found.end_logits], -1)
         np.testing.assert_allclose(outputs[0], logits[0].detach().numpy(), atol=1e-4)
     expected = {"task": options.task, "max_length": 32}
-    assert expected.items() <= theirs.config.fastbert_task.items()
-    assert ("null_threshold" in theirs.config.fastbert_task) == (kind == "qa2")
+    assert expected.items() <= reference.config.fastbert_task.items()
+    assert ("null_threshold" in reference.config.fastbert_task) == (kind == "qa2")
 
 
 def test_a_pipeline_speaks_the_labels_of_the_file(tmp_path, checkpoint, console):
@@ -127,85 +114,11 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, checkpoint, console):
     assert not torch.equal(states[0]["classifier.weight"], states[2]["classifier.weight"])
 
 
-# Several runs
-
-
-def small_grid() -> tuple[Setting, ...]:
-    return tuple(
-        dataclasses.replace(FAST, learning_rate=rate, epochs=3) for rate in (1.0, 5e-3)
-    )  # the first ends at one answer for all
-
-
-def test_a_grid_keeps_the_best_tells_the_spread_and_flags_what_learned_nothing(tmp_path, checkpoint, console):
-    options = options_of("classify", tmp_path, checkpoint, grid=small_grid(), seeds=2)
-    report = finetune(options, console)
-    assert report["best_run"].startswith("batch8-lr0.005-epochs3-seed")
-    wild, fast = report["settings"]
-    assert wild["degenerate"] == 2
-    assert fast["degenerate"] == 0
-    assert fast["mean"] == pytest.approx(np.mean(fast["scores"]))
-    assert fast["deviation"] == pytest.approx(np.std(fast["scores"], ddof=1))
-    assert report["score"] == max(fast["scores"])
-    shown = printed(console)
-    assert "degenerate: batch8-lr1-epochs3-seed0: accuracy" in shown
-    runs = sorted((options.out / "runs").iterdir())
-    assert len(runs) == 4
-    assert all((one / "report.json").is_file() and not (one / "model").exists() for one in runs)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(options.out)
-    assert sorted(model.config.label2id) == ["blue", "green", "red"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, checkpoint) -> tuple[Options, dict]:
-    folder = tmp_path_factory.mktemp("whole")
-    options = options_of("classify", folder, checkpoint, grid=small_grid(), seeds=2, count=24)
-    return options, finetune(options, Console(quiet=True))
-
-
-@pytest.mark.parametrize("interrupted_at", [1, 3])
-def test_an_interrupted_grid_is_resumed_and_ends_the_same(
-    tmp_path, checkpoint, console, monkeypatch, uninterrupted, interrupted_at
-):
-    whole, wanted = uninterrupted
-    options = options_of("classify", tmp_path / "cut", checkpoint, grid=small_grid(), seeds=2, count=24)
-    real, begun = single_run.single_run, []
-
-    def counted(method, setting, *args, **kwargs):
-        begun.append(setting)
-        if len(begun) == interrupted_at + 1:
-            raise KeyboardInterrupt
-        return real(method, setting, *args, **kwargs)
-
-    monkeypatch.setattr(several_runs, "single_run", counted)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(options, console)
-    assert not (options.out / "report.json").exists()
-    found = finetune(options, console, resume=True)
-    assert len(begun) == 5  # four runs and the one that was interrupted
-    assert found["best_run"] == wanted["best_run"]
-    assert found["settings"] == wanted["settings"]
-    states = [transformers.AutoModel.from_pretrained(one.out).state_dict() for one in (whole, options)]
-    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
-
-
-def test_a_grid_interrupted_while_it_moves_the_best_model_is_resumed(tmp_path, checkpoint, console, monkeypatch):
-    options = options_of("classify", tmp_path, checkpoint, grid=small_grid(), count=24)
-    real = several_runs.write_report
-    monkeypatch.setattr(several_runs, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        finetune(options, console)
-    monkeypatch.setattr(several_runs, "write_report", real)
-    monkeypatch.setattr(several_runs, "single_run", None)
-    report = finetune(options, console, resume=True)
-    assert report["best_run"] == "batch8-lr0.005-epochs3-seed0"
-    transformers.AutoModelForSequenceClassification.from_pretrained(options.out)
-
-
-def test_a_run_that_learned_nothing_is_told_by_its_score_or_its_loss(tmp_path, checkpoint):
+def test_a_run_that_learned_nothing_is_recognised_by_its_score_or_its_loss(tmp_path, checkpoint):
     task = load_task("classify", options_of("classify", tmp_path, checkpoint).data, open_checkpoint(checkpoint))
-    shares = np.bincount(task.wanted) / len(task.wanted)
+    shares = np.bincount(task.expected) / len(task.expected)
     assert task.baseline() == shares.max()
-    constant = task.score([np.eye(len(shares))[shares.argmax()]] * len(task.wanted))
+    constant = task.score([np.eye(len(shares))[shares.argmax()]] * len(task.expected))
     assert "accuracy" in single_run.why_degenerate(task, constant, [{"loss": 1.0}])
     better = {**constant, "accuracy": constant["accuracy"] + 0.01}
     assert single_run.why_degenerate(task, better, [{"loss": 1.0}]) is None
@@ -213,19 +126,10 @@ def test_a_run_that_learned_nothing_is_told_by_its_score_or_its_loss(tmp_path, c
     assert single_run.why_degenerate(task, {"accuracy": float("nan")}, []) is not None
 
 
-def test_the_papers_grid_is_the_papers():
-    grid = paper_grid(Setting(seed=3, warmup=0.2))
-    assert len(grid) == len({one.name for one in grid}) == 2 * 4 * 3
-    assert {one.batch_size for one in grid} == {16, 32}
-    assert {one.learning_rate for one in grid} == {5e-5, 4e-5, 3e-5, 2e-5}
-    assert {one.epochs for one in grid} == {2, 3, 4}
-    assert {(one.seed, one.warmup, one.dropout) for one in grid} == {(3, 0.2, 0.1)}
-
-
 # Checkpoints
 
 
-def test_new_weights_are_told_and_a_head_of_other_labels_is_new(tmp_path, checkpoint, console):
+def test_new_weights_are_named_and_a_head_of_other_labels_is_new(tmp_path, checkpoint, console):
     options = options_of("classify", tmp_path / "a", checkpoint, dataclasses.replace(FAST, epochs=1))
     assert finetune(options, console)["new_parameters"] == ["classifier.bias", "classifier.weight"]
     again = options_of("pair", tmp_path / "b", str(options.out), dataclasses.replace(FAST, epochs=1))
@@ -306,11 +210,11 @@ def test_bad_files_are_errors_with_their_place_and_nothing_is_written(kind, name
     assert not options.out.exists()
 
 
-def test_what_was_cut_is_told(tmp_path, checkpoint, console):
+def test_what_was_cut_is_mentioned(tmp_path, checkpoint, console):
     options = options_of("classify", tmp_path, checkpoint, dataclasses.replace(FAST, epochs=1), count=16)
     options.data.train.write_text(options.data.train.read_text() + "red " * 500 + ",red\n")
     report = finetune(options, console)
-    assert any("1 of 17 are longer than 32 tokens and lose their end" in note for note in report["notes"])
+    assert any("1 of 17 are longer than 32 tokens and are cut" in note for note in report["notes"])
     assert "text = text, label = label" in printed(console)
 
 
@@ -340,12 +244,12 @@ def test_long_sentences_and_contexts_are_scored_whole(tmp_path, checkpoint, cons
     long.write_text("".join(f"{word} {tag}\n" for word, tag in zip(words, tags)))
     options = Options("tag", checkpoint, DataOptions(train, long, max_length=32), tmp_path / "out", FAST)
     report = finetune(options, console)
-    assert any("1 sentences in windows of 32 tokens that share 8" in note for note in report["notes"])
+    assert any("1 sentences in windows of 32 tokens with an overlap of 8" in note for note in report["notes"])
     counts = load_task("tag", options.data, open_checkpoint(str(options.out)))
     model, _ = load_model(open_checkpoint(str(options.out)), counts.head, counts.settings)
     from fastbert.tasks.features import predict
 
     outputs = predict(model, counts.evaluation)
-    assert [len(one) for one in counts.guessed(outputs)] == [200]
+    assert [len(one) for one in counts.predicted_tags(outputs)] == [200]
     names, matrix = counts.confusion(outputs)
     assert (names, matrix.sum()) == (["O", "LOC", "PER"], 200)

@@ -47,9 +47,9 @@ def test_two_processes_give_the_losses_weights_and_scores_of_one(outcomes, kind)
     one, two = alone[kind][0], together[0][kind][0]
     assert [entry["step"] for entry in two["history"]] == [entry["step"] for entry in one["history"]]
     assert one["steps"] == 2 * 4 if kind != "qa" else 2 * 7
-    for ours, theirs in zip(one["history"], two["history"]):
-        for name in {"loss", "grad_norm", "learning_rate", "epoch"} & ours.keys():
-            assert theirs[name] == pytest.approx(ours[name], rel=1e-4), (kind, name, ours["step"])
+    for tested, reference in zip(one["history"], two["history"]):
+        for name in {"loss", "grad_norm", "learning_rate", "epoch"} & tested.keys():
+            assert reference[name] == pytest.approx(tested[name], rel=1e-4), (kind, name, tested["step"])
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
     first, second = (load_file(folder / kind / "model.safetensors") for folder in folders)
     assert second.keys() == first.keys()
@@ -102,7 +102,7 @@ def test_a_batch_size_that_the_processes_do_not_divide_is_refused(checkpoint, tm
 @pytest.mark.parametrize("is_decoder", [False, True])
 @pytest.mark.parametrize("kind", ["classify", "tag", "qa", "choice"])
 def test_every_weight_gets_a_gradient(kind, is_decoder, checkpoint, tmp_path):
-    """Else DDP would wait for it: it is told not to look for unused ones."""
+    """Else DDP would wait for it: it does not look for unused ones."""
     options = options_of(kind, checkpoint, tmp_path)
     opened = open_checkpoint(checkpoint)
     opened.config.is_decoder = is_decoder

@@ -16,7 +16,9 @@ from fastbert.finetuning.options import Options, Setting
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
 from fastbert.model import frozen as frozen_module
-from fastbert.model.frozen import FeatureCache, FrozenModel, load_frozen
+from fastbert.model import frozen_features
+from fastbert.model.frozen import FrozenModel, load_frozen
+from fastbert.model.frozen_features import FeatureCache
 from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
 from fastbert.tasks.features import Feature, predict
 from fastbert.utils.checkpoints import open_checkpoint
@@ -67,7 +69,7 @@ def test_features_are_the_hidden_states_of_transformers_without_padding(layers, 
     task_class = "BertForSequenceClassification" if pooling else "BertForTokenClassification"
     shape = shape_of(layers, task_class, pooling=pooling)
     features = features_of(7, 3, 12, 1, 30)
-    theirs = transformers.BertModel.from_pretrained(deep).eval()
+    reference = transformers.BertModel.from_pretrained(deep).eval()
     wanted_states = {
         "embeddings": [0],
         "second-to-last": [4],
@@ -82,7 +84,7 @@ def test_features_are_the_hidden_states_of_transformers_without_padding(layers, 
             ((ids, types),) = feature.sequences
             batch = {"input_ids": torch.tensor(ids[None]).long(), "token_type_ids": torch.tensor(types[None]).long()}
             with torch.no_grad():
-                states = theirs(**batch, output_hidden_states=True).hidden_states
+                states = reference(**batch, output_hidden_states=True).hidden_states
             expected = torch.stack([states[one][0] for one in wanted_states], 1)
             if pooling == "cls":
                 expected = expected[:1]
@@ -257,8 +259,8 @@ def test_all_that_is_new_changes_and_nothing_else(tmp_path, deep, console, monke
 
 def test_runs_share_the_features_which_are_computed_once(tmp_path, deep, console, monkeypatch):
     calls = []
-    real = frozen_module.encode
-    monkeypatch.setattr(frozen_module, "encode", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
+    real = frozen_features.encode
+    monkeypatch.setattr(frozen_features, "encode", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
     options = options_of("classify", tmp_path, deep, Frozen("last"), seeds=2, count=32)
     report = finetune(options, console)
     sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in calls)
@@ -270,21 +272,21 @@ def test_runs_share_the_features_which_are_computed_once(tmp_path, deep, console
     assert not calls
 
 
-def test_an_interrupted_training_leaves_no_features_and_goes_on(tmp_path, deep, console, monkeypatch):
+def test_an_interrupted_training_leaves_no_features_and_is_resumed(tmp_path, deep, console, monkeypatch):
     setting = Setting(batch_size=8, learning_rate=1e-2, epochs=2)
     options = options_of("classify", tmp_path / "cut", deep, Frozen("last"), setting, 16, seeds=2)
-    real, begun = FeatureCache.predict, []
+    real, started = FeatureCache.predict, []
 
     def stopped(self, *arguments):
-        begun.append(self.file.exists())
-        if len(begun) == 4:  # in the second run
+        started.append(self.file.exists())
+        if len(started) == 4:  # in the second run
             raise KeyboardInterrupt
         return real(self, *arguments)
 
     monkeypatch.setattr(FeatureCache, "predict", stopped)
     with pytest.raises(KeyboardInterrupt):
         finetune(options, console)
-    assert all(begun)
+    assert all(started)
     assert not (options.out / ".features").exists()
     found = finetune(options, console, resume=True)
     assert "seed0: finished before" in console.file.getvalue()
@@ -293,21 +295,21 @@ def test_an_interrupted_training_leaves_no_features_and_goes_on(tmp_path, deep, 
 
 
 @pytest.mark.parametrize(("kind", "auto"), [("tag", "TokenClassification"), ("qa", "QuestionAnswering")])
-def test_a_linear_head_on_the_last_layer_is_transformers_own(kind, auto, tmp_path, deep, encoder, console):
+def test_a_linear_head_on_the_last_layer_is_that_of_transformers(kind, auto, tmp_path, deep, encoder, console):
     options = options_of(kind, tmp_path, deep, Frozen("last"), Setting(batch_size=8, learning_rate=5e-2, epochs=3))
     report = finetune(options, console)
     assert not (options.out / "frozen.json").exists()
     checkpoint = open_checkpoint(str(options.out))
     assert checkpoint.class_name == f"BertFor{auto}"
-    theirs = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(options.out)
-    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in theirs.bert.state_dict().items())
+    reference = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(options.out)
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in reference.bert.state_dict().items())
     task = load_task(options.task, options.data, checkpoint)
     model, new = load_model(checkpoint, task.head, task.settings)
     assert new == []
     assert task.score(predict(model, task.evaluation)) == pytest.approx(report["metrics"])
 
 
-def test_no_room_on_the_disk_is_told_before_anything_is_written(tmp_path, deep, console, monkeypatch):
+def test_no_room_on_the_disk_is_an_error_before_anything_is_written(tmp_path, deep, console, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(frozen_module.shutil, "disk_usage", lambda folder: usage)
     options = options_of("tag", tmp_path, deep, Frozen("last"))
@@ -343,7 +345,7 @@ def test_the_commands_run_the_folder(tmp_path, deep, console):
     assert len(fastbert.embed("red dog", options.out)) == HIDDEN
 
 
-def test_a_damaged_folder_is_told(tmp_path, deep, console):
+def test_a_damaged_folder_is_named(tmp_path, deep, console):
     options = options_of("tag", tmp_path, deep, Frozen("weighted-sum-all"), Setting(8, 1e-2, 1), 16)
     finetune(options, console)
     assert isinstance(load_frozen(options.out), FrozenModel)

@@ -1,4 +1,4 @@
-"""A fine-tuning that is killed, stopped or out of disk, and gone on with, ends as the uninterrupted one, bit for bit."""
+"""A fine-tuning that is killed, stopped or out of disk, and resumed, ends as the uninterrupted one, bit for bit."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from fastbert.finetuning.trainer import FineTuner
 from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import open_checkpoint
-from fastbert.utils.errors import InputError, Resumable
+from fastbert.utils.errors import InputError
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def test_a_run_killed_anywhere_and_resumed_is_the_uninterrupted_one(
     assert not list(options.out.glob(".*"))
 
 
-def test_while_it_trains_the_best_epoch_is_a_model_of_its_own(tmp_path, checkpoint, console, monkeypatch):
+def test_while_it_trains_the_best_epoch_is_a_separate_model(tmp_path, checkpoint, console, monkeypatch):
     """Even where the epochs after it are worse, and it is what is kept in the end."""
     scores = iter([0.5, 0.9, 0.7])
     options = options_of(tmp_path, checkpoint)
@@ -223,7 +223,7 @@ def test_nothing_is_unpickled_on_the_way_back(tmp_path, checkpoint, console, mon
     assert all(seen)
 
 
-def test_overwrite_begins_again_and_removes_what_was_there(tmp_path, checkpoint, console, whole):
+def test_overwrite_starts_over_and_removes_what_was_there(tmp_path, checkpoint, console, whole):
     options = options_of(tmp_path, checkpoint, seeds=2)
     finetune(options, console)
     (options.out / "mine.txt").write_text("kept")
@@ -425,7 +425,3 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path, checkpoint, cons
     expected = f"fastbert: expected no other run that writes to {options.out}, got process {os.getpid()} on "
     assert seen[0].stderr.splitlines()[-1].startswith(expected)
     assert not (options.out / ".lock").exists()
-
-
-def test_the_message_of_a_stop_is_not_an_error_of_the_disk():
-    assert not isinstance(Resumable("", 130), OSError)

@@ -20,9 +20,13 @@ from tests.inference.tiny_checkpoints import save
 
 TEXTS = ['the cat, "sat" down; a', "a dog\n\nin\tthe park", "red \u2028 ball", "{["]
 HEADS = {
-    "embed": "BertModel", "fill-mask": "BertForPreTraining", "classify": "BertForSequenceClassification",
-    "next": "BertForPreTraining", "tag": "BertForTokenClassification", "answer": "BertForQuestionAnswering",
-}  # fmt: skip
+    "embed": "BertModel",
+    "fill-mask": "BertForPreTraining",
+    "classify": "BertForSequenceClassification",
+    "next": "BertForPreTraining",
+    "tag": "BertForTokenClassification",
+    "answer": "BertForQuestionAnswering",
+}
 SOME_KINDS = ("semicolon", "mark", "tsv", "json of data", "lines in json", "gzip csv")
 
 
@@ -177,9 +181,9 @@ def test_tag_reads_lists_of_words(call, tmp_path):
     assert [row["input_tags"] for row in found] == [tags for _, tags, _ in expected]
     bad = written(tmp_path, "b.jsonl", json.dumps({"tokens": ["a", ""]}))
     assert "expected a list of words as tokens, got ['a', ''] in line 1 of" in call("tag", "--file", bad, status=2).stderr
-    assert "expected text as tokens, got list in line 1 of" in call(
-        "embed", "--file", bad, "--field", "tokens", status=2
-    ).stderr  # fmt: skip
+    assert (
+        "expected text as tokens, got list in line 1 of" in call("embed", "--file", bad, "--field", "tokens", status=2).stderr
+    )
 
 
 def test_tag_of_characters_reads_conll_of_characters(call, tmp_path):

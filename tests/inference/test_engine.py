@@ -13,10 +13,11 @@ from fastbert.inference import engine
 from fastbert.inference.answering import Answering
 from fastbert.inference.classification import Classification
 from fastbert.inference.embedding import Embedding
-from fastbert.inference.engine import Batch, rows_of, stream
+from fastbert.inference.engine import rows_of, stream
 from fastbert.inference.masked_words import MaskFilling
 from fastbert.inference.next_sentence import NextSentence
 from fastbert.inference.tagging import Tagging
+from fastbert.inference.task import Batch, Encoded, Row
 from fastbert.utils.errors import InputError
 
 ALONE = 1e-5
@@ -208,12 +209,12 @@ def test_what_rows_carry_bounds_a_window(monkeypatch):
     def rows():
         for number in range(5000):
             taken.append(number)
-            yield engine.Row("a", f"row {number}", {"id": number, "body": ["x" * 50, {"more": "y" * 50}]})
+            yield Row("a", f"row {number}", {"id": number, "body": ["x" * 50, {"more": "y" * 50}]})
 
     class Counting:
         def encode(self, some):
-            return [[engine.Encoded(np.zeros(3, np.int32))] for _ in some]
+            return [[Encoded(np.zeros(3, np.int32))] for _ in some]
 
-    windows = engine._Windows(Counting(), rows(), 4096)
-    assert len(windows.make()) <= 100
+    windows = engine._WindowReader(Counting(), rows(), 4096)
+    assert len(windows.read()) <= 100
     assert len(taken) <= 100

@@ -229,8 +229,8 @@ def test_the_small_checkpoint_is_the_default(checkpoints, monkeypatch):
     from fastbert.inference import masked_words
     from fastbert.inference import next_sentence as module
 
-    for place in (masked_words, module):
-        monkeypatch.setattr(place, "small_checkpoint", lambda: checkpoints["BertForPreTraining"])
+    for file in (masked_words, module):
+        monkeypatch.setattr(file, "small_checkpoint", lambda: checkpoints["BertForPreTraining"])
     assert len(fill_mask("the [MASK]")[0]) == 5
     assert 0 < next_sentence(("a", "b")) < 1
 
@@ -238,7 +238,7 @@ def test_the_small_checkpoint_is_the_default(checkpoints, monkeypatch):
 def test_the_small_checkpoint_is_named_where_it_is_absent(monkeypatch, tmp_path):
     from fastbert.utils import checkpoints
 
-    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
+    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "utils" / "checkpoints.py"))
     with pytest.raises(InputError, match=r"no checkpoint was named, and the small one is not in .*small"):
         small_checkpoint()
     (tmp_path / "small").mkdir()

@@ -29,14 +29,14 @@ def write(file, content: bytes | str):
 def test_a_line_is_a_row_and_a_blank_one_an_empty_text(tmp_path):
     file = write(tmp_path / "a.txt", "\ufeffOne.\r\n\n  Two\u2028 \n\x0bThree, no line feed")
     assert values(file) == ["One.", "", "  Two\u2028 ", "\x0bThree, no line feed"]
-    assert [row.place for row in source(file)][2] == f"line 3 of {file}"
+    assert [row.location for row in source(file)][2] == f"line 3 of {file}"
 
 
 def test_jsonl_by_field(tmp_path):
     rows = [{"id": 1, "text": "One.\nTwo."}, {"text": "한국어", "id": 2}]
     file = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, rows)) + "\n")
     assert values(file) == ["One.\nTwo.", "한국어"]
-    assert [row.place for row in source(file)] == [f"line 1 of {file}", f"line 3 of {file}"]
+    assert [row.location for row in source(file)] == [f"line 1 of {file}", f"line 3 of {file}"]
     pairs = write(tmp_path / "b.jsonl", json.dumps({"x": "A", "first": "B", "second": "C"}))
     assert values(pairs, PAIR) == [("B", "C")]
     assert values(pairs, PAIR, ["x", "second"]) == [("A", "C")]
@@ -45,7 +45,7 @@ def test_jsonl_by_field(tmp_path):
 def test_csv_and_tsv_by_column(tmp_path):
     csv = write(tmp_path / "a.csv", 'label,text\r\n1,"One, ""two""\nand three"\r\n2,Four\r\n\r\n3,\r\n')
     assert values(csv) == ['One, "two"\nand three', "Four", ""]
-    assert [row.place for row in source(csv)] == [f"line {number} of {csv}" for number in (2, 4, 6)]
+    assert [row.location for row in source(csv)] == [f"line {number} of {csv}" for number in (2, 4, 6)]
     tsv = write(tmp_path / "a.tsv", 'premise\thypothesis\tlabel\nA "quote\tB\t1\nC\t\t2\n')
     assert values(tsv, PAIR, ["premise", "hypothesis"]) == [('A "quote', "B"), ("C", "")]
     assert values(tsv, TEXT, ["hypothesis"]) == ["B", ""]
@@ -121,7 +121,7 @@ def test_the_standard_input(monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
 
     stdin("One.\nTwo.\n")
-    assert [(row.value, row.place) for row in source(None)] == [
+    assert [(row.value, row.location) for row in source(None)] == [
         ("One.", "line 1 of the standard input"),
         ("Two.", "line 2 of the standard input"),
     ]

@@ -17,9 +17,11 @@ def test_tags_are_those_of_transformers(checkpoints, sentences):
     folder = checkpoints["BertForTokenClassification"]
     model = transformers.BertForTokenClassification.from_pretrained(folder).eval()
     pipe = transformers.pipeline(
-        "token-classification", model=model, tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+        "token-classification",
+        model=model,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
         aggregation_strategy="first",
-    )  # fmt: skip
+    )
     compared = 0
     for text, found in zip(sentences[:20], tag(sentences[:20], folder, **FP32), strict=True):
         groups = pipe(text)

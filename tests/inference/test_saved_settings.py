@@ -71,7 +71,7 @@ def test_answers_in_the_windows_and_with_the_threshold_of_training(asked, app):
     task = Answering(asked)
     assert (task.max_length, task.stride, task.max_answer_length) == (32, 7, 5)
     assert task.null_threshold == saved["null_threshold"] != 0.0
-    assert task.saved.taken == {name: value for name, value in saved.items() if name != "task"}
+    assert task.saved.used == {name: value for name, value in saved.items() if name != "task"}
     done = runner.invoke(app, ["answer", "--model", asked, "--top", "3", "who ?", CONTEXT])
     assert done.exit_code == 0, done.output
     told = "max_length 32, stride 7, max_answer_length 5, with_none True, null_threshold "
@@ -88,7 +88,7 @@ def test_what_is_said_wins_over_what_is_saved(asked, app):
     task = Answering(asked, null_threshold=None, max_length=40, max_answer_length=2)
     assert (task.max_length, task.max_answer_length, task.null_threshold) == (40, 2, None)
     assert task.stride == 13  # a third: the saved one belongs to windows of 32
-    assert task.saved.taken == {}
+    assert task.saved.used == {}
     assert Answering(asked, stride=3).stride == 3
     never = ["answer", "--model", asked, "--null-threshold=-1e9", "who ?", CONTEXT]
     always = ["answer", "--model", asked, "--always-answer", "who ?", CONTEXT]

@@ -205,7 +205,7 @@ def test_a_prompt_that_melts_into_the_text_is_an_error(checkpoints, tmp_path):
     head = models.Pooling(32, "mean", include_prompt=False)
     folder = build(checkpoints["BertModel"], tmp_path / "a", pooling=head)
     with pytest.raises(
-        InputError, match="expected tokens behind those of the prompt 'ca', got none in row 2: end the prompt in"
+        InputError, match="expected tokens after those of the prompt 'ca', got none in row 2: end the prompt in"
     ):
         embed(["the cat", "t"], folder, prompt="ca")
 
@@ -277,10 +277,14 @@ def test_what_changes_no_vector_is_passed_over(checkpoints, texts, tmp_path):
     folder = build(checkpoints["BertModel"], tmp_path / "a", similarity_fn_name="dot")
     edit(tmp_path / "a" / "config_sentence_transformers.json", requirements={"sentence_transformers": ">=2"})
     edit(
-        tmp_path / "a" / "sentence_bert_config.json", unpad_inputs=False, model_args={"attn_implementation": "eager"},
-        tokenizer_args={}, config_args={"trust_remote_code": True}, processing_kwargs={"text": {"padding": True}},
+        tmp_path / "a" / "sentence_bert_config.json",
+        unpad_inputs=False,
+        model_args={"attn_implementation": "eager"},
+        tokenizer_args={},
+        config_args={"trust_remote_code": True},
+        processing_kwargs={"text": {"padding": True}},
         query_length=None,
-    )  # fmt: skip
+    )
     modules = json.loads((tmp_path / "a" / "modules.json").read_text())
     modules[0]["kwargs"] = ["task"]
     (tmp_path / "a" / "modules.json").write_text(json.dumps(modules))
@@ -329,7 +333,7 @@ def test_what_changes_no_vector_is_passed_over(checkpoints, texts, tmp_path):
         ("2_Dense/config.json", {"module_input_name": "sparse"}, r"expected module_input_name and module_output_name t"),
         ("2_Dense/config.json", {"bias": False}, r"expected the weights of Dense in 2_Dense in .*, got: Error"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_known_is_refused_by_name(checkpoints, tmp_path, file, values, message):
     folder = build(checkpoints["BertModel"], tmp_path / "a", models.Dense(32, 16))
     assert embed("the cat", folder).shape == (16,)
@@ -505,10 +509,15 @@ def test_settings_together_on_hostile_texts(checkpoints, texts, tmp_path, seed):
             )
     transformer = {"max_seq_length": rng.choice([None, 9, 20, 50]), "do_lower_case": rng.random() < 0.5}
     folder = build(
-        base, tmp_path / "a", *chain, pooling=models.Pooling(32, tuple(modes), include_prompt=rng.random() < 0.5),
-        transformer=transformer, prompts=PROMPTS, default_prompt_name=rng.choice([None, "query", "passage"]),
+        base,
+        tmp_path / "a",
+        *chain,
+        pooling=models.Pooling(32, tuple(modes), include_prompt=rng.random() < 0.5),
+        transformer=transformer,
+        prompts=PROMPTS,
+        default_prompt_name=rng.choice([None, "query", "passage"]),
         truncate_dim=rng.choice([None, 8]),
-    )  # fmt: skip
+    )
     call = rng.choice([{}, {"prompt_name": "query"}, {"prompt": "please . "}, {"prompt": ""}])
     expected = SentenceTransformer(folder, device="cpu").encode(texts + HOSTILE, **call)
     with warnings.catch_warnings():

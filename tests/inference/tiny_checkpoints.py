@@ -21,9 +21,15 @@ def save(folder: Path, class_name: str, **options) -> str:
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=LIMIT, initializer_range=0.3, **options,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=LIMIT,
+        initializer_range=0.3,
+        **options,
+    )
     torch.manual_seed(0)
     getattr(transformers, class_name)(config).save_pretrained(folder)
     return str(folder)

@@ -394,3 +394,11 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def snapshot(model: nn.Module) -> dict:
+    """All that accelerate might touch: classes, attributes by identity, parameters by identity, hooks."""
+    return {
+        name: (type(module), {key: id(value) for key, value in vars(module).items() if not isinstance(value, (bool, int))})
+        for name, module in model.named_modules()
+    } | {f"parameter {name}": id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 import fastbert
-from fastbert.model.layout import fill_padding_logits
+from fastbert.model.span_logits import fill_padding_logits
 from tests.model.parity import (
     HEADS_AND_DECODER,
     LM_DECODER,

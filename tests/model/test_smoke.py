@@ -1,4 +1,4 @@
-"""One short pass over the model's public face: if this fails, look here before the conformance suite."""
+"""A short test of each public part of the model: if this fails, look here before the conformance suite."""
 
 import subprocess
 import sys
@@ -11,18 +11,24 @@ import fastbert
 from fastbert.model import layout as padding
 
 CONFIG = transformers.BertConfig(
-    vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-    max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-)  # fmt: skip
+    vocab_size=60,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=32,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0]])
 IDS = torch.randint(0, 60, MASK.shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def models():
-    theirs, ours = transformers.BertModel(CONFIG).eval(), fastbert.BertModel(CONFIG).eval()
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
+    original, swapped = transformers.BertModel(CONFIG).eval(), fastbert.BertModel(CONFIG).eval()
+    swapped.load_state_dict(original.state_dict())
+    return original, swapped
 
 
 def test_same_answer_at_real_tokens_and_zeros_at_padding(models):
@@ -34,11 +40,11 @@ def test_same_answer_at_real_tokens_and_zeros_at_padding(models):
 
 
 def test_packed_by_the_caller(models):
-    _, ours = models
+    _, model = models
     lengths = MASK[:2].sum(1)
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    packed = ours(IDS[:2][MASK[:2].bool()], cu_seqlens=cu_seqlens, max_seqlen=6)
-    padded = ours(IDS[:2], attention_mask=MASK[:2])
+    packed = model(IDS[:2][MASK[:2].bool()], cu_seqlens=cu_seqlens, max_seqlen=6)
+    padded = model(IDS[:2], attention_mask=MASK[:2])
     torch.testing.assert_close(packed.last_hidden_state, padded.last_hidden_state[MASK[:2].bool()], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed.pooler_output, padded.pooler_output, rtol=1e-5, atol=1e-5)
 
@@ -59,24 +65,24 @@ def test_layout_packs_what_is_needed_and_unpacks_it_where_it_was(pooled, reader)
     keys = layout.cu_seqlens.diff() if layout.seqused_k is None else layout.seqused_k
     for sequence, (start, count) in enumerate(zip(layout.cu_seqlens.tolist(), keys.tolist())):
         assert rows[start : start + count].tolist() == places[sequence][keep[sequence]].tolist()  # real ones first, in order
-    assert plan.loss_reads == (reader == "padding")
+    assert plan.loss_reads_padding == (reader == "padding")
 
 
 def test_accelerate_explain_restore(models):
-    theirs, _ = models
-    before = theirs(IDS, attention_mask=MASK).pooler_output
-    parameters = dict(theirs.named_parameters())
-    assert fastbert.accelerate(theirs) is theirs
-    assert isinstance(theirs, fastbert.BertModel)
-    torch.testing.assert_close(theirs(IDS, attention_mask=MASK).pooler_output, before, rtol=1e-5, atol=1e-5)
-    explanation = fastbert.explain(theirs)
+    model, _ = models
+    before = model(IDS, attention_mask=MASK).pooler_output
+    parameters = dict(model.named_parameters())
+    assert fastbert.accelerate(model) is model
+    assert isinstance(model, fastbert.BertModel)
+    torch.testing.assert_close(model(IDS, attention_mask=MASK).pooler_output, before, rtol=1e-5, atol=1e-5)
+    explanation = fastbert.explain(model)
     assert explanation.notes["last call"].startswith("packed")
     assert {decision.implementation for decision in explanation.decisions} == {"fastbert, PyTorch", "transformers"}
-    theirs.encoder.layer[1].register_forward_hook(lambda *_: None)
-    assert "a forward hook on BertLayer" in str(fastbert.explain(theirs))
-    fastbert.restore(theirs)
-    assert type(theirs) is transformers.BertModel
-    assert all(parameter is parameters[name] for name, parameter in theirs.named_parameters())
+    model.encoder.layer[1].register_forward_hook(lambda *_: None)
+    assert "a forward hook on BertLayer" in str(fastbert.explain(model))
+    fastbert.restore(model)
+    assert type(model) is transformers.BertModel
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
 
 
 def test_importing_starts_nothing():

@@ -1,4 +1,4 @@
-"""A small prepared folder with a tokenizer of its own, and the options of short runs on it."""
+"""A small prepared folder with its tokenizer, and the options of short runs on it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,14 @@ from fastbert.data.shards import TOKENIZER, Meta, Sample, Shards, fingerprint, w
 
 SEQ_LEN = 32
 TINY = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=SEQ_LEN,
-    hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
-)  # fmt: skip
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=SEQ_LEN,
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.1,
+)
 
 
 def write_tokenizer(folder: Path, words: int) -> transformers.PreTrainedTokenizerBase:

@@ -10,8 +10,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from fastbert.pretraining.options import Options
 from fastbert.pretraining.recipe import Recipe
-from fastbert.pretraining.run import Options
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
 
@@ -23,9 +23,19 @@ PLAIN = ("loss", "mlm_loss", "next_sentence_loss", "grad_norm", "learning_rate",
 
 def options(prepared, out: Path, **changes) -> Options:
     values = dict(
-        data=(prepared.data,), steps=(STEPS,), out=out, config=str(prepared.config), recipe=RECIPE, batch_tokens=512,
-        micro_batch_tokens=256, precision="float32", held_out=prepared.held_out, save_every=4, evaluate_every=6, log_every=1,
-    )  # fmt: skip
+        data=(prepared.data,),
+        steps=(STEPS,),
+        out=out,
+        config=str(prepared.config),
+        recipe=RECIPE,
+        batch_tokens=512,
+        micro_batch_tokens=256,
+        precision="float32",
+        held_out=prepared.held_out,
+        save_every=4,
+        evaluate_every=6,
+        log_every=1,
+    )
     return Options(**(values | changes))
 
 
@@ -33,8 +43,11 @@ def outcome(folder: Path, step: int = STEPS) -> tuple[list[dict], dict[str, torc
     """(losses of every step and evaluation, weights) of a finished run."""
     last = folder / f"checkpoint-{step}"
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    kept = [{name: entry[name] for name in entry if name in PLAIN or name.startswith("eval_")} | {"step": entry["step"]}
-            for entry in history if "loss" in entry or "eval_loss" in entry]  # fmt: skip
+    kept = [
+        {name: entry[name] for name in entry if name in PLAIN or name.startswith("eval_")} | {"step": entry["step"]}
+        for entry in history
+        if "loss" in entry or "eval_loss" in entry
+    ]
     return kept, load_file(last / "model.safetensors")
 
 
@@ -83,10 +96,33 @@ def end_at(place: str, count: int, end, setattr=setattr) -> None:
 
 def command(prepared, out: Path, *more: str) -> list[str]:
     return [
-        "-m", "fastbert", "pretrain", "--data", str(prepared.data), "--steps", str(STEPS), "--out", str(out), "--config",
-        str(prepared.config), "--batch-tokens", "512", "--micro-batch-tokens", "256", "--learning-rate", "2e-3",
-        "--save-every", "4", "--log-every", "1", "--workers", "0", "--precision", "float32", *more,
-    ]  # fmt: skip
+        "-m",
+        "fastbert",
+        "pretrain",
+        "--data",
+        str(prepared.data),
+        "--steps",
+        str(STEPS),
+        "--out",
+        str(out),
+        "--config",
+        str(prepared.config),
+        "--batch-tokens",
+        "512",
+        "--micro-batch-tokens",
+        "256",
+        "--learning-rate",
+        "2e-3",
+        "--save-every",
+        "4",
+        "--log-every",
+        "1",
+        "--workers",
+        "0",
+        "--precision",
+        "float32",
+        *more,
+    ]
 
 
 def environment() -> dict[str, str]:

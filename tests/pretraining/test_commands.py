@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from fastbert.cli.app import app
 from fastbert.data.shards import Shards
+from fastbert.pretraining.notices import StuckAtFrequencies
 from fastbert.pretraining.recipe import PRESETS
-from fastbert.pretraining.run import StuckAtFrequencies
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,10 +46,34 @@ def test_text_becomes_a_checkpoint_in_three_commands(tmp_path):
         ["prepare", "text.txt", "--tokenizer", "tok", "--out", "data", "--seq-len", "64"],
         ["prepare", "other.txt", "--tokenizer", "tok", "--out", "held", "--seq-len", "64", "--seed", "1"],
         ["masks", "data"],
-        ["pretrain", "--data", "data", "--steps", "3", "--held-out", "held", "--config", "config.json", "--out", "run",
-         "--batch-tokens", "1024", "--micro-batch-tokens", "512", "--evaluate-every", "3", "--log-every", "1",
-         "--workers", "0", "--preset", "google-2018", "--warmup-steps", "1"],
-    ):  # fmt: skip
+        [
+            "pretrain",
+            "--data",
+            "data",
+            "--steps",
+            "3",
+            "--held-out",
+            "held",
+            "--config",
+            "config.json",
+            "--out",
+            "run",
+            "--batch-tokens",
+            "1024",
+            "--micro-batch-tokens",
+            "512",
+            "--evaluate-every",
+            "3",
+            "--log-every",
+            "1",
+            "--workers",
+            "0",
+            "--preset",
+            "google-2018",
+            "--warmup-steps",
+            "1",
+        ],
+    ):
         done = fastbert(tmp_path, *words)
         assert done.returncode == 0, done.stderr[-2000:]
     assert "3 steps of 1,024 tokens" in done.stdout

@@ -25,10 +25,10 @@ def test_a_reading_counts_tokens_padding_and_arithmetic(monkeypatch):
     trainer = SimpleNamespace(model=SimpleNamespace(config=config), args=args, batches=None)
     meter = Meter(trainer, device_rate=1e6)
     meter.reset()
-    meter.works([packed(3, 9), packed(6, 6)], num_labels=4)
-    meter.waited(1.0)
+    meter.add_batches([packed(3, 9), packed(6, 6)], num_labels=4)
+    meter.add_wait(1.0)
     for value in (3.0, 5.0):
-        meter.losses(torch.tensor(value), torch.tensor(0.5))
+        meter.add_losses(torch.tensor(value), torch.tensor(0.5))
     meter.steps = 1
     found = meter.read()
     assert found["tokens_per_second"] == pytest.approx(24 / 4)

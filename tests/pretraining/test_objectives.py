@@ -49,27 +49,27 @@ def padded(batch, *names: str) -> dict[str, torch.Tensor]:
 
 def test_the_loss_of_left_is_that_of_transformers_on_the_padded_batch(prepared, tmp_path):
     """Saved and read by transformers, which masks and shifts by itself."""
-    ours, batch = model_of(LEFT), batch_of(prepared, LEFT)
-    ours.save_pretrained(tmp_path)
-    theirs, found = transformers.BertLMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert theirs.config.architectures == ["BertLMHeadModel"]
-    assert theirs.config.is_decoder
+    tested, batch = model_of(LEFT), batch_of(prepared, LEFT)
+    tested.save_pretrained(tmp_path)
+    reference, found = transformers.BertLMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert reference.config.architectures == ["BertLMHeadModel"]
+    assert reference.config.is_decoder
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     inputs = padded(batch, "input_ids", "token_type_ids")
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
-    expected = theirs.eval()(**inputs, labels=labels).loss.item()
+    expected = reference.eval()(**inputs, labels=labels).loss.item()
     count = int((batch["labels"] != IGNORE_INDEX).sum())
     assert count == len(batch["input_ids"]) - 6
-    assert ours(**batch, num_items_in_batch=count, num_pairs_in_batch=6).loss.item() == pytest.approx(expected, rel=1e-5)
-    metrics = LEFT.named(metrics_of(sums_of(ours, batch), ""))
+    assert tested(**batch, num_items_in_batch=count, num_pairs_in_batch=6).loss.item() == pytest.approx(expected, rel=1e-5)
+    metrics = LEFT.named(metrics_of(sums_of(tested, batch), ""))
     assert metrics["loss"] == metrics["lm_loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
     assert set(metrics) == {"loss", "lm_loss", "lm_accuracy", "perplexity"}
 
     # Without the mask the loss is another: what the equality above rests on.
-    unmask(ours)
-    assert abs(ours(**batch).loss.item() - expected) > 1e-3
+    unmask(tested)
+    assert abs(tested(**batch).loss.item() - expected) > 1e-3
 
 
 def unmask(model) -> None:
@@ -104,17 +104,17 @@ def test_labels_are_the_next_tokens_and_nothing_crosses_samples(prepared):
 
 
 def test_masked_tokens_alone_have_the_loss_of_transformers(prepared, tmp_path):
-    ours, batch = model_of(NO_PAIRS), batch_of(prepared, NO_PAIRS)
-    ours.save_pretrained(tmp_path)
-    theirs, found = transformers.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    tested, batch = model_of(NO_PAIRS), batch_of(prepared, NO_PAIRS)
+    tested.save_pretrained(tmp_path)
+    reference, found = transformers.BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
-    expected = theirs.eval()(**padded(batch, "input_ids", "token_type_ids", "labels")).loss.item()
-    assert ours(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
-    assert ours(**batch).next_sentence_loss is None
+    expected = reference.eval()(**padded(batch, "input_ids", "token_type_ids", "labels")).loss.item()
+    assert tested(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
+    assert tested(**batch).next_sentence_loss is None
 
 
-def test_the_next_sentence_is_told_from_the_last_token(prepared):
+def test_the_next_sentence_is_predicted_from_the_last_token(prepared):
     """The first has seen nothing else: changing the rest of the text changes nothing there."""
     model = model_of(Objective("left"))
     batch = batch_of(prepared, Objective("left"))
@@ -184,7 +184,7 @@ def test_a_left_step_can_be_replayed(prepared, console, monkeypatch, tmp_path):
     monkeypatch.setattr(PreTrainer, "compute_loss", planted)
     assert run(options(prepared, tmp_path, direction="left", held_out=None), console, resume=False) == 3
     found = black_box.repeat_step(tmp_path / "stopped-at-step-3-process-0" / black_box.FILE, modules=True)
-    assert black_box.first_non_finite(found)[1] == "bert.encoder.layer.1.output.dense"
+    assert black_box.first_non_finite(found).part == "bert.encoder.layer.1.output.dense"
     assert not checkpoints.all_of(tmp_path)
 
 

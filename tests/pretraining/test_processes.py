@@ -1,4 +1,4 @@
-"""Runs as processes of their own: signals, a real SIGKILL, several processes with DDP and FSDP2."""
+"""Runs as separate processes: signals, a real SIGKILL, several processes with DDP and FSDP2."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def test_sigterm_saves_and_leaves_and_the_command_resumes(prepared, tmp_path):
 
 
 def run_command(prepared, out: Path, *more: str, processes: int = 1, killed: tuple[str, int, int] | None = None) -> int:
-    """The exit status of a run in processes of its own. killed: (place, visit, process) of a SIGKILL."""
+    """The exit status of a run in separate processes. killed: (place, visit, process) of a SIGKILL."""
     words = command(prepared, out, "--held-out", str(prepared.held_out), "--evaluate-every", "6", *more)
     if killed is not None:
         words = [KILLED_RUN, *map(str, killed), *words[2:]]
@@ -75,7 +75,7 @@ def test_two_processes_give_the_losses_of_one(prepared, of_one_process, tmp_path
         torch.testing.assert_close(same[name], weights[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_run_that_got_a_sigkill_goes_on_bit_for_bit(prepared, tmp_path):
+def test_a_run_that_got_a_sigkill_is_resumed_bit_for_bit(prepared, tmp_path):
     run_command(prepared, tmp_path / "whole")
     status = run_command(prepared, tmp_path / "killed", killed=("save", 14, 0))
     assert status == -signal.SIGKILL

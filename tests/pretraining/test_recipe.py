@@ -95,9 +95,18 @@ def test_describe_sees_every_field(change):
 
 def test_no_field_is_left_out_of_that_test():
     assert {field.name for field in fields(Recipe)} == {
-        "optimizer", "learning_rate", "betas", "eps", "weight_decay", "warmup_steps", "warmup_ratio", "decay_from",
-        "max_grad_norm", "static_masking", "decay",  # decay has one value
-    }  # fmt: skip
+        "optimizer",
+        "learning_rate",
+        "betas",
+        "eps",
+        "weight_decay",
+        "warmup_steps",
+        "warmup_ratio",
+        "decay_from",
+        "max_grad_norm",
+        "static_masking",
+        "decay",  # decay has one value
+    }
 
 
 def test_difference_of_the_optimizer():
@@ -168,9 +177,11 @@ def test_every_optimizer_is_created_above():
 @pytest.mark.parametrize(("warmup_steps", "max_steps"), [(0, 1), (0, 7), (1, 7), (3, 10), (10, 10), (100, 1000)])
 def test_decay_from_warmup_end_is_transformers_schedule(warmup_steps, max_steps):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = transformers.get_linear_schedule_with_warmup(optimizer, warmup_steps, max_steps).lr_lambdas[0]
+    reference = transformers.get_linear_schedule_with_warmup(optimizer, warmup_steps, max_steps).lr_lambdas[0]
     recipe = replace(MODERN, warmup_steps=warmup_steps, warmup_ratio=None)
-    assert rates(recipe, max_steps, max_steps + 3) == pytest.approx([theirs(step) for step in range(max_steps + 3)], rel=1e-15)
+    assert rates(recipe, max_steps, max_steps + 3) == pytest.approx(
+        [reference(step) for step in range(max_steps + 3)], rel=1e-15
+    )
 
 
 def test_decay_from_warmup_end_by_hand():

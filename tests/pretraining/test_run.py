@@ -17,7 +17,9 @@ import fastbert
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.data.masking import Masker
 from fastbert.pretraining import black_box
-from fastbert.pretraining.run import Options, model_config, run
+from fastbert.pretraining.configuration import model_config
+from fastbert.pretraining.options import Options
+from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
 from fastbert.utils.errors import DataError, InputError
@@ -77,49 +79,51 @@ def test_accumulated_steps_equal_whole_ones(prepared, console, tmp_path):
         torch.testing.assert_close(same[name], weights[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("values", "told"), [({"vocab_size": 100}, True), ({"vocab_size": 64}, False), ({}, False)])
-def test_a_vocabulary_of_another_size_is_told(prepared, tmp_path, values, told):
+@pytest.mark.parametrize(("values", "mentioned"), [({"vocab_size": 100}, True), ({"vocab_size": 64}, False), ({}, False)])
+def test_a_vocabulary_of_another_size_is_mentioned(prepared, tmp_path, values, mentioned):
     shown = Console(file=io.StringIO(), width=200)
     config = json.loads(without_dropout(prepared, tmp_path).read_text())
     config.pop("vocab_size", None)
     (tmp_path / "named.json").write_text(json.dumps(config | values))
     chosen = options(prepared, tmp_path / "out", config=str(tmp_path / "named.json"), steps=(1,), held_out=None)
     assert run(chosen, shown, resume=False) == 0
-    assert ("vocab_size 64, that of the tokenizer, not 100 of" in shown.file.getvalue()) is told
+    assert ("vocab_size 64, that of the tokenizer, not 100 of" in shown.file.getvalue()) is mentioned
     assert transformers.BertForPreTraining.from_pretrained(tmp_path / "out" / "checkpoint-1").config.vocab_size == 64
 
 
 def test_training_is_that_of_transformers_step_by_step(prepared, console, tmp_path):
     """32 steps on the same batches, padded for transformers: losses to 1e-5, weights to 1e-4, relative."""
     steps, still = 32, without_dropout(prepared, tmp_path)
-    chosen = options(prepared, tmp_path / "ours", config=str(still), steps=(steps,), held_out=None, micro_batch_tokens=512)
+    chosen = options(prepared, tmp_path / "tested", config=str(still), steps=(steps,), held_out=None, micro_batch_tokens=512)
     assert run(chosen, console, resume=False) == 0
-    ours, weights = outcome(tmp_path / "ours", steps)
+    tested, weights = outcome(tmp_path / "tested", steps)
 
     transformers.set_seed(chosen.seed)
     shards = prepared.shards
     tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.data / "tokenizer")
     config = model_config(str(still), len(tokenizer), shards.meta.seq_len)
-    theirs = transformers.BertForPreTraining(config)
-    theirs.load_state_dict(_first_weights(chosen, config))
+    reference = transformers.BertForPreTraining(config)
+    reference.load_state_dict(_first_weights(chosen, config))
     phase = Phase(shards, Masker.of(tokenizer, seed=chosen.seed), Plan(shards.lengths, chosen.batch_tokens, chosen.seed), steps)
-    decay = [p for n, p in theirs.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
-    rest = [p for n, p in theirs.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    decay = [p for n, p in reference.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
+    rest = [p for n, p in reference.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-        lr=RECIPE.learning_rate, betas=RECIPE.betas, eps=RECIPE.eps,
-    )  # fmt: skip
+        lr=RECIPE.learning_rate,
+        betas=RECIPE.betas,
+        eps=RECIPE.eps,
+    )
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    theirs.train()
-    for entry, batch in zip(ours, MicroBatches([phase])):
-        loss = theirs(**_padded(batch)).loss
+    reference.train()
+    for entry, batch in zip(tested, MicroBatches([phase])):
+        loss = reference(**_padded(batch)).loss
         assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), RECIPE.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), RECIPE.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    for name, value in theirs.state_dict().items():
+    for name, value in reference.state_dict().items():
         if name.endswith("key.bias"):  # its true gradient is zero: rounding alone moves it
             assert max(weights[name].abs().max(), value.abs().max()) < 1e-6
         elif name in weights:
@@ -169,8 +173,10 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_taken(prepar
     assert run(replace(short, keep=1), console, resume=True) == 0
     assert "refused checkpoint-12" in console.file.getvalue()
     assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == [
-        "checkpoint-12", "refused-checkpoint-12", "refused-checkpoint-8"
-    ]  # fmt: skip
+        "checkpoint-12",
+        "refused-checkpoint-12",
+        "refused-checkpoint-8",
+    ]
     assert_same(outcome(tmp_path), uninterrupted)
 
 
@@ -195,7 +201,7 @@ def test_a_non_finite_step_stops_the_run_and_can_be_replayed(prepared, console, 
     plan = Plan(prepared.shards.lengths, 512, 0)
     samples = [number for one in content["micro-batches"] for number in one["samples"]]
     assert sorted(samples) == sorted(plan.samples(5)[1])
-    assert black_box.first_non_finite(black_box.repeat_step(file, modules=False))[1] == "loss"
+    assert black_box.first_non_finite(black_box.repeat_step(file, modules=False)).part == "loss"
     assert black_box.first_non_finite(black_box.repeat_step(file, modules=True))[:2] == (0, part)
     (file.parent / "weights.safetensors").unlink()
     with pytest.raises(DataError, match=r"weights\.safetensors beside"):
@@ -258,7 +264,7 @@ def test_bad_options_are_refused_before_anything_is_written(prepared, console, t
     assert not (tmp_path / "out").exists()
 
 
-def test_another_recipe_cannot_go_on_with_a_run(prepared, console, tmp_path):
+def test_another_recipe_cannot_resume_a_run(prepared, console, tmp_path):
     assert run(options(prepared, tmp_path, held_out=None), console, resume=False) == 0
     with pytest.raises(InputError, match=r"expected batch_tokens 512, with which .* was started, got 600"):
         run(options(prepared, tmp_path, held_out=None, batch_tokens=600), console, resume=True)

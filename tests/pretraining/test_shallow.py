@@ -43,16 +43,16 @@ def test_every_sequence_is_reversed_in_its_place():
 
 
 def test_the_losses_are_those_of_transformers_on_the_padded_batch_and_its_mirror(prepared, tmp_path):
-    ours, batch = model_of(), batch_of(prepared, SHALLOW)
-    ours.save_pretrained(tmp_path)
+    tested, batch = model_of(), batch_of(prepared, SHALLOW)
+    tested.save_pretrained(tmp_path)
     sequences = batch["input_ids"].split(batch["cu_seqlens"].diff().tolist())
     types = batch["token_type_ids"].split(batch["cu_seqlens"].diff().tolist())
     expected = []
     for name in HALVES:
-        theirs, found = transformers.BertLMHeadModel.from_pretrained(tmp_path / name, output_loading_info=True)
+        reference, found = transformers.BertLMHeadModel.from_pretrained(tmp_path / name, output_loading_info=True)
         assert not found["missing_keys"]
         assert not found["unexpected_keys"]
-        assert theirs.config.hidden_size == TINY["hidden_size"] // 2
+        assert reference.config.hidden_size == TINY["hidden_size"] // 2
         if name == "right":
             flipped = {"input_ids": torch.cat([one.flip(0) for one in sequences])}
             flipped["token_type_ids"] = torch.cat([one.flip(0) for one in types])
@@ -60,16 +60,16 @@ def test_the_losses_are_those_of_transformers_on_the_padded_batch_and_its_mirror
         else:
             inputs = padded(batch, "input_ids", "token_type_ids")
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
-        expected.append(theirs.eval()(**inputs, labels=labels).loss.item())
+        expected.append(reference.eval()(**inputs, labels=labels).loss.item())
     count = int((batch["labels"] != IGNORE_INDEX).sum())
-    output = ours(**batch, num_items_in_batch=count, num_pairs_in_batch=6)
+    output = tested(**batch, num_items_in_batch=count, num_pairs_in_batch=6)
     assert output.loss.item() == pytest.approx(sum(expected), rel=1e-5)
-    metrics = SHALLOW.named(metrics_of(sums_of(ours, batch), ""))
+    metrics = SHALLOW.named(metrics_of(sums_of(tested, batch), ""))
     assert metrics["loss"] == pytest.approx(sum(expected), rel=1e-5)
     assert metrics["lm_loss"] == pytest.approx(sum(expected) / 2, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(math.exp(sum(expected) / 2), rel=1e-4)
-    unmask(ours.right)
-    assert abs(ours(**batch).loss.item() - sum(expected)) > 1e-3
+    unmask(tested.right)
+    assert abs(tested(**batch).loss.item() - sum(expected)) > 1e-3
 
 
 def test_each_half_sees_its_side_alone():
@@ -99,7 +99,7 @@ def test_each_half_sees_its_side_alone():
     assert moved() == ([0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6])
 
 
-def test_a_killed_run_goes_on_to_the_same_end_and_is_fine_tuned(prepared, console, monkeypatch, tmp_path):
+def test_a_killed_run_is_resumed_to_the_same_end_and_is_fine_tuned(prepared, console, monkeypatch, tmp_path):
     def options_of(name: str):
         return options(
             prepared, tmp_path / name, steps=(6,), save_every=3, evaluate_every=6, direction="shallow", next_sentence=False
@@ -182,7 +182,7 @@ def test_a_step_that_stopped_can_be_replayed(prepared, console, monkeypatch, tmp
     chosen = options(prepared, tmp_path, direction="shallow", next_sentence=False, held_out=None)
     assert run(chosen, console, resume=False) == 3
     found = black_box.repeat_step(tmp_path / "stopped-at-step-2-process-0" / black_box.FILE, modules=True)
-    assert black_box.first_non_finite(found)[1] == "right.bert.encoder.layer.1.output.dense"
+    assert black_box.first_non_finite(found).part == "right.bert.encoder.layer.1.output.dense"
 
 
 def test_what_does_not_fit_is_refused(prepared, console, tmp_path):

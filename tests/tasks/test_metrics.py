@@ -126,9 +126,7 @@ def test_the_best_threshold_is_the_best_of_all(seed):
     differences = {key: float(rng.integers(-4, 5)) for key in keys}  # many equal
 
     def at(threshold: float) -> float:
-        return sum(
-            float(not answerable[key]) if differences[key] > threshold else scores[key] for key in keys
-        )  # fmt: skip
+        return sum(float(not answerable[key]) if differences[key] > threshold else scores[key] for key in keys)
 
     value, threshold = best_threshold(scores, answerable, differences)
     assert value == pytest.approx(at(threshold))

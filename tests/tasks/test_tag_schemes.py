@@ -87,9 +87,11 @@ def test_scores_of_any_tags_are_seqevals(scheme, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = {
-            "f1": f1_score(right, guesses, zero_division=0), "precision": precision_score(right, guesses, zero_division=0),
-            "recall": recall_score(right, guesses, zero_division=0), "accuracy": accuracy_score(right, guesses),
-        }  # fmt: skip
+            "f1": f1_score(right, guesses, zero_division=0),
+            "precision": precision_score(right, guesses, zero_division=0),
+            "recall": recall_score(right, guesses, zero_division=0),
+            "accuracy": accuracy_score(right, guesses),
+        }
     assert entity_metrics(guessed, tags) == pytest.approx(wanted)
     assert entity_metrics(guessed, tags)["accuracy"] == pytest.approx(accuracy_score(tags, guessed))
 
@@ -118,8 +120,11 @@ def test_scores_of_well_formed_tags_are_those_of_the_strict_mode(scheme, right, 
 def test_neighbours_of_bilou_are_two_entities():
     """seqeval's lenient count, which does not know U, takes them for one."""
     assert found_by_us(["U-PER", "U-PER", "B-PER", "L-PER", "U-LOC"]) == [
-        ("PER", 0, 0), ("PER", 1, 1), ("PER", 2, 3), ("LOC", 4, 4),
-    ]  # fmt: skip
+        ("PER", 0, 0),
+        ("PER", 1, 1),
+        ("PER", 2, 3),
+        ("LOC", 4, 4),
+    ]
     assert entity_metrics([["U-PER", "O"]], [["U-PER", "U-PER"]])["recall"] == 0.5
 
 

@@ -69,7 +69,7 @@ def test_another_process_is_refused_and_a_killed_one_is_followed(kind, tmp_path)
     third = start(kind, out, 0.0)
     said, errors = third.communicate(timeout=60)
     assert third.returncode == 0, errors
-    assert said == f"{file}: taken over from {holder}, which is gone\nheld\n"
+    assert said == f"{file}: taken over from {holder}, which has ended\nheld\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -120,7 +120,7 @@ def test_what_was_written_stays_and_what_was_there_too(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_what_cannot_be_locked_is_told(tmp_path):
+def test_what_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match=r"expected a folder to write to, got the file .*file"),

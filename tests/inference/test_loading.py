@@ -58,10 +58,23 @@ def run(name: str, folder: str | Path, where: Path):
         "demo": [str(folder), "--text", str(texts), "--rounds", "1"],
         "export": [str(folder), "--to", "torch-export", "--out", str(where / "model.pt2"), "--no-check"],
         "finetune": [
-            "classify", "--model", str(folder), "--train", str(rows), "--eval", str(rows), "--out", str(where / "out"),
-            "--epochs", "0.5", "--batch-size", "2", "--max-length", "16",
+            "classify",
+            "--model",
+            str(folder),
+            "--train",
+            str(rows),
+            "--eval",
+            str(rows),
+            "--out",
+            str(where / "out"),
+            "--epochs",
+            "0.5",
+            "--batch-size",
+            "2",
+            "--max-length",
+            "16",
         ],
-    }  # fmt: skip
+    }
     return runner.invoke(whole, [name.split()[0], *arguments[name]])
 
 

@@ -20,25 +20,35 @@ WORDS = "the cat sat on a mat and saw dogs run far away from old red houses in r
 
 
 CLASSES = [
-    "BertModel", "BertForMaskedLM", "BertForSequenceClassification", "BertForQuestionAnswering", "BertForMultipleChoice",
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BertForQuestionAnswering",
+    "BertForMultipleChoice",
     "BertLMHeadModel",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module", params=CLASSES)
 def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     named = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
+        vocab_size=len(tokens),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
         num_labels=2 if request.param == "BertForQuestionAnswering" else 3,
-        max_position_embeddings=32, initializer_range=0.1, is_decoder=request.param == "BertLMHeadModel",
-    )  # fmt: skip
+        max_position_embeddings=32,
+        initializer_range=0.1,
+        is_decoder=request.param == "BertLMHeadModel",
+    )
     getattr(transformers, request.param)(config).save_pretrained(folder)
     return folder
 
@@ -46,7 +56,7 @@ def checkpoint(request, tmp_path_factory):
 def texts(count):
     g = torch.Generator().manual_seed(3)
     return [
-        " ".join(WORDS[place] for place in torch.randint(0, len(WORDS), (length,), generator=g))
+        " ".join(WORDS[index] for index in torch.randint(0, len(WORDS), (length,), generator=g))
         for length in torch.randint(2, 12, (count,), generator=g).tolist()
     ]
 
@@ -85,10 +95,10 @@ def test_a_cosine_keeps_products_and_the_report_names_them(checkpoint, tmp_path)
     assert "off the cosine" in outcome.output, outcome.output
 
 
-def test_a_damage_outside_a_limit_fails():
+def test_a_report_outside_a_limit_fails():
     within = fp8_check.Finding("a", 3, 0.9995, 0.996, 0.999, 0.995)
-    assert fp8_check.Damage((within,), 4, 8, 0.5, {}).passed
-    assert not fp8_check.Damage((within,), 0, 8, 0.0, {}).passed, "nothing in fp8 is no success"
+    assert fp8_check.QuantizationReport((within,), 4, 8, 0.5, {}).passed
+    assert not fp8_check.QuantizationReport((within,), 0, 8, 0.0, {}).passed, "nothing in fp8 is no success"
     for mean, worst in ((0.998, 0.996), (0.9995, 0.994), (float("nan"), 0.996)):
         assert not fp8_check.Finding("a", 3, mean, worst, 0.999, 0.995).passed
 

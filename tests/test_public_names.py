@@ -14,17 +14,31 @@ from transformers.models.bert import modeling_bert as hf
 import fastbert
 import fastbert.modeling_bert
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 OWN = (
-    "accelerate", "answer", "batch_invariant", "classify", "compile", "dequantize", "embed", "embed_stream", "explain",
-    "fill_mask", "next_sentence", "quantize", "restore", "tag", "use_backend", "verify",
-)  # fmt: skip
+    "accelerate",
+    "answer",
+    "batch_invariant",
+    "classify",
+    "compile",
+    "dequantize",
+    "embed",
+    "embed_stream",
+    "explain",
+    "fill_mask",
+    "next_sentence",
+    "quantize",
+    "restore",
+    "tag",
+    "use_backend",
+    "verify",
+)
 
 
 def exported_for_bert() -> list[str]:
     """The names of the installed transformers' top level that are BERT's, by the modules they come from."""
-    homes = transformers._class_to_module
-    found = [name for name, home in homes.items() if home.startswith("models.bert.")]
+    modules = transformers._class_to_module
+    found = [name for name, module in modules.items() if module.startswith("models.bert.")]
     assert "BertModel" in found, "transformers keeps its names elsewhere"
     return sorted([*found, "BertTokenizerFast"])  # which transformers looks up by its ending
 
@@ -40,21 +54,21 @@ def test_the_public_names():
 
 @pytest.mark.parametrize("name", exported_for_bert())
 def test_a_name_is_transformers_own_or_a_subclass_of_it(name):
-    """So that isinstance and issubclass hold in the sense of either library."""
-    theirs, ours = getattr(transformers, name), getattr(fastbert, name)
-    if theirs.__module__ == hf.__name__:
-        assert issubclass(ours, theirs)
-        assert ours.__module__.startswith("fastbert.")
+    """So that isinstance and issubclass hold for either library."""
+    original, public = getattr(transformers, name), getattr(fastbert, name)
+    if original.__module__ == hf.__name__:
+        assert issubclass(public, original)
+        assert public.__module__.startswith("fastbert.")
     else:
-        assert ours is theirs
+        assert public is original
 
 
 def test_every_class_of_modeling_bert_is_in_ours():
     classes = {name: value for name, value in vars(hf).items() if inspect.isclass(value) and value.__module__ == hf.__name__}
     assert "BertEncoder" in classes
     assert sorted(fastbert.modeling_bert.__all__) == sorted(classes)
-    for name, theirs in classes.items():
-        assert issubclass(getattr(fastbert.modeling_bert, name), theirs), name
+    for name, original in classes.items():
+        assert issubclass(getattr(fastbert.modeling_bert, name), original), name
     for name in set(fastbert.__all__) & set(classes):
         assert getattr(fastbert.modeling_bert, name) is getattr(fastbert, name)
 
@@ -75,7 +89,7 @@ def test_type_checkers_see_the_names_of_the_table():
         for alias in statement.names:
             assert alias.asname == alias.name, "without `as` a typed package does not export it"
             seen[alias.name] = statement.module
-    assert seen == fastbert._HOMES
+    assert seen == fastbert._MODULES
 
 
 # What a user's type checker reads of other packages does not matter here, and takes minutes.

@@ -1,0 +1,64 @@
+"""A BERT tokenizer, opened and checked for preparing text."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastbert.utils.errors import DataError
+
+from .shards import fingerprint
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer of transformers and what preparing text needs of it.
+
+    ids: of cls, sep, mask, pad, unk. pipeline: sha256 of everything that it does to a text. serialised: as JSON for the
+    library `tokenizers`.
+    """
+
+    loaded: Any
+    vocab_size: int
+    ids: dict[str, int]
+    special_ids: list[int]
+    fingerprint: str
+    pipeline: str
+    serialised: str
+
+
+def open_tokenizer(name: str | Path, seq_len: int) -> Tokenizer:
+    """Loads a tokenizer by folder or hub name.
+
+    Raises DataError where there is none, or one that is slow, lacks one of BERT's special tokens, does not number its
+    vocabulary without gaps, or is made for fewer than `seq_len` tokens.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"expected a folder or hub name of a BERT tokenizer, got {name}: {error}") from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(f"expected a tokenizer of the library `tokenizers`, got {type(loaded).__name__} in {name}")
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    ids = {}
+    for role in ("cls", "sep", "mask", "pad", "unk"):
+        token = getattr(loaded, f"{role}_token", None)
+        # A token that the vocabulary lacks gets a new id at loading, to which no embedding belongs.
+        if token is None or token not in vocabulary:
+            raise DataError(f"expected a vocabulary with a token for {role}_token, got none for {token!r} in {name}")
+        ids[role] = vocabulary[token]
+    numbers = sorted(loaded.get_vocab().values())
+    if numbers != list(range(len(numbers))):
+        raise DataError(f"expected ids 0 to {len(numbers) - 1}, each once, got {numbers[0]} to {numbers[-1]} in {name}")
+    if seq_len > loaded.model_max_length:
+        raise DataError(f"expected a sequence length of at most {loaded.model_max_length} (the tokenizer's), got {seq_len}")
+    copy = type(backend).from_str(backend.to_str())  # the tokenizer that is saved keeps its settings
+    copy.no_truncation()
+    copy.no_padding()
+    serialised = copy.to_str()
+    pipeline = hashlib.sha256(serialised.encode()).hexdigest()
+    special_ids = sorted(set(loaded.all_special_ids))
+    return Tokenizer(loaded, len(numbers), ids, special_ids, fingerprint(loaded), pipeline, serialised)

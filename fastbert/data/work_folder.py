@@ -1,0 +1,84 @@
+"""The folder that `prepare` writes to: whether it may, where an earlier call left off, and how to start over.
+
+`OUT/.work` holds the options of an unfinished call, the tokenised documents (`spool`) and a record of each finished shard.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fastbert.utils.errors import DataError
+from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
+
+from .shards import META, TOKENIZER, Shards
+
+WORK = ".work"
+OPTIONS = "options.json"
+
+
+def shard_record(out: Path, shard: int) -> Path:
+    """The file of a shard's counts, written when the shard is finished."""
+    return out / WORK / f"shard-{shard:05d}.json"
+
+
+def check_folder(out: Path, options: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Whether a call with these options may write to `out`.
+
+    Raises InputError for a folder that holds something else, or an earlier call's work without resume or overwrite, DataError
+    for one that was started with other options.
+    """
+    meta, work = out / META, out / WORK
+    names, is_finished = visible_names(out), meta.is_file()
+    if names and not is_finished and not work.is_dir():
+        raise foreign_folder_error(out, "prepare", names[0])
+    if overwrite or not (names or work.is_dir()):
+        return
+    if not resume:
+        raise exists_error(out, "is finished" if is_finished else "is unfinished")
+    if is_finished:
+        before = Shards(out).meta.options
+    elif (work / OPTIONS).is_file():
+        before = _read_options(work / OPTIONS)
+    else:
+        return
+    differences = [
+        f"{name} {before.get(name)!r} then, {value!r} now" for name, value in options.items() if before.get(name) != value
+    ]
+    if differences:
+        raise DataError(
+            f"expected the options with which {out} was {'made' if is_finished else 'started'}, got {'; '.join(differences)} "
+            "(--overwrite starts over)"
+        )
+
+
+def begin_folder(out: Path, overwrite: bool) -> bool:
+    """Makes the folder of unfinished work; returns whether the call starts from nothing."""
+    work = out / WORK
+    is_new = overwrite or not (work / OPTIONS).is_file()
+    work.mkdir(exist_ok=True)
+    if is_new:
+        clear_folder(out)
+    for partial in [*out.glob(".shard-*"), *work.glob(".*.json.*")]:  # half-written by a killed process
+        partial.unlink()
+    return is_new
+
+
+def clear_folder(out: Path) -> None:
+    """Removes what an earlier call made, the mark of a finished folder first; nothing else."""
+    (out / META).unlink(missing_ok=True)
+    for file in out.glob("shard-*.npy"):
+        file.unlink()
+    shutil.rmtree(out / TOKENIZER, ignore_errors=True)
+    for file in (out / WORK).iterdir():
+        file.unlink()
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except ValueError as error:
+        raise DataError(f"expected the options of `fastbert prepare` in {file}, got {error}") from error
+    return found
