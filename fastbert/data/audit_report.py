@@ -12,8 +12,8 @@ def audit_warnings(audit: dict[str, Any]) -> list[str]:
     duplicates = audit["duplicate_lines"] / audit["sentences"]
     if duplicates > 0.05:
         found.append(
-            f"{duplicates:.0%} of the lines stand in the text more than once ({audit['duplicate_lines']} repetitions); "
-            "the model learns them by heart"
+            f"{duplicates:.0%} of the lines occur in the text more than once ({audit['duplicate_lines']} repetitions); "
+            "the model memorises them"
         )
     single = audit["one_sentence_documents"]
     if single > 0.05 * audit["documents"]:

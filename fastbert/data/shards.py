@@ -145,7 +145,7 @@ class Shards:
         return {"folder": self.folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+        Shards.__init__(self, state["folder"])
 
     def _open(self, number: int, part: str) -> np.ndarray:
         """part: "tokens" or "samples"."""

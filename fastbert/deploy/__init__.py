@@ -1,1 +1,14 @@
-"""Making a model ready to serve: CUDA graphs, fp8, measured tiles, exported files."""
+"""Making a model ready to serve.
+
+In reading order:
+
+graphs           `compile`: CUDA graphs of the forward, one per bucket
+buckets          the buckets, and packing into them
+fp8              `quantize` and `dequantize`
+fp8_layer        a layer with products in fp8
+fp8_calibration  what fp8 costs each product, on calibration batches
+gptq             weights rounded for given inputs
+measure          times library and tiles on one product
+tune             `fastbert tune`: a table of the fastest for a layer
+export           ONNX and torch.export files
+"""

@@ -1,1 +1,23 @@
-"""Everyday inference: texts of any number through a checkpoint, packed, in order, in bounded memory."""
+"""Inference on any number of texts: packed, in order, in bounded memory.
+
+In reading order:
+
+loading            a checkpoint as a model with its tokenizer
+saved_settings     what fine-tuning saved with it
+sentence_settings  what sentence-transformers saves: keys and checks
+sentence_folder    a folder of sentence-transformers, from its settings
+notes              counts of rows that were cut, empty and the like
+task               what a task defines: rows, sequences, batches
+engine             rows through a task in packed batches
+tokenizing         texts to sequences
+embedding          `embed`
+sentence_modules   pooling and the other modules after the encoder
+sentence_head      the chain of these modules for one folder
+classification     `classify`
+tagging            `tag`
+answering          `answer`
+masked_words       `fill_mask`
+next_sentence      `next_sentence`
+inputs             rows from files, for the commands
+outputs            resumable files of results, for the commands
+"""

@@ -156,7 +156,7 @@ class Source:
         if not found:
             hint = "" if self.fields else ": name them with --field"
             raise InputError(f"expected columns {' and '.join(wanted)} in {self.name}, got {', '.join(columns)}{hint}")
-        self.say(f"{self.name}: {' and '.join(found)} taken for {' and '.join(roles)}")
+        self.say(f"{self.name}: {' and '.join(found)} read as {' and '.join(roles)}")
         return found
 
     def _find_columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:

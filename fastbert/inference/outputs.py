@@ -101,7 +101,7 @@ class Output:
         self._check(identity)
         here = self.partial.stat().st_size
         if here < size:
-            raise InputError(f"expected at least {size} bytes in {self.partial}, got {here}: delete it and begin again")
+            raise InputError(f"expected at least {size} bytes in {self.partial}, got {here}: delete it and start over")
         return rows, size
 
     def _read_record(self) -> int:

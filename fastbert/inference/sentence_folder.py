@@ -93,7 +93,8 @@ def lower_case(tokenizer: Any, path: str) -> None:
     before = tokenizer.backend_tokenizer.normalizer
     steps: list[Any] = [before] if before is not None else []
     if isinstance(before, Sequence):
-        steps = list(before)  # type: ignore[call-overload]
+        chain: Any = before  # iterable, though its stub does not say so
+        steps = list(chain)
     if not any(isinstance(step, Lowercase) for step in steps):
         tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), *steps])
 

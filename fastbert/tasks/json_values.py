@@ -68,12 +68,12 @@ def _elements(text: "_Text") -> Iterator[tuple[dict[str, Any], str, int]]:
 def _data_of(text: "_Text") -> Any:
     """Yields the elements of the object's list "data"; returns the object where it has no such list, else None."""
     values: dict[str, Any] = {}
-    found = begun = False
+    found = past_first = False
     text.take("{")
     while text.peek() != "}":
-        if begun:
+        if past_first:
             text.take(",")
-        begun = True
+        past_first = True
         if text.peek() != '"':
             raise text.error("the name of a value in quotes", repr(text.peek()))
         key = text.value()

@@ -1,1 +1,7 @@
-"""What pre-training and fine-tuning share: the trainer and its checkpoints."""
+"""What pre-training and fine-tuning share.
+
+In reading order:
+
+trainer      transformers' Trainer with the checkpoints below, and a stop at a signal
+checkpoints  atomic checkpoints with a manifest
+"""

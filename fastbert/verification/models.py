@@ -86,7 +86,7 @@ def run_model(model: Any, batch: dict[str, Tensor], labels: dict[str, Tensor], k
     """
     model.zero_grad(set_to_none=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fastbert computes padding positions too")  # a report is no place for it
+        warnings.filterwarnings("ignore", "fastbert computes padding positions too")  # not of interest beside a report
         out = model(**batch, **labels, output_hidden_states=True)
     tensors = {name: value for name, value in out.items() if isinstance(value, Tensor)}
     outputs = {name: _at_real_tokens(value, keep) for name, value in tensors.items()}

@@ -58,7 +58,7 @@ def test_warnings_are_plain_words(tokenizer, tmp_path):
     meta = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", seq_len=128, workers=1)
     said = "\n".join(audit_warnings(meta.audit))
     for part in (
-        "67% of the lines stand in the text more than once (4 repetitions)",
+        "67% of the lines occur in the text more than once (4 repetitions)",
         "6 of 6 documents have one sentence and can never give a pair where B follows A",
         "only 6 documents",
         "of the tokens are [UNK]",

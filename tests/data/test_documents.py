@@ -1,4 +1,4 @@
-"""Documents from every kind of source, and the place of what is wrong in one."""
+"""Documents from every kind of source, and the location of errors in one."""
 
 import json
 import sys

@@ -13,7 +13,7 @@ FIRST_ID = 10
 
 
 def make_documents(count: int, sentences: tuple[int, int], tokens: tuple[int, int], seed: int = 0) -> list[list[np.ndarray]]:
-    """Every token of the corpus has an id of its own, so that its document, its sentence and its place can be told."""
+    """Every token of the corpus has its own id, which identifies its document, sentence and position."""
     draw = np.random.default_rng(seed)
     documents, next_id = [], FIRST_ID
     for _ in range(count):
@@ -29,7 +29,7 @@ def options(**changes) -> PairOptions:
     return PairOptions(**{"seq_len": 64, "cls_id": CLS, "sep_id": SEP, **changes})
 
 
-def sides(sample) -> tuple[np.ndarray, np.ndarray]:
+def segments(sample) -> tuple[np.ndarray, np.ndarray]:
     ids = sample.input_ids
     assert ids[0] == CLS
     assert ids[-1] == SEP
@@ -47,7 +47,7 @@ def test_pairs_keep_limits_order_and_documents(seq_len):
     owner = np.concatenate([np.full(sum(map(len, document)), n) for n, document in enumerate(documents)])
     pairs = every_pair(documents, options(seq_len=seq_len))
     for number, (sample, dropped) in pairs:
-        a, b = sides(sample)
+        a, b = segments(sample)
         assert len(sample.input_ids) <= seq_len
         assert dropped == 0 or len(sample.input_ids) == seq_len
         assert len(a)
@@ -75,7 +75,7 @@ def test_all_sentences_are_used_once_and_in_order():
         read = []
         for sample, dropped in document_pairs(documents, number, 0, options(short_seq_prob=0.5)):
             assert dropped == 0
-            a, b = sides(sample)
+            a, b = segments(sample)
             read += [a] if sample.is_random_next else [a, b]
         np.testing.assert_array_equal(np.concatenate(read), np.concatenate(document))
 
@@ -84,7 +84,9 @@ def test_all_sentences_are_used_once_and_in_order():
 def test_every_sentence_occurs_though_some_are_cut(seq_len):
     documents = make_documents(60, (1, 30), (1, 20))
     for number, document in enumerate(documents):
-        seen = [side for sample, _ in document_pairs(documents, number, 0, options(seq_len=seq_len)) for side in sides(sample)]
+        seen = [
+            side for sample, _ in document_pairs(documents, number, 0, options(seq_len=seq_len)) for side in segments(sample)
+        ]
         kept, total = len(np.intersect1d(np.concatenate(seen), np.concatenate(document))), sum(map(len, document))
         lost = sum(dropped for _, dropped in document_pairs(documents, number, 0, options(seq_len=seq_len)))
         assert kept >= total - lost
@@ -98,7 +100,7 @@ def test_half_of_the_chunks_with_a_choice_get_a_random_next():
     for number, document in enumerate(documents):
         last = document[-1][0]
         for sample, _ in document_pairs(documents, number, 0, settings):
-            a, _ = sides(sample)
+            a, _ = segments(sample)
             if a[-1] < last:  # a chunk that ends before the document has at least four sentences
                 choices += 1
                 randoms += sample.is_random_next
@@ -139,7 +141,7 @@ def test_a_sentence_longer_than_the_limit_is_cut_from_both_ends():
     fronts = []
     for duplicate in range(50):
         (pair,) = document_pairs(documents, 0, duplicate, options())
-        a, b = sides(pair.sample)
+        a, b = segments(pair.sample)
         assert pair.sample.is_random_next  # A is the whole document
         assert len(pair.sample.input_ids) == 64
         assert abs(len(a) - len(b)) <= 1

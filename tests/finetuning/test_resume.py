@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from fastbert.model.frozen_heads import Frozen
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError
+from tests import forked
 from tests.finetuning.small_tasks import write_files
 
 HERE = Path(__file__).parent
@@ -329,10 +329,7 @@ def python(*words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join((str(HERE.parent.parent), str(HERE)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("TRITON_INTERPRET", None)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return subprocess.run(
-        [sys.executable, *start, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return forked.run(*words, environment=environment, processes=processes)
 
 
 def signalled(number: int, step: int, options: Options, *more: str, process: int = 0, processes: int = 1):

@@ -50,3 +50,8 @@ def app() -> typer.Typer:
         found.command()(command)
     found.command("next")(cli.next_sentence)
     return found
+
+
+@pytest.fixture
+def texts(sentences) -> list[str]:
+    return [*sentences[:12], "", "The CAT lost my Card", "dog " * 100]

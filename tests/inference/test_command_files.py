@@ -62,7 +62,7 @@ def test_classify_reads_what_fine_tuning_reads(call, tmp_path, kind):
     rows = lines(done.stdout)
     assert [row["text"] for row in rows] == trained == texts
     assert [(row["id"], row["label"]) for row in rows] == [(f"0{number}", "x") for number in range(len(texts))]
-    assert done.stderr.count(f"{file}: Sentence taken for text") == 1
+    assert done.stderr.count(f"{file}: Sentence read as text") == 1
     stdin = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     alone = lines(call("classify", "--format", "jsonl", stdin=stdin).stdout)
     assert [row["labels"][0]["score"] for row in rows] == pytest.approx([row["labels"][0]["score"] for row in alone], abs=1e-5)
@@ -87,7 +87,7 @@ def test_commands_of_pairs_read_every_kind(call, tmp_path, name, kind):
     rows = lines(done.stdout)
     assert [(row["first"], row["second"]) for row in rows] == trained
     assert [row["uid"] for row in rows] == [str(number) for number in range(len(texts))]
-    assert "premise and hypothesis taken for first and second" in done.stderr
+    assert "premise and hypothesis read as first and second" in done.stderr
 
 
 @pytest.mark.parametrize("kind", SOME_KINDS)

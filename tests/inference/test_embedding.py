@@ -40,11 +40,11 @@ def by_transformers(folder: str, texts: list[str], pooling: str) -> np.ndarray:
 def test_vectors_are_those_of_sentence_transformers():
     sentence_transformers = pytest.importorskip("sentence_transformers")
     texts = [*SENTENCES, "", "café 한국어", "x", "one two three " * 200]
-    theirs = sentence_transformers.SentenceTransformer(packaged_checkpoint(), device="cpu").encode(texts)
+    expected = sentence_transformers.SentenceTransformer(packaged_checkpoint(), device="cpu").encode(texts)
     with pytest.warns(UserWarning, match="texts cut at 256 tokens"):
-        ours = embed(texts, device="cpu")
-    assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+        found = embed(texts, device="cpu")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
@@ -104,7 +104,7 @@ def test_what_is_cut_or_empty_is_counted(checkpoints):
 
 
 def test_texts_of_unknown_words_are_counted(checkpoints):
-    """All are the same to the model: whoever compares their vectors is told."""
+    """All are the same to the model: the user is warned of vectors that cannot be compared."""
     texts = ["the cat", "안녕", "세계 평화", "the 안녕", "", "??"]
     with pytest.warns(UserWarning, match="texts without") as caught:
         vectors = embed(texts, checkpoints["BertModel"], **FP32)

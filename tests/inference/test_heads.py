@@ -20,19 +20,19 @@ from tests.inference.tiny_checkpoints import save
 FP32 = {"dtype": torch.float32}
 
 
-def theirs(class_name: str, folder: str):
+def load_original(class_name: str, folder: str):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return getattr(transformers, class_name).from_pretrained(folder).eval(), tokenizer
 
 
-def ours(class_name: str, folder: str):
+def load_swapped(class_name: str, folder: str):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return getattr(fastbert, class_name).from_pretrained(folder).eval(), tokenizer
 
 
 @pytest.mark.parametrize("class_name", ["BertForMaskedLM", "BertForPreTraining"])
 def test_masks_are_filled_as_by_the_pipeline(checkpoints, class_name):
-    model, tokenizer = theirs("BertForMaskedLM", checkpoints[class_name])
+    model, tokenizer = load_original("BertForMaskedLM", checkpoints[class_name])
     pipe = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=4)
     texts = ["the [MASK] sat on the mat.", "[MASK]", "a [MASK] plays [MASK] in the park", "the man with red [MASK]"]
     found = fill_mask(texts, checkpoints[class_name], top=4, **FP32)
@@ -45,7 +45,7 @@ def test_masks_are_filled_as_by_the_pipeline(checkpoints, class_name):
             assert [fill["score"] for fill in fills] == pytest.approx([one["score"] for one in wanted], abs=1e-5)
 
 
-def test_a_filled_mask_stands_in_the_text_as_it_was(checkpoints):
+def test_a_filled_mask_leaves_the_text_as_it_was(checkpoints):
     first, second = fill_mask("The  CAT [MASK] on [MASK]!", checkpoints["BertForMaskedLM"], top=10**6)
     by_token = {fill["token_str"]: fill["sequence"] for fill in first}
     assert by_token["dog"] == "The  CAT dog on [MASK]!"
@@ -61,13 +61,13 @@ def test_more_tokens_than_there_are_is_all_of_them(checkpoints):
 def test_a_long_text_is_read_around_each_mask(checkpoints):
     """The window around a mask is what the text would be if it were only that."""
     folder = checkpoints["BertForMaskedLM"]
-    words = [f"{'cat' if place % 3 else 'dog'}" for place in range(150)]
+    words = [f"{'cat' if index % 3 else 'dog'}" for index in range(150)]
     words[0] = words[75] = words[149] = "[MASK]"
     with pytest.warns(UserWarning, match="texts longer than 64 tokens, read in a window around each mask: 1"):
         found = fill_mask(" ".join(words), folder, **FP32)
     assert len(found) == 3
-    for fills, (start, place) in zip(found, [(0, 0), (44, 75), (88, 149)]):
-        alone = " ".join(word if at == place or word != "[MASK]" else "x" for at, word in enumerate(words))
+    for fills, (start, mask) in zip(found, [(0, 0), (44, 75), (88, 149)]):
+        alone = " ".join(word if index == mask or word != "[MASK]" else "x" for index, word in enumerate(words))
         (expected,) = fill_mask(" ".join(alone.split()[start : start + 62]), folder, **FP32)
         assert [fill["token"] for fill in fills] == [fill["token"] for fill in expected]
         assert fills[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-5)
@@ -92,7 +92,7 @@ def test_a_text_without_a_mask_is_named(checkpoints):
 )
 def test_labels_are_those_of_the_pipeline(tmp_path, sentences, options, apply):
     folder = save(tmp_path, "BertForSequenceClassification", **options)
-    model, tokenizer = theirs("BertForSequenceClassification", folder)
+    model, tokenizer = load_original("BertForSequenceClassification", folder)
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
     for found, expected in zip(classify(sentences[:10], folder, top=None, **FP32), pipe(sentences[:10]), strict=True):
         assert [one["label"] for one in found] == [one["label"] for one in expected]
@@ -104,7 +104,7 @@ def test_labels_are_those_of_the_pipeline(tmp_path, sentences, options, apply):
 
 def test_pairs_are_classified_as_by_transformers(checkpoints, sentences):
     folder = checkpoints["BertForSequenceClassification"]
-    model, tokenizer = theirs("BertForSequenceClassification", folder)
+    model, tokenizer = load_original("BertForSequenceClassification", folder)
     pairs = [(first[:60], second[:60]) for first, second in zip(sentences[:8], sentences[8:16])]
     for pair, found in zip(pairs, classify(pairs, folder, top=None, **FP32), strict=True):
         with torch.no_grad():
@@ -129,7 +129,7 @@ def test_long_pairs_lose_the_end_of_the_longer_text(checkpoints):
 @pytest.mark.parametrize("class_name", ["BertForPreTraining", "BertForNextSentencePrediction"])
 def test_next_sentences_are_scored_as_by_transformers(checkpoints, sentences, class_name):
     folder = checkpoints[class_name]
-    model, tokenizer = theirs("BertForNextSentencePrediction", folder)
+    model, tokenizer = load_original("BertForNextSentencePrediction", folder)
     pairs = [(first[:60], second[:60]) for first, second in zip(sentences[:8], sentences[8:16])]
     expected = []
     for pair in pairs:
@@ -142,7 +142,7 @@ def test_next_sentences_are_scored_as_by_transformers(checkpoints, sentences, cl
 
 
 def test_a_loaded_pair_stays_as_it_is(checkpoints):
-    pair = ours("BertForPreTraining", checkpoints["BertForPreTraining"])
+    pair = load_swapped("BertForPreTraining", checkpoints["BertForPreTraining"])
     assert fill_mask("the [MASK]", pair)[0] == fill_mask("the [MASK]", checkpoints["BertForPreTraining"], **FP32)[0]
     assert next_sentence(("the cat", "sat"), pair) == next_sentence(
         ("the cat", "sat"), checkpoints["BertForPreTraining"], **FP32
@@ -190,8 +190,8 @@ def test_a_head_that_is_missing_is_never_random(checkpoints, tmp_path, call, cla
 def test_models_that_cannot_be_taken_are_named(checkpoints, tmp_path):
     folder = checkpoints["BertForMaskedLM"]
     with pytest.raises(InputError, match=r"got transformers' BertForMaskedLM.*fastbert\.accelerate"):
-        fill_mask("the [MASK]", theirs("BertForMaskedLM", folder))
-    model, tokenizer = ours("BertForMaskedLM", folder)
+        fill_mask("the [MASK]", load_original("BertForMaskedLM", folder))
+    model, tokenizer = load_swapped("BertForMaskedLM", folder)
     with pytest.raises(InputError, match="expected a model of class BertForSequenceClassification, got BertForMaskedLM"):
         classify("a", (model, tokenizer))
     with pytest.raises(InputError, match="no device or dtype beside a loaded model"):

@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on_where_it_was(call, file, tmp_path, monkeypat
     assert f"--resume continues after row {state['rows']}" in done.stderr
     assert not out.exists()
     with (tmp_path / f"{name}.partial").open("ab") as partial:
-        partial.write(b"rows that nothing vouches for" * 4096)
+        partial.write(b"rows that no state counts" * 4096)
 
     refused = call("embed", "BertModel", *options, "--out", out, status=2)
     assert f"--resume, which continues it, or --overwrite, which starts over, got {out}, which is unfinished" in refused.stderr
@@ -359,7 +359,7 @@ def test_real_files(call, tmp_path):
     assert "got premise, hypothesis, label: name them with --field" in done.stderr
 
 
-def test_versions_of_the_state_are_told_apart(call, file, tmp_path, monkeypatch):
+def test_versions_of_the_state_are_distinguished(call, file, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         interrupted(patched, 11)
         call("embed", "BertModel", "--file", file, "--batch-tokens", 64, "--out", tmp_path / "a.npy", status=130)

@@ -1,4 +1,4 @@
-"""Rows of every format, lazily, each with its place; and the place of what is wrong."""
+"""Rows of every format, lazily, each with its location; and the location of errors."""
 
 import io
 import json
@@ -51,14 +51,14 @@ def test_csv_and_tsv_by_column(tmp_path):
     assert values(tsv, TEXT, ["hypothesis"]) == ["B", ""]
 
 
-def test_columns_that_nobody_named_are_told(tmp_path):
+def test_columns_that_are_found_are_reported(tmp_path):
     said: list[str] = []
     file = write(tmp_path / "a.tsv", "premise\thypothesis\nA\tB\n")
     assert values(file, PAIR, said=said) == [("A", "B")]
-    assert said == [f"{file}: premise and hypothesis taken for first and second"]
+    assert said == [f"{file}: premise and hypothesis read as first and second"]
     said.clear()
     assert values(write(tmp_path / "b.csv", "review\nA\n"), said=said) == ["A"]
-    assert "review taken for text" in said[0]
+    assert "review read as text" in said[0]
     assert values(write(tmp_path / "c.csv", "text,second,first\nA,B,C\n"), PAIR, said=said) == [("C", "B")]
     assert len(said) == 1
 

@@ -37,7 +37,7 @@ def test_tags_are_those_of_transformers(checkpoints, sentences):
     assert compared > 50
 
 
-def test_words_and_their_places(checkpoints):
+def test_words_and_their_positions(checkpoints):
     text = "  The man's  CAT, sat!\n"
     found = tag(text, checkpoints["BertForTokenClassification"], **FP32)
     assert found["words"] == ["The", "man", "'", "s", "CAT", ",", "sat", "!"]
@@ -50,7 +50,7 @@ def test_words_and_their_places(checkpoints):
 def test_every_word_of_a_long_text_has_the_tag_of_its_own_window(checkpoints):
     folder = checkpoints["BertForTokenClassification"]
     generator = torch.Generator().manual_seed(1)
-    words = [WORDS[place] for place in torch.randint(30, (400,), generator=generator).tolist()]
+    words = [WORDS[index] for index in torch.randint(30, (400,), generator=generator).tolist()]
     found = tag(" ".join(words), folder, stride=20, **FP32)
     assert found["words"] == words
     assert len(found["tags"]) == 400
@@ -89,11 +89,11 @@ def test_the_best_answer_is_the_best_over_all_spans(checkpoints):
     offsets, types = batch.pop("offset_mapping")[0], batch["token_type_ids"][0]
     with torch.no_grad():
         outputs = model(**batch)
-    places = [place for place in range(len(types) - 1) if types[place] == 1]
+    positions = [index for index in range(len(types) - 1) if types[index] == 1]
     scores = {
         (first, last): (outputs.start_logits[0, first] + outputs.end_logits[0, last]).item()
-        for first in places
-        for last in places
+        for first in positions
+        for last in positions
         if 0 <= last - first < 30
     }
     first, last = max(scores, key=scores.get)
@@ -103,7 +103,7 @@ def test_the_best_answer_is_the_best_over_all_spans(checkpoints):
 
 def test_no_part_of_a_long_context_is_lost(checkpoints):
     """Asked for all spans of one word, every word of a context of many windows is among them."""
-    words = [WORDS[place % 30] for place in range(300)]
+    words = [WORDS[index % 30] for index in range(300)]
     found = answer(
         "who?", " ".join(words), checkpoints["BertForQuestionAnswering"], top=10**6, max_answer_length=1, stride=16, **FP32
     )

@@ -74,8 +74,8 @@ def test_answers_in_the_windows_and_with_the_threshold_of_training(asked, app):
     assert task.saved.used == {name: value for name, value in saved.items() if name != "task"}
     done = runner.invoke(app, ["answer", "--model", asked, "--top", "3", "who ?", CONTEXT])
     assert done.exit_code == 0, done.output
-    told = "max_length 32, stride 7, max_answer_length 5, with_none True, null_threshold "
-    assert f"as it was fine-tuned, {told}{saved['null_threshold']}" in done.stderr
+    settings = "max_length 32, stride 7, max_answer_length 5, with_none True, null_threshold "
+    assert f"as it was fine-tuned, {settings}{saved['null_threshold']}" in done.stderr
     found = json.loads(done.stdout)["answers"]
     same = fastbert.answer(
         "who ?", CONTEXT, asked, top=3, null_threshold=saved["null_threshold"], max_length=32, stride=7, max_answer_length=5
@@ -115,7 +115,7 @@ def test_tags_of_characters(tagged, app):
     assert json.loads(words.stdout)["words"] == text.split()
 
 
-def test_a_flag_that_is_off_is_not_told(tmp_path, tagged, app):
+def test_a_flag_that_is_off_is_not_printed(tmp_path, tagged, app):
     folder = tmp_path / "words"
     shutil.copytree(tagged, folder)
     config = json.loads((folder / "config.json").read_text())

@@ -14,6 +14,7 @@ from fastbert.pretraining.options import Options
 from fastbert.pretraining.recipe import Recipe
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
+from tests import forked
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = Recipe(optimizer="adamw", learning_rate=2e-3, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.1)
@@ -134,7 +135,9 @@ def environment() -> dict[str, str]:
     return found
 
 
-def python(*words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these words, under torchrun where there are several processes."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+def python(*words: str, processes: int = 1, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these words. torchrun: several processes are started by it, and not by `forked.run` in its manner."""
+    if not torchrun:
+        return forked.run(*words, environment=environment(), processes=processes)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run([sys.executable, *start, *words], env=environment(), capture_output=True, text=True, check=False)

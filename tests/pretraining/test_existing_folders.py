@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,7 +13,8 @@ from fastbert.pretraining.run import run
 from fastbert.pretraining.trainer import PreTrainer
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
-from tests.pretraining.small_runs import RECIPE, command, environment, options, outcome
+from tests.forked import Forked
+from tests.pretraining.small_runs import RECIPE, command, environment, options, outcome, python
 from tests.pretraining.small_runs import assert_same as assert_same_outcome
 
 SHORT = dict(steps=(2,), held_out=None, log_every=50, save_every=1000)
@@ -107,29 +106,25 @@ def test_a_full_disk_says_what_is_kept(prepared, console, tmp_path, monkeypatch)
 def test_a_second_run_and_a_kill(prepared, tmp_path):
     """With worker processes, which outlive a killed parent for a while."""
     words = [word if word != "12" else "4000" for word in command(prepared, tmp_path / "out", "--workers", "1")]
-    process = subprocess.Popen([sys.executable, *words], env=environment(), stderr=subprocess.PIPE, text=True)
+    process = Forked(*words, environment=environment())
     try:
         deadline = time.monotonic() + 200
         while not (tmp_path / "out" / "checkpoint-4").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
-        second = subprocess.run([sys.executable, *words, "--resume"], env=environment(), capture_output=True, text=True)
+        second = python(*words, "--resume")
         assert second.returncode == 2
         expected = f"fastbert: expected no other run that writes to {tmp_path / 'out'}, got process {process.pid} on "
         assert second.stderr.splitlines()[-1].startswith(expected)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    third = subprocess.Popen(
-        [sys.executable, *words, "--resume"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    seen = ""
+    third = Forked(*words, "--resume", environment=environment())
     try:
-        while "continuing from" not in seen:
-            line = third.stdout.readline()
-            assert line, third.communicate()[1]
-            seen += line
+        while "continuing from" not in (seen := third.output()[0]):
+            assert third.poll() is None, third.output()[1]
+            time.sleep(0.05)
     finally:
         third.kill()
         third.communicate()

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from fastbert.training import checkpoints
+from tests.forked import Forked
 from tests.pretraining.small_runs import STEPS, assert_same, command, environment, outcome, python, without_dropout
 
 KILLED_RUN = str(Path(__file__).parent / "killed_run.py")
@@ -21,9 +20,7 @@ SHARDING = {"ddp": [], "fsdp": ["--fsdp"]}
 
 def test_sigterm_saves_and_leaves_and_the_command_resumes(prepared, tmp_path):
     longer = [word if word != str(STEPS) else "400" for word in command(prepared, tmp_path, "--workers", "2")]
-    process = subprocess.Popen(
-        [sys.executable, *longer], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = Forked(*longer, environment=environment(), new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "checkpoint-8").exists():
         assert time.monotonic() < deadline
@@ -35,20 +32,22 @@ def test_sigterm_saves_and_leaves_and_the_command_resumes(prepared, tmp_path):
     step = int(checkpoints.all_of(tmp_path)[0].name.split("-")[1])
     assert step % 4 or step > 8
     assert checkpoints.verify(checkpoints.all_of(tmp_path)[0])["step"] == step
-    again = subprocess.run([sys.executable, *longer], env=environment(), capture_output=True, text=True)
+    again = python(*longer)
     assert again.returncode == 2
     assert "expected a new output, --resume, which continues it, or --overwrite, which starts over" in again.stderr
 
 
-def run_command(prepared, out: Path, *more: str, processes: int = 1, killed: tuple[str, int, int] | None = None) -> int:
+def run_command(
+    prepared, out: Path, *more: str, processes: int = 1, killed: tuple[str, int, int] | None = None, torchrun: bool = False
+) -> int:
     """The exit status of a run in separate processes. killed: (place, visit, process) of a SIGKILL."""
     words = command(prepared, out, "--held-out", str(prepared.held_out), "--evaluate-every", "6", *more)
     if killed is not None:
         words = [KILLED_RUN, *map(str, killed), *words[2:]]
-    done = python(*words, processes=processes)
+    done = python(*words, processes=processes, torchrun=torchrun)
     if killed is None:
         assert done.returncode == 0, done.stderr[-3000:]
-    elif processes > 1:  # torchrun says of which signal its process died
+    elif processes > 1:
         assert "SIGKILL" in done.stderr, done.stderr[-3000:]
     return done.returncode
 
@@ -63,7 +62,7 @@ def of_one_process(prepared, tmp_path_factory):
 @pytest.mark.parametrize("sharding", SHARDING)
 def test_two_processes_give_the_losses_of_one(prepared, of_one_process, tmp_path, sharding):
     still = replace(prepared, config=without_dropout(prepared, tmp_path))
-    run_command(still, tmp_path / "two", *SHARDING[sharding], processes=2)
+    run_command(still, tmp_path / "two", *SHARDING[sharding], processes=2, torchrun=True)
     (one, weights), (two, same) = of_one_process, outcome(tmp_path / "two")
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
     for a, b in zip(one, two):

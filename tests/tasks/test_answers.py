@@ -49,10 +49,10 @@ def test_probabilities_are_the_softmax_of_scores(tokenizer):
 def test_text_is_cut_from_the_context_as_it_was_written(tokenizer):
     context = "Ännä   was (BORN) in Paris"
     (window,) = question_windows(tokenizer, ["who ?"], [context], max_length=32, stride=4)
-    place = {tuple(pair): number for number, pair in enumerate(window.offsets.tolist())}
+    tokens = {tuple(pair): number for number, pair in enumerate(window.offsets.tolist())}
     start, end = np.zeros(len(window)), np.zeros(len(window))
-    start[next(number for (first, _), number in place.items() if first == 0)] = 9.0
-    end[next(number for (_, last), number in place.items() if last == context.index(")"))] = 9.0
+    start[next(number for (first, _), number in tokens.items() if first == 0)] = 9.0
+    end[next(number for (_, last), number in tokens.items() if last == context.index(")"))] = 9.0
     assert best_answers([window], [start], [end], context).best[0].text == "Ännä   was (BORN"
 
 

@@ -30,22 +30,22 @@ def task_of(kind, tmp_path, checkpoint):
 def test_loss_and_gradients_are_those_of_transformers_on_a_padded_batch(kind, tmp_path, checkpoint):
     task = task_of(kind, tmp_path, checkpoint)
     torch.manual_seed(0)
-    ours, _ = load_model(open_checkpoint(checkpoint), task.head, task.settings, dropout=0.0)
-    theirs = getattr(transformers, task.head)(ours.config)
-    theirs.load_state_dict(ours.state_dict())
+    swapped, _ = load_model(open_checkpoint(checkpoint), task.head, task.settings, dropout=0.0)
+    original = getattr(transformers, task.head)(swapped.config)
+    original.load_state_dict(swapped.state_dict())
     features = task.train[:7]
     assert len({len(feature) for feature in features}) > 1 or kind in ("qa", "qa2", "tag")
-    found = ours.train()(**collate(features))
+    found = swapped.train()(**collate(features))
     batch = padded(features)
     if kind in ("qa", "qa2"):  # its softmax over padding is no part of the packed loss: one row at a time has none
-        losses = [theirs.train()(**padded([feature])).loss for feature in features]
+        losses = [original.train()(**padded([feature])).loss for feature in features]
         wanted = torch.stack(losses).mean()
     else:
-        wanted = theirs.train()(**batch).loss
+        wanted = original.train()(**batch).loss
     torch.testing.assert_close(found.loss, wanted, atol=1e-5, rtol=1e-5)
     found.loss.backward()
     wanted.backward()
-    for (name, one), other in zip(ours.named_parameters(), theirs.parameters()):
+    for (name, one), other in zip(swapped.named_parameters(), original.parameters()):
         if other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4, msg=name)
 

@@ -104,17 +104,17 @@ def test_scores_of_well_formed_tags_are_those_of_the_strict_mode(scheme, right, 
     guessed = (guessed + ["O"] * len(tags))[: len(tags)]
     if guessed[-1][0] in "BI":  # cut inside of an entity: no longer well-formed
         guessed[-1] = "O"
-        for place in range(len(guessed) - 2, -1, -1):
-            if guessed[place][0] not in "BI":
+        for word in range(len(guessed) - 2, -1, -1):
+            if guessed[word][0] not in "BI":
                 break
-            guessed[place] = "O"
+            guessed[word] = "O"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = f1_score([tags], [guessed], mode="strict", scheme=scheme, zero_division=0)
         report = classification_report([tags], [guessed], mode="strict", scheme=scheme, output_dict=True, zero_division=0)
     assert entity_metrics([guessed], [tags])["f1"] == pytest.approx(wanted)
-    ours = entity_report([guessed], [tags])
-    assert {name: row["support"] for name, row in ours.items()} == {name: row["support"] for name, row in report.items()}
+    found = entity_report([guessed], [tags])
+    assert {name: row["support"] for name, row in found.items()} == {name: row["support"] for name, row in report.items()}
 
 
 def test_neighbours_of_bilou_are_two_entities():
@@ -128,7 +128,7 @@ def test_neighbours_of_bilou_are_two_entities():
     assert entity_metrics([["U-PER", "O"]], [["U-PER", "U-PER"]])["recall"] == 0.5
 
 
-def test_the_scheme_is_told_by_the_marks():
+def test_the_scheme_follows_from_the_marks():
     assert [is_tag(one) for one in ("O", "B", "I-x", "S-A-B", "U", "L-x")] == [True] * 6
     assert [is_tag(one) for one in ("", "o", "B-", "BPER", "B_PER", "PER", "M-x", "O-x", "-x")] == [False] * 9
     assert scheme_of(["O"]) == scheme_of(["I-x", "O", "B-x"]) == "BIO"

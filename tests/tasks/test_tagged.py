@@ -101,6 +101,6 @@ def test_published_tags_all_have_a_place_in_some_window(tokenizer, name, sentenc
     windows = list(word_windows(tokenizer, [one.words for one in some], max_length=32, stride=8))
     for number, one in enumerate(some):
         assert all(one.text[start:end] == word for word, (start, end) in zip(one.words, one.offsets))
-        places = best_windows([window for window in windows if window.example == number], len(one.words))
-        for word, place in zip(one.words, places):
-            assert (place is None) == (not tokenizer(word, add_special_tokens=False)["input_ids"])
+        positions = best_windows([window for window in windows if window.example == number], len(one.words))
+        for word, position in zip(one.words, positions):
+            assert (position is None) == (not tokenizer(word, add_special_tokens=False)["input_ids"])

@@ -15,8 +15,8 @@ def test_tags_come_from_first_pieces_of_the_window_with_most_context(tokenizer):
     windows = list(word_windows(tokenizer, [words], max_length=20, stride=8))
     logits = [np.random.default_rng(number).normal(size=(len(window), 5)) for number, window in enumerate(windows)]
     found = word_logits(windows, logits, len(words))
-    for word, place in enumerate(best_windows(windows, len(words))):
-        np.testing.assert_array_equal(found[word], logits[place[0]][place[1]])
+    for word, position in enumerate(best_windows(windows, len(words))):
+        np.testing.assert_array_equal(found[word], logits[position[0]][position[1]])
     tags, probabilities = word_tags(found, LABELS)
     assert tags == [LABELS[one] for one in found.argmax(-1)]
     np.testing.assert_allclose(probabilities, (np.exp(found) / np.exp(found).sum(-1, keepdims=True)).max(-1))

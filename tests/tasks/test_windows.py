@@ -1,4 +1,4 @@
-"""Windows of long inputs: nothing is lost, and every place is kept."""
+"""Windows of long inputs: nothing is lost, and every position is kept."""
 
 import random
 
@@ -73,7 +73,7 @@ def test_an_answer_inside_a_word_is_the_pieces_that_hold_it(tokenizer):
     assert (first, last) == (first, first)
 
 
-def test_a_long_question_is_cut_and_told(tokenizer):
+def test_a_long_question_is_cut_and_marked(tokenizer):
     windows = list(
         question_windows(
             tokenizer, ["who " * 90, "who ?"], ["anna was born"] * 2, max_length=64, stride=16, max_question_length=20
@@ -102,19 +102,19 @@ def test_every_word_with_pieces_is_read_at_its_first_piece_where_it_has_most_con
     for number, words in enumerate(sentences):
         mine = [window for window in windows if window.example == number]
         found = best_windows(mine, len(words))
-        for word, place in zip(words, found):
+        for word, position in zip(words, found):
             pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
-            assert (place is None) == (not pieces)
-            if place is not None:
-                window, token = mine[place[0]], place[1]
+            assert (position is None) == (not pieces)
+            if position is not None:
+                window, token = mine[position[0]], position[1]
                 assert window.input_ids[token] == pieces[0]
-        for at, place in enumerate(found):
+        for at, position in enumerate(found):
             rooms = {
                 (one, token): min(token - 1, len(window) - 2 - token)
                 for one, window in enumerate(mine)
                 for token in np.flatnonzero(window.words == at).tolist()
             }
-            assert place is None or rooms[place] == max(rooms.values())
+            assert position is None or rooms[position] == max(rooms.values())
     assert len([window for window in windows if window.example == 2]) > 8
 
 

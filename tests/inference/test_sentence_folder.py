@@ -1,9 +1,8 @@
-"""Folders that sentence-transformers saves, one for each setting: vectors and scores are those of its own classes."""
+"""The settings of folders that sentence-transformers saves: followed as its own classes do, or refused."""
 
 import json
 import pickle
 import random
-import shutil
 import warnings
 from pathlib import Path
 
@@ -13,149 +12,21 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from fastbert.inference.classification import classify
 from fastbert.inference.embedding import Embedding, embed, embed_stream
 from fastbert.utils.errors import InputError
+from tests.inference.sentence_folders import (
+    FP32,
+    MODES,
+    PROMPTS,
+    SentenceTransformer,
+    build,
+    compare,
+    edit,
+    models,
+)
 from tests.inference.tiny_checkpoints import SPECIAL, WORDS, save
 
-sentence_transformers = pytest.importorskip("sentence_transformers", reason="it saves the folders and says what is right")
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from sentence_transformers import CrossEncoder, SentenceTransformer, models
-
 runner = CliRunner()
-FP32 = {"dtype": torch.float32, "device": "cpu"}
-MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-OLD = {
-    "cls": "pooling_mode_cls_token",
-    "max": "pooling_mode_max_tokens",
-    "mean": "pooling_mode_mean_tokens",
-    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
-    "weightedmean": "pooling_mode_weightedmean_tokens",
-    "lasttoken": "pooling_mode_lasttoken",
-}
-PAIRS = [("the cat", "sat down on the mat"), ("A dog!", "who plays guitar"), ("the man", "the man")]
-
-
-@pytest.fixture
-def texts(sentences) -> list[str]:
-    return [*sentences[:12], "", "The CAT lost my Card", "dog " * 100]
-
-
-def build(base: str, folder: Path, *modules, pooling="mean", transformer=None, **options) -> str:
-    """A folder of sentence-transformers over a checkpoint: Transformer, Pooling (None for none) and `modules`."""
-    chain = [models.Transformer(base, **(transformer or {}))]
-    if pooling is not None:
-        chain.append(pooling if isinstance(pooling, torch.nn.Module) else models.Pooling(32, pooling))
-    torch.manual_seed(1)
-    model = SentenceTransformer(modules=[*chain, *modules], device="cpu", **options)
-    model.save_pretrained(str(folder))
-    return str(folder)
-
-
-def compare(folder: str, texts: list[str], ours: dict | None = None, **theirs) -> np.ndarray:
-    """Asserts that the vectors are those of `SentenceTransformer(folder).encode`, and returns them."""
-    expected = SentenceTransformer(folder, device="cpu").encode(texts, **theirs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # texts that are cut and empty
-        found = embed(texts, folder, **FP32, **(theirs if ours is None else ours))
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    return found
-
-
-def edit(file: Path, **values) -> None:
-    """Sets keys of a JSON file; None as a value is kept, ... takes the key away."""
-    content = json.loads(file.read_text()) if file.exists() else {}
-    content.update(values)
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-
-
-@pytest.mark.parametrize("pooling", [*MODES, ("cls", "mean"), ("max", "mean_sqrt_len_tokens", "weightedmean"), ("mean",)])
-def test_every_pooling_mode_and_several_side_by_side(checkpoints, texts, tmp_path, pooling):
-    folder = build(checkpoints["BertModel"], tmp_path / "a", pooling=pooling)
-    found = compare(folder, texts)
-    modes = [pooling] if isinstance(pooling, str) else pooling
-    assert found.shape[1] == 32 * len(modes)
-    # as versions before 5.4 spell it; they put several in an order of their own
-    config = {"word_embedding_dimension": 32, **{OLD[mode]: mode in modes for mode in MODES}}
-    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    compare(folder, texts)
-    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32}))
-    compare(folder, texts)
-
-
-def test_old_pooling_with_no_mode_set_is_the_mean(checkpoints, texts, tmp_path):
-    folder = build(checkpoints["BertModel"], tmp_path / "a")
-    config = {"word_embedding_dimension": 32, **dict.fromkeys(OLD.values(), False)}
-    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    compare(folder, texts)
-
-
-def test_pooling_can_be_chosen_in_the_place_of_the_folders(checkpoints, texts, tmp_path):
-    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Normalize(), pooling=("cls", "mean"))
-    other = build(checkpoints["BertModel"], tmp_path / "b", models.Normalize(), pooling="lasttoken")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = [embed(texts, folder, pooling="lasttoken", **FP32), embed(texts, other, **FP32)]
-    np.testing.assert_array_equal(*found)
-
-
-def test_normalize_and_the_choice_against_it(checkpoints, texts, tmp_path):
-    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Normalize())
-    assert np.linalg.norm(compare(folder, texts), axis=1) == pytest.approx(1, abs=1e-5)
-    shutil.rmtree(tmp_path / "a" / "2_Normalize")  # older versions leave nothing there
-    compare(folder, texts)
-    plain = build(checkpoints["BertModel"], tmp_path / "b")
-    compare(plain, texts)
-    compare(plain, texts, {"normalize": True}, normalize_embeddings=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        np.testing.assert_array_equal(embed(texts, folder, normalize=False, **FP32), embed(texts, plain, **FP32))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: [models.Dense(32, 16)],
-        lambda: [models.Dense(32, 48, bias=False, activation_function=torch.nn.Identity()), models.Normalize()],
-        lambda: [models.Dense(32, 32, activation_function=torch.nn.GELU(), use_residual=True)],
-        lambda: [models.Dense(32, 8, use_residual=True), models.LayerNorm(8), models.Dropout(0.5)],
-        lambda: [models.Normalize(), models.Dense(32, 16, activation_function=torch.nn.PReLU()), models.Normalize()],
-        lambda: [models.Dense(32, 16), models.Dense(16, 24, activation_function=torch.nn.ReLU())],
-    ],
-    ids=["tanh", "no-bias", "residual", "layer-norm", "prelu", "two"],
-)
-@pytest.mark.parametrize("old", [False, True], ids=["safetensors", "bin"])
-def test_dense_and_what_stands_around_it(checkpoints, texts, tmp_path, make, old):
-    folder = build(checkpoints["BertModel"], tmp_path / "a", *make())
-    if old:
-        for file in list((tmp_path / "a").glob("*_*/model.safetensors")):
-            from safetensors.torch import load_file
-
-            torch.save(load_file(file), file.with_name("pytorch_model.bin"))
-            file.unlink()
-    compare(folder, texts)
-
-
-def test_dense_on_the_tokens(checkpoints, texts, tmp_path):
-    dense = models.Dense(32, 16, module_input_name="token_embeddings")
-    build(checkpoints["BertModel"], tmp_path / "a", dense, models.Pooling(16, "mean"), pooling=None)
-    compare(str(tmp_path / "a"), texts)
-
-
-def test_truncate_dim(checkpoints, texts, tmp_path):
-    folder = build(checkpoints["BertModel"], tmp_path / "a", models.Normalize(), truncate_dim=8)
-    assert compare(folder, texts).shape[1] == 8
-    compare(folder, texts, {"normalize": True}, normalize_embeddings=True)
-    compare(folder, texts, truncate_dim=5)
-    assert compare(folder, texts, truncate_dim=100).shape[1] == 32
-    with pytest.raises(InputError, match="expected truncate_dim of at least 1, got 0"):
-        embed(texts, folder, truncate_dim=0)
-
-
-PROMPTS = {"query": "the question: ", "passage": "a long answer "}
 
 
 def test_prompts(checkpoints, texts, tmp_path):
@@ -181,7 +52,7 @@ def test_prompts(checkpoints, texts, tmp_path):
         embed("the cat", default)
 
 
-def test_a_prompt_stands_before_texts_of_any_checkpoint(checkpoints):
+def test_a_prompt_is_put_before_texts_of_any_checkpoint(checkpoints):
     folder = checkpoints["BertModel"]
     np.testing.assert_array_equal(embed("the cat", folder, prompt="a dog "), embed("a dog the cat", folder))
     (one,) = embed_stream(["the cat"], folder, prompt="a dog ", truncate_dim=5)
@@ -344,7 +215,7 @@ def test_what_is_not_known_is_refused_by_name(checkpoints, tmp_path, file, value
     assert str(tmp_path / "a") in str(refused.value)
 
 
-def test_whatever_stands_in_a_setting_is_refused_or_means_what_it_means_to_them(checkpoints, texts, tmp_path):
+def test_any_value_of_a_setting_is_refused_or_means_the_same(checkpoints, texts, tmp_path):
     chain = [models.Dense(32, 16), models.Normalize(), models.LayerNorm(16)]
     folder = build(checkpoints["BertModel"], tmp_path / "a", *chain, transformer={"max_seq_length": 20}, prompts=PROMPTS)
     more = {
@@ -450,11 +321,11 @@ def test_the_command_follows_prompts_and_says_what_it_does(app, checkpoints, tmp
         assert done.exit_code == 0, done.output
         return np.float32(json.loads(done.stdout)["embedding"]), done.stderr
 
-    plain, told = vector()
-    assert "mean pooling, Dense to 16 (Tanh), cut to 4, not normalised, 4 dimensions, at most 64 tokens" in told
-    assert "prompt" not in told
-    named, told = vector("--prompt-name", "query")
-    assert "prompt 'the question: '" in told
+    plain, printed = vector()
+    assert "mean pooling, Dense to 16 (Tanh), cut to 4, not normalised, 4 dimensions, at most 64 tokens" in printed
+    assert "prompt" not in printed
+    named, printed = vector("--prompt-name", "query")
+    assert "prompt 'the question: '" in printed
     np.testing.assert_allclose(named, embed("the cat", folder, prompt_name="query", **FP32), atol=1e-6)
     np.testing.assert_array_equal(vector("--prompt", PROMPTS["query"])[0], named)
     assert np.abs(named - plain).max() > 1e-3
@@ -524,106 +395,6 @@ def test_settings_together_on_hostile_texts(checkpoints, texts, tmp_path, seed):
         warnings.simplefilter("ignore")
         found = embed(texts + HOSTILE, folder, **FP32, **call)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-# Cross-encoders
-
-
-def cross_encoder(folder: Path, labels: int, activation=None, **options) -> str:
-    base = save(folder.with_name(f"{folder.name}-base"), "BertForSequenceClassification", num_labels=labels)
-    made = CrossEncoder(base, device="cpu", **({} if activation is None else {"activation_fn": activation}), **options)
-    made.save_pretrained(str(folder))
-    return str(folder)
-
-
-def scores(folder: str, pairs=PAIRS) -> np.ndarray:
-    found = classify(pairs, folder, top=None, **FP32)
-    return np.array([[one["score"] for one in sorted(labels, key=lambda one: one["label"])] for labels in found])
-
-
-@pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("kind", [None, torch.nn.Identity, torch.nn.Sigmoid, torch.nn.Tanh])
-@pytest.mark.parametrize("layout", ["new", "5", "3"])
-def test_scores_of_a_cross_encoder(tmp_path, labels, kind, layout):
-    folder = cross_encoder(tmp_path / "a", labels, None if kind is None else kind())
-    place = tmp_path / "a"
-    if layout != "new":  # where versions before 5.4 and before 4 write it
-        name = json.loads((place / "config_sentence_transformers.json").read_text())["activation_fn"]
-        for file in ("config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"):
-            (place / file).unlink()
-        old = {"sbert_ce_default_activation_function": name}
-        edit(
-            place / "config.json",
-            **({"sentence_transformers": {"activation_fn": name, "version": "5"}} if layout == "5" else old),
-        )
-    expected = CrossEncoder(folder, device="cpu").predict(PAIRS).reshape(len(PAIRS), labels)
-    np.testing.assert_allclose(scores(folder), expected, rtol=0, atol=1e-5)
-
-
-def test_settings_of_a_cross_encoders_texts(tmp_path):
-    pairs = [*PAIRS, ("the cat " * 20, "a dog " * 20)]
-    options = {"prompts": {"ask": "please "}, "default_prompt_name": "ask", "max_length": 24}
-    folder = cross_encoder(tmp_path / "a", 1, torch.nn.Identity(), **options)
-    expected = CrossEncoder(folder, device="cpu").predict(pairs)
-    with pytest.warns(UserWarning, match="texts cut at 24 tokens: 1"):
-        found = scores(folder, pairs)[:, 0]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    plain = scores(folder + "-base", PAIRS)[:, 0]
-    assert np.abs(found[: len(PAIRS)] - plain).max() > 1e-2
-
-
-def test_the_command_says_how_it_scores(app, tmp_path):
-    folder = cross_encoder(tmp_path / "a", 1, torch.nn.Identity())
-    done = runner.invoke(app, ["classify", "--model", folder, "--pairs", "--precision", "float32", *PAIRS[0]])
-    assert done.exit_code == 0, done.output
-    assert f"{folder}: a CrossEncoder, its scores by Identity of the logits" in done.stderr
-    (label,) = json.loads(done.stdout)["labels"]
-    assert label["score"] == pytest.approx(CrossEncoder(folder, device="cpu").predict(PAIRS[:1])[0], abs=1e-5)
-
-
-def test_a_cross_encoder_that_cannot_be_followed_is_refused(checkpoints, tmp_path):
-    folder = cross_encoder(tmp_path / "a", 1)
-    with pytest.raises(InputError, match=r"expected a SentenceTransformer .* got a CrossEncoder: classify scores its pairs"):
-        embed("the cat", folder)
-    vectors = build(checkpoints["BertModel"], tmp_path / "b")
-    with pytest.raises(InputError, match=r"expected a CrossEncoder .* got a SentenceTransformer: embed makes its vectors"):
-        classify(PAIRS, vectors)
-    settings = tmp_path / "a" / "config_sentence_transformers.json"
-    for values, message in (
-        ({"activation_fn": "my.Own"}, r"expected an activation of torch\.nn without options in .*, got 'my\.Own'"),
-        ({"keep_in_fp32_modules": ["0.model.classifier"]}, "expected keep_in_fp32_modules to be None"),
-    ):
-        before = settings.read_text()
-        edit(settings, **values)
-        with pytest.raises(InputError, match=message):
-            classify(PAIRS, folder)
-        settings.write_text(before)
-    old = save(tmp_path / "c", "BertForSequenceClassification", num_labels=1)
-    edit(tmp_path / "c" / "config.json", sentence_transformers={"activation_fn": "torch.nn.Identity", "temperature": 2})
-    with pytest.raises(
-        InputError, match=r"expected settings that fastbert knows in config\.json .*, got sentence_transformers\.t"
-    ):
-        classify(PAIRS, old)
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
-        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
-    ],
-)
-def test_a_new_head_does_not_score_as_the_old_one_did(tmp_path, said):
-    from fastbert.finetuning.model import load_model
-    from fastbert.utils.checkpoints import open_checkpoint
-
-    folder = save(tmp_path / "a", "BertForSequenceClassification", num_labels=1)
-    edit(tmp_path / "a" / "config.json", **said)
-    model, _ = load_model(open_checkpoint(folder), "BertForSequenceClassification", {"num_labels": 3})
-    model.save_pretrained(tmp_path / "b")
-    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "b")
-    assert scores(str(tmp_path / "b")).sum(1) == pytest.approx(1)
-    assert scores(folder).max() > 1
 
 
 def test_the_words_of_the_tests_are_in_the_vocabulary():
