@@ -113,7 +113,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         inputs = Inputs(input_ids, token_type_ids, position_ids, inputs_embeds)
         bounds: tuple[Tensor, int] | None = None
         if cu_seqlens is not None or max_seqlen is not None:
-            bounds = self._check_packed(inputs, attention_mask, cu_seqlens, max_seqlen, kwargs)
+            bounds = check_packed(self, inputs, attention_mask, cu_seqlens, max_seqlen, kwargs)
         else:
             inputs, attention_mask = broadcast_inputs(inputs, attention_mask)
         if bounds is not None or given_arguments(kwargs):  # no cache for several sequences in a row, unless asked for
@@ -157,11 +157,11 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         kwargs: dict[str, Any],
     ) -> tuple[PackedBatch, Tensor] | Verdict:
         """Of (B, S) inputs: a padded batch, or transformers' padding-free form."""
-        seqlen = check_padded(inputs, attention_mask, self.config.hidden_size)
+        seqlen = check_padded(self, inputs, attention_mask)
         found = boundaries_of_call(self, inputs.tokens, attention_mask, inputs.position_ids, kwargs)
         if not torch.jit.is_tracing():
             longest = found.max_seqlen if isinstance(found, Boundaries) else seqlen
-            check_sizes(inputs, longest, self.config.hidden_size, self._max_positions())
+            check_sizes(self, inputs, longest)
         if isinstance(found, Verdict):
             return found
         if found is not None:
@@ -318,21 +318,6 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         return outputs.to_tuple() if self._returns_tuple(rest) else outputs
 
     # What the configuration says about a call
-
-    def _check_packed(
-        self,
-        inputs: Inputs,
-        attention_mask: Any,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, int]:
-        return check_packed(
-            inputs, attention_mask, cu_seqlens, max_seqlen, kwargs, self.config.hidden_size, self._max_positions()
-        )
-
-    def _max_positions(self) -> int | None:
-        return self.embeddings.position_ids.shape[-1] if hasattr(self.embeddings, "position_ids") else None
 
     def _fills_cache(self, use_cache: bool | None) -> bool:
         """Whether transformers would fill a cache in this call."""

@@ -64,9 +64,9 @@ def broadcast_inputs(inputs: Inputs, attention_mask: Any) -> tuple[Inputs, Any]:
     return inputs, attention_mask
 
 
-def check_padded(inputs: Inputs, attention_mask: Tensor | None, hidden_size: int) -> int:
+def check_padded(bert: Any, inputs: Inputs, attention_mask: Tensor | None) -> int:
     """Raises ValueError for inputs of a padded batch whose shapes do not fit. Returns S, or 0 in a torch.jit trace."""
-    ids, embeds = inputs.input_ids, inputs.inputs_embeds
+    ids, embeds, hidden_size = inputs.input_ids, inputs.inputs_embeds, bert.config.hidden_size
     if ids is not None and ids.dim() != 2:
         raise ValueError(
             f"expected input_ids of shape (batch, seq), or (tokens,) with cu_seqlens and max_seqlen, got {tuple(ids.shape)}"
@@ -90,13 +90,12 @@ def check_padded(inputs: Inputs, attention_mask: Tensor | None, hidden_size: int
 
 
 def check_packed(
+    bert: Any,
     inputs: Inputs,
     attention_mask: Any,
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
     kwargs: Mapping[str, Any],
-    hidden_size: int,
-    max_positions: int | None,
 ) -> tuple[Tensor, int]:
     """Raises ValueError or TypeError for inputs of a batch packed by its caller that do not fit.
 
@@ -118,27 +117,31 @@ def check_packed(
     if ids is not None and ids.dim() != 1:
         raise ValueError(f"expected input_ids of shape (tokens,) with cu_seqlens, got {tuple(ids.shape)}")
     if embeds is not None and embeds.dim() != 2:
-        raise ValueError(f"expected inputs_embeds of shape (tokens, {hidden_size}) with cu_seqlens, got {tuple(embeds.shape)}")
+        size = bert.config.hidden_size
+        raise ValueError(f"expected inputs_embeds of shape (tokens, {size}) with cu_seqlens, got {tuple(embeds.shape)}")
     if torch.jit.is_tracing():
         return cu_seqlens, max_seqlen
     total = inputs.tokens.shape[0]
     for name, value in (("token_type_ids", inputs.token_type_ids), ("position_ids", inputs.position_ids)):
         if value is not None and tuple(value.shape) != (total,):
             raise ValueError(f"expected {name} of shape ({total},) with cu_seqlens, got {tuple(value.shape)}")
-    check_sizes(inputs, max_seqlen, hidden_size, max_positions)
+    check_sizes(bert, inputs, max_seqlen)
     return cu_seqlens, max_seqlen
 
 
-def check_sizes(inputs: Inputs, longest: int, hidden_size: int, max_positions: int | None) -> None:
+def check_sizes(bert: Any, inputs: Inputs, longest: int) -> None:
     """Raises ValueError for another hidden size, or where the longest sequence exceeds the table of positions.
 
-    longest: in tokens; not checked where the caller gives positions. max_positions: None for embeddings without such a table.
+    longest: in tokens; not checked where the caller gives positions, or where a user's embeddings have no such table.
     """
-    embeds = inputs.inputs_embeds
+    embeds, hidden_size = inputs.inputs_embeds, bert.config.hidden_size
     if embeds is not None and embeds.shape[-1] != hidden_size:
         raise ValueError(f"expected inputs_embeds of hidden size {hidden_size}, got {embeds.shape[-1]}")
-    if max_positions is not None and inputs.position_ids is None and longest > max_positions:
-        raise ValueError(f"expected sequences of at most {max_positions} tokens (max_position_embeddings), got {longest}")
+    if inputs.position_ids is not None or not hasattr(bert.embeddings, "position_ids"):
+        return
+    limit = bert.embeddings.position_ids.shape[-1]
+    if longest > limit:
+        raise ValueError(f"expected sequences of at most {limit} tokens (max_position_embeddings), got {longest}")
 
 
 def fitting_positions(positions: Tensor | None, tokens: Tensor) -> Tensor | None:

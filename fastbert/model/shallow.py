@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.bert import modeling_bert as hf
 from transformers.models.bert.configuration_bert import BertConfig
 
-from fastbert.model.bert import BertModel
+from fastbert.model.bert import BertModel, BertPreTrainedModel
 from fastbert.model.heads import (
     BertForMultipleChoice,
     BertForQuestionAnswering,
@@ -106,14 +106,13 @@ class ShallowBertModel(nn.Module):
         return result.to_tuple() if return_dict is False else result
 
 
-class _Shallow:
+class _ShallowHead(BertPreTrainedModel):
     """A head over a ShallowBertModel."""
 
     bert: Any
-    post_init: Any
 
     def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
+        super().__init__(config)
         self.bert = ShallowBertModel(config, add_pooling_layer=self.bert.pooler is not None)
         table = "embeddings.word_embeddings.weight"
         self._tied_weights_keys = {f"bert.right.{table}": f"bert.left.{table}"}
@@ -126,9 +125,9 @@ class _Shallow:
         Raises InputError where a half does not fit.
         """
         if not (Path(path) / HALVES[0]).is_dir():
-            return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
+            return super().from_pretrained(path, *args, **kwargs)
         config = kwargs.get("config") or BertConfig.from_pretrained(path)
-        model: Any = cls(config).to(kwargs.get("dtype") or torch.float32)  # type: ignore[attr-defined]
+        model: Any = cls(config).to(kwargs.get("dtype") or torch.float32)
         for name in HALVES:
             load_encoder(getattr(model.bert, name), Path(path) / name)
         model.eval()
@@ -153,19 +152,19 @@ def load_encoder(encoder: BertModel, folder: Path) -> None:
         raise InputError(f"expected the weights of half a shallow model in {folder}, got: {error}") from error
 
 
-class ShallowForSequenceClassification(_Shallow, BertForSequenceClassification):
+class ShallowForSequenceClassification(_ShallowHead, BertForSequenceClassification):
     """One label or a number per sequence."""
 
 
-class ShallowForMultipleChoice(_Shallow, BertForMultipleChoice):
+class ShallowForMultipleChoice(_ShallowHead, BertForMultipleChoice):
     """Which of several sequences fits."""
 
 
-class ShallowForTokenClassification(_Shallow, BertForTokenClassification):
+class ShallowForTokenClassification(_ShallowHead, BertForTokenClassification):
     """A label per token."""
 
 
-class ShallowForQuestionAnswering(_Shallow, BertForQuestionAnswering):
+class ShallowForQuestionAnswering(_ShallowHead, BertForQuestionAnswering):
     """Where an answer starts and ends."""
 
 
