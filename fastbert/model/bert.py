@@ -27,9 +27,10 @@ from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.embeddings import embed_padded, embed_rows
 from fastbert.model.fallback import LayerPlan, model_verdict, plan_layer
 from fastbert.model.inputs import Inputs, broadcast_inputs, check_packed, check_padded, check_sizes, fitting_positions
-from fastbert.model.layer import PaddedLayers, Quantized
+from fastbert.model.layer import Quantized
 from fastbert.model.layout import Layout, packed_layout, plan_layout, split_sequences
 from fastbert.model.packed_batch import PackedBatch, PaddedBatch, PaddingFreeBatch
+from fastbert.model.padded_layers import PaddedLayers
 from fastbert.model.padding_free import Boundaries, boundaries_of_call, check_one_sequence_per_row, given_arguments
 from fastbert.model.padding_policy import (
     Caller,

@@ -2,7 +2,7 @@
 
 R rows of the batch (see `layout`), D hidden size, H heads, I intermediate size. Wherever a module is not what transformers
 builds (a LoRA adapter, a hooked norm), `fallback` says so in the layer's plan, and that module is called on the rows instead
-of a fused operation.
+of a fused operation. The transform in front of the vocabulary projection, built of the same operations, is here too.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,8 @@ from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
 from fastbert.kernels.dropout import new_seed
 from fastbert.model.activations import fused_activation
-from fastbert.model.cache_name import CACHE
 from fastbert.model.fallback import LayerPlan, transform_verdict
 from fastbert.model.layout import Layout
-from fastbert.model.packed_batch import PackedBatch
-from fastbert.model.padding_free import VARLEN_ARGUMENTS
 from fastbert.model.parts import LayerParts, parts_of, weights_of
 from fastbert.model.registry import replaces
 from fastbert.model.verdict import Path, Verdict, weights_verdict
@@ -34,14 +31,15 @@ Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def takes_packed(forward: Forward) -> Forward:
-    """Marks a layer's forward as one for packed rows: a subclass that overrides it without the mark gets padded states."""
+    """Marks a layer's forward as one for packed rows. A subclass that overrides it without the mark is called on padded
+    states, as transformers would."""
     forward.__dict__["takes_packed"] = True
     return forward
 
 
 @replaces(hf.BertLayer)
 class BertLayer(hf.BertLayer):
-    """transformers' BertLayer, and on packed rows norm(x + sublayer(x)), twice."""
+    """transformers' BertLayer with the same state; on packed rows norm(x + sublayer(x)), twice."""
 
     @takes_packed
     def forward(
@@ -123,38 +121,6 @@ class BertLayer(hf.BertLayer):
         """norm(x + dropout(activation(x @ w_in.T + b_in) @ w_out.T + b_out)), (R, D), and its fp8 form for the next layer."""
         y, bias = _two_linears(parts, plan, x, on_kernels)
         return _add_norm(parts.output_norm, y, bias, x, dropout_p, seed, OUTPUT_STREAM, plan.output_norm), None
-
-
-class PaddedLayers:
-    """Calls the layers of one batch as transformers does, on padded states: those that have no packed form."""
-
-    def __init__(self, model: Any, batch: PackedBatch, kwargs: dict[str, Any]) -> None:
-        """kwargs: of the model's call, which transformers passes on to each layer."""
-        self.model, self.batch, self.kwargs = model, batch, kwargs
-        self.masks: list[Any] = []  # the attention mask, made for the first layer that needs it
-
-    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """(R, D) -> (R, D)."""
-        padded = self.batch.layout.to(x.device).unpack(x)  # (B, S, D)
-        dropped = ("return_dict", *VARLEN_ARGUMENTS)
-        kwargs = {name: value for name, value in self.kwargs.items() if name not in dropped}
-        mask, positions = self._attention_mask(padded), self.batch.position_ids
-        y = layer(padded, mask, None, encoder_attention_mask=None, position_ids=positions, **kwargs)  # (B, S, D)
-        return self.batch.layout.to(y.device).pack(y)
-
-    def _attention_mask(self, padded: Tensor) -> Any:
-        if not self.masks:
-            mask = self.batch.attention_mask
-            made, _ = self.model._create_attention_masks(
-                attention_mask=self.batch.layout.real_tokens() if mask is None else mask,
-                encoder_attention_mask=None,
-                embedding_output=padded,
-                encoder_hidden_states=None,
-                **{CACHE: None},
-            )
-            self.masks.append(made)
-        mask = self.masks[0]
-        return mask.to(padded.device) if isinstance(mask, Tensor) else mask
 
 
 @replaces(hf.BertPredictionHeadTransform)
