@@ -12,7 +12,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.harness import ceilings, conditions, plan
-from benchmarks.harness.arena import Candidate, Pace, compete
+from benchmarks.harness.arena import CLOCK, Candidate, Pace, compete
 from benchmarks.harness.records import TIMED, Case, Row, load
 from benchmarks.harness.summary import lines_of
 from benchmarks.peers import compiled
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--quick", action="store_true", help="small sizes, for a CPU; the default where there is no GPU")
     group.addoption("--full", action="store_true", help="every size of the records; hours on a GPU")
     group.addoption("--record", type=Path, metavar="FILE", help="write the rows to this file, whole after each one")
-    group.addoption("--resume", action="store_true", help="go on with --record FILE: skip what it has")
+    group.addoption("--resume", action="store_true", help="continue --record FILE: skip what it has")
     group.addoption(
         "--sustained", type=float, default=0.0, metavar="SECONDS", help="keep the device busy so long for each case"
     )
@@ -70,8 +70,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from benchmarks.harness.arena import CLOCK
-
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.benchmark(timer=CLOCK))
@@ -92,7 +90,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks, output_json:
 
 
 def _content(config: pytest.Config) -> dict[str, Any]:
-    """What `records.load` reads. The machine is looked at once, before the first row is written."""
+    """What `records.load` reads. The machine is measured once, before the first row is written."""
     if _MACHINE not in config.stash:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtypes = (torch.bfloat16, torch.float16) if device.type == "cuda" else (torch.float32,)
@@ -122,7 +120,7 @@ def _forget_compiled() -> None:
 
 @pytest.fixture
 def race(request, benchmark, device, size):
-    """race(case, candidates, kernel=False, details={}): all take turns; the row goes into the record, baseline first.
+    """race(case, candidates, kernel=False, details={}): times all in turns and records the row, baseline first.
 
     The test fails where the baseline or fastbert itself gives no number; others may be absent, fail or be wrong.
     """

@@ -50,9 +50,9 @@ Not the same quantity as the prediction: there the batch per GPU shrinks as GPUs
 
 
 def model_shape(model: str) -> tuple[int, int]:
-    """Parameters of BertForPreTraining, tied weights once, and FSDP's units: the layers and all that is left.
+    """Parameters of BertForPreTraining, tied weights once, and FSDP's units: each layer, and the rest as one.
 
-    Raises ValueError for a name that benchmarks.harness.work does not know.
+    Raises ValueError for a name that is not in benchmarks.harness.work.
     """
     import torch
     from transformers import BertForPreTraining

@@ -1,1 +1,1 @@
-"""How a benchmark is run and kept: turns, conditions, records, plans."""
+"""How benchmarks are planned, run, recorded and reported."""

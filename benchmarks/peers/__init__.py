@@ -1,1 +1,1 @@
-"""Who competes, each configured at its best and checked before it is timed."""
+"""The contenders, each configured at its best and checked before it is timed."""

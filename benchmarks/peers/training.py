@@ -6,6 +6,7 @@ Then dropout is 0.1, and each runs the micro-batch size at which it reaches the 
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ class Pretraining:
     def _swept(
         self, model: nn.Module, backward: Callable[[dict[str, Tensor]], Tensor], compilation: Compilation | None
     ) -> Prepared:
-        """Tries every micro-batch size and keeps the one with the most real tokens per second; notes the largest that fits."""
+        """The contender at the micro-batch size that gives it the most real tokens per second."""
         parameters = list(model.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
 
@@ -137,28 +138,19 @@ class Pretraining:
             optimizer.zero_grad(set_to_none=True)
 
         self._move_others(torch.device("cpu"))  # every contender searches with the whole device to itself
-        timer, best, rates, note = Timer(self.device, kernel=False), None, {}, ""
-        for size in self.micro_batches:
-            batch = self.batch(size)
-            try:
-                for _ in range(2):
-                    step(batch.inputs)
-                rates[size] = batch.real_tokens / min(timer(lambda b=batch: step(b.inputs)) for _ in range(3))
-            except torch.OutOfMemoryError:
-                optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                note = f"micro-batch {size} does not fit"
-                break
-            if best is None or rates[size] > rates[len(best.seqlens)]:
-                best = batch
+        rates = self._rates(step, optimizer)
         self._move_others(self.device)
         self.live.append((parameters, optimizer))
-        if best is None:
+        if not rates:
             raise torch.OutOfMemoryError(f"micro-batch {self.micro_batches[0]} does not fit")
+        best = self.batch(max(rates, key=rates.__getitem__))
+        too_large = self.micro_batches[len(rates) :]
         details: dict[str, Any] = {
             "micro-batch": len(best.seqlens),
             "real tokens/s by micro-batch": rates,
-            "largest micro-batch": note or f"{self.micro_batches[-1]} fits, the largest tried",
+            "largest micro-batch": f"micro-batch {too_large[0]} does not fit"
+            if too_large
+            else f"{self.micro_batches[-1]} fits, the largest tried",
         }
         if compilation is not None:
             details |= compilation.proof() | {"kernels": kernels_of(lambda: step(best.inputs), self.device)}
@@ -171,8 +163,23 @@ class Pretraining:
             details=details,
         )
 
+    def _rates(self, step: Callable[[dict[str, Tensor]], None], optimizer: torch.optim.Optimizer) -> dict[int, float]:
+        """Real tokens per second by micro-batch size, up to the largest that fits."""
+        timer, rates = Timer(self.device, kernel=False), {}
+        for size in self.micro_batches:
+            batch = self.batch(size)
+            try:
+                for _ in range(2):
+                    step(batch.inputs)
+                rates[size] = batch.real_tokens / min(timer(partial(step, batch.inputs)) for _ in range(3))
+            except torch.OutOfMemoryError:
+                optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                break
+        return rates
+
     def _move_others(self, device: torch.device) -> None:
-        """Weights and optimizer state of the contenders built before."""
+        """Moves weights and optimizer state of the contenders built before."""
         if self.device.type != "cuda":
             return
         for parameters, optimizer in self.live:

@@ -14,8 +14,8 @@ from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.options import Options as FineTuning
 from fastbert.finetuning.options import Setting
 from fastbert.finetuning.run import finetune
+from fastbert.pretraining.options import Options as PreTraining
 from fastbert.pretraining.recipe import PRESETS
-from fastbert.pretraining.run import Options as PreTraining
 from fastbert.pretraining.run import run as pretrain
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError

@@ -26,13 +26,13 @@ from fastbert.kernels.matmul.table import (
 )
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import strict_json, write_whole
+from fastbert.utils.sizes import SIZES
 from fastbert.utils.timing import Clock, Timer
 
 if TYPE_CHECKING:
     from fastbert.kernels.specs.products import Product
 
 ROWS = tuple(1 << power for power in range(6, 16))
-SIZES = {"bert-base": (768, 3072, "gelu_erf"), "bert-large": (1024, 4096, "gelu_erf")}  # hidden, intermediate, activation
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32, "tf32": torch.float32}
 
 
@@ -184,13 +184,14 @@ def parse_rows(text: str) -> tuple[int, ...]:
 
 
 def _size(checkpoint: str | None, config: str | None) -> tuple[int, int, str]:
+    """Hidden size, intermediate size and activation."""
     if checkpoint is not None and config is not None:
         raise InputError(f"expected a checkpoint or --config, got both: {checkpoint} and {config}")
     if checkpoint is None:
         name = config or "bert-base"
         if name not in SIZES:
             raise InputError(f"expected a configuration among {', '.join(SIZES)}, got {name!r}")
-        return SIZES[name]
+        return SIZES[name]["hidden_size"], SIZES[name]["intermediate_size"], "gelu_erf"
     from transformers.activations import ACT2FN
 
     from fastbert.model.activations import fused_activation

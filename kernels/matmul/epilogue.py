@@ -8,20 +8,20 @@ from ..primitives.tiles import halves, offsets
 
 
 @triton.jit
-def add_bias(acc, b_ptr, offs_n, N):
+def add_bias(acc, b_ptr, offs_n, mask_n):
     """acc [BLOCK_M, BLOCK_N] plus the bias of its columns."""
-    bias = tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0)  # [BLOCK_N]
+    bias = tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)  # [BLOCK_N]
     return acc + bias.to(tl.float32)[None, :]
 
 
 @triton.jit
 def store_forward(
-    acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, N,
+    acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, mask_n,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """y = ACTIVATION(acc + bias), and the same before the activation as u, at the offsets `out`."""
     if HAS_BIAS:
-        acc = add_bias(acc, b_ptr, offs_n, N)
+        acc = add_bias(acc, b_ptr, offs_n, mask_n)
     if ACTIVATION is not None:
         u = acc.to(y_ptr.dtype.element_ty)
         if SAVE_U:

@@ -61,9 +61,10 @@ def gemm_fwd_kernel(
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
     out = offsets(offs_m, part * N + offs_n, PARTS * N)
-    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, N, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
+    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, mask_n, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -123,9 +124,11 @@ def gemm_dgrad_kernel(
 @triton.jit
 def _wgrad_tile(
     dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SUM_ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, SUM_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dy.T @ x over the rows first to last, and the sum of these rows of dy where asked for."""
+    """dy.T @ x over the rows first to last, and the sum of these rows of dy where SUM_ROWS."""
+    BLOCK_N: tl.constexpr = mask_n.shape[0]
+    BLOCK_K: tl.constexpr = mask_k.shape[0]
     offs_m = tl.arange(0, BLOCK_M)
     zero_64 = tl.zeros([], tl.int64)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -162,36 +165,12 @@ def gemm_wgrad_kernel(
     # Only the programs of the first column of tiles pay for the bias gradient.
     if WRITE_PARTIAL and pid_k == 0:
         acc, row_sum = _wgrad_tile(
-            dy_ptrs,
-            x_ptrs,
-            first,
-            last,
-            mask_n,
-            mask_k,
-            stride_dy_row,
-            stride_x_row,
-            PRECISION,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            True,
+            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, PRECISION, BLOCK_M, True
         )
         tl.store(partial_ptr + slot + offs_n, row_sum, mask=mask_n)
     else:
         acc, _ = _wgrad_tile(
-            dy_ptrs,
-            x_ptrs,
-            first,
-            last,
-            mask_n,
-            mask_k,
-            stride_dy_row,
-            stride_x_row,
-            PRECISION,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            False,
+            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, PRECISION, BLOCK_M, False
         )
     out = dweight_ptr + slot * K + offsets(offs_n, offs_k, K)
     tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])

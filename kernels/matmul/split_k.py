@@ -74,7 +74,8 @@ def add_splits_kernel(
     part = tl.program_id(2)
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    mask_n = offs_n < N
+    mask = (offs_m < M)[:, None] & mask_n[None, :]
     out = offsets(offs_m, part * N + offs_n, PARTS * N)
     per_slot = tl.zeros([], tl.int64) + M
     per_slot *= PARTS * N
@@ -84,7 +85,7 @@ def add_splits_kernel(
     b_ptr = b0_ptr
     if HAS_BIAS and PARTS == 3:
         b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
-    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, N, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
+    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, mask_n, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
 
 
 def gemm_fwd_split(

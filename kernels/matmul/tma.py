@@ -28,7 +28,8 @@ def _store(
 ):  # fmt: skip
     """The epilogue of a tile whose left column is `column` of one weight, `first_column` after the first of the result."""
     if HAS_BIAS:
-        acc = add_bias(acc, b_ptr, column + tl.arange(0, acc.shape[1]), N)
+        offs_n = column + tl.arange(0, acc.shape[1])
+        acc = add_bias(acc, b_ptr, offs_n, offs_n < N)
     if ACTIVATION is not None:
         u = acc.to(y_desc.dtype)
         if SAVE_U:

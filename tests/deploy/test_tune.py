@@ -1,4 +1,4 @@
-"""`fastbert tune` with a clock that says what it is told: who wins, who is left out, what is kept."""
+"""`fastbert tune` with a clock of set times: who wins, who is left out, what is kept."""
 
 import importlib.util
 import json
@@ -215,7 +215,7 @@ def test_the_command_measures_prints_and_keeps(checkpoint, tmp_path, device):
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
-def test_the_command_tells_of_the_wrong_ones(checkpoint, tmp_path, tiles, monkeypatch):
+def test_the_command_prints_the_wrong_ones(checkpoint, tmp_path, tiles, monkeypatch):
     spoil(monkeypatch, tiles[0], lambda y: y + 1)
     done = runner.invoke(
         app, ["tune", checkpoint, "--dtype", "fp16", "--rows", "16", "--out", str(tmp_path / "t"), "--rounds", "1"]

@@ -1,4 +1,7 @@
-"""The linear layers: sides, layouts, splits, limits. The float64 comparisons of every sample are in test_specs.py."""
+"""The linear layers and the feed-forward: sides, layouts, gradients, limits.
+
+The float64 comparisons of every sample are in test_specs.py, who computes a product in matmul/test_choose.py.
+"""
 
 import functools
 import mmap
@@ -8,16 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from fastbert.kernels.device import dot_precision, pretend
 from fastbert.kernels.feed_forward import feed_forward_bwd, feed_forward_fwd
 from fastbert.kernels.functional import feed_forward, linear, qkv_linear
 from fastbert.kernels.limits import ACTIVATIONS
 from fastbert.kernels.linear import linear_bwd, linear_fwd, qkv_linear_bwd, qkv_linear_fwd
-from fastbert.kernels.matmul import pointers, products
-from fastbert.kernels.matmul.choose import RULES, select_gemm, use_gemm
-from fastbert.kernels.matmul.config import LARGE, LARGE_ACTIVATION, SMALL, WIDE, GemmConfig, configs, wgrad_splits
-from fastbert.kernels.matmul.keys import OPERATIONS
-from fastbert.kernels.matmul.pointers import gemm_wgrad
+from fastbert.kernels.matmul.choose import use_gemm
 from fastbert.kernels.primitives.tiles import offsets
 from fastbert.kernels.reference import linear_ref
 from fastbert.kernels.specs.linear import SPECS
@@ -42,7 +40,7 @@ def ids(pair):
 
 @pytest.mark.parametrize("pair", SAMPLES, ids=ids)
 def test_library_side_matches_float64(pair, device):
-    """Both sides are PyTorch's own products here, cut differently: which of them sums in the luckier order differs by CPU."""
+    """PyTorch's own products against PyTorch's own, cut differently: which one sums in the luckier order differs by CPU."""
     spec, sample = pair
     with use_gemm("library"):
         for dtype in (torch.float16, torch.float32):
@@ -71,113 +69,6 @@ def test_tf32_matches_float64(pair, device):
             compare(spec, sample.make(torch.float32, device), torch.float32)
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-
-
-def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
-    """The forced side computes, for each operation of the table; the other one is not called."""
-    asked, launched = set(), []
-
-    def spy(name, note):
-        original = getattr(products, name)
-        monkeypatch.setattr(products, name, lambda *args, **kw: (note(name, args), original(*args, **kw))[1])
-
-    spy("select_gemm", lambda name, args: asked.add(args[0]))
-    for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
-        spy(launcher, lambda name, args: launched.append(name))
-    x, w, b, w_out = make((9, 16), (24, 16), (24,), (16, 24), device=device)
-    for side, launches in (("triton", 12), ("library", 0)):
-        asked.clear(), launched.clear()
-        with use_gemm(side):
-            forward_backward(linear, dict(x=x, weight=w, bias=b), ("x", "weight", "bias"), None, random_gradient)
-            forward_backward(
-                qkv_linear, dict(x=x, weights=(w,) * 3, biases=(b,) * 3), ("x", "weights", "biases"), None, random_gradient
-            )
-            inputs = dict(x=x, weight_in=w, bias_in=b, weight_out=w_out)
-            forward_backward(feed_forward, inputs, tuple(inputs), None, random_gradient)
-        assert asked == set(OPERATIONS)
-        assert len(launched) == launches, launched
-
-
-def test_choices_on_a_gpu_that_need_not_exist():
-    def select(operation, M, N, K, dtype=torch.bfloat16, device="cuda"):
-        choice = select_gemm(operation, M, N, K, dtype, torch.device(device))
-        assert choice.config is None
-        return choice.side, choice.reason
-
-    for operation in OPERATIONS:
-        side, reason = select(operation, 8192, 3072, 768)
-        assert side == ("triton" if operation in ("linear_activation", "dgrad_activation") else "library")
-        assert reason.endswith("not yet timed")
-        assert select(operation, 8192, 3072, 768, torch.float32)[0] == "library"
-        uneven = "Triton would load element by element: N = 3072 and K = 770 are not both multiples of 16"
-        assert select(operation, 8192, 3072, 770) == ("library", uneven)
-        assert select(operation, 0, 3072, 768) == ("library", "the product is empty")
-        assert select(operation, 8, 32, 32, torch.float16, "cpu")[0] == "triton"
-        for forced in ("triton", "library"):
-            with use_gemm(forced):
-                assert select(operation, 8192, 3072, 770) == (forced, "forced")
-    assert not RULES[-1].operations + RULES[-1].dtypes + RULES[-1].architectures, "the last rule must fit everything"
-    assert all(set(rule.operations) <= set(OPERATIONS) for rule in RULES)
-
-
-def test_tf32_float32_takes_the_fused_kernels():
-    before = torch.backends.cuda.matmul.fp32_precision
-    try:
-        for precision, side in (("ieee", "library"), ("tf32", "triton")):
-            torch.backends.cuda.matmul.fp32_precision = precision
-            assert dot_precision(torch.float32, "sm_90") == precision
-            with pretend("sm_90"):
-                assert select_gemm("linear_activation", 8192, 3072, 768, torch.float32, torch.device("cuda")).side == side
-        assert dot_precision(torch.float32, "gfx90a") == "ieee"
-        assert dot_precision(torch.float16, "sm_90") == "ieee"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
-def test_rejects_unknown_choices():
-    with pytest.raises(ValueError, match=r"expected an operation among linear, .*got 'conv'"):
-        select_gemm("conv", 1, 1, 1, torch.float32, torch.device("cpu"))
-    with pytest.raises(ValueError, match="must be 'auto', 'triton' or 'library', got 'cublas'"), use_gemm("cublas"):
-        pass
-
-
-def test_tiles_follow_the_shape(device):
-    def config(product, rows, columns, dtype=torch.bfloat16):
-        with pretend("sm_90"):
-            return GemmConfig.for_shape(product, rows, columns, dtype, device)
-
-    assert config("fwd", 65536, 3072) == WIDE
-    assert config("dgrad_activation", 65536, 3072) == LARGE_ACTIVATION  # its epilogue wants two programs per multiprocessor
-    (on_amd, _) = configs("dgrad_activation", torch.bfloat16, "ieee", "gfx942")
-    assert "maxnreg" in LARGE_ACTIVATION.launch
-    assert "maxnreg" not in on_amd.launch  # an option of NVIDIA's compiler alone
-    assert config("fwd", 8192, 768) == LARGE
-    assert config("fwd", 128, 3072) == SMALL
-    for arch in ("sm_80", "sm_86", "gfx942"):
-        for tile in configs("fwd", torch.bfloat16, "ieee", arch):
-            stages = tile.num_stages - (arch == "gfx942")  # AMD keeps the stage in flight in registers
-            assert stages * (tile.rows + tile.columns) * tile.inner * 2 <= (64 if arch == "gfx942" else 99) * 1024
-
-
-def test_splits_fill_the_last_wave(device):
-    for N, K in ((2304, 768), (768, 768), (3072, 768), (768, 3072), (3072, 1024), (1024, 1024), (4096, 1024)):
-        with pretend("sm_90"):
-            splits = wgrad_splits(LARGE, 65536, N, K, device)
-        programs = LARGE.num_tiles(N, K) * splits
-        waves = -(-programs // 132)
-        assert programs / (waves * 132) >= 0.94, (N, K, splits)
-    assert wgrad_splits(LARGE, 200, 2304, 768, device) == 1  # too few rows to share out
-
-
-@pytest.mark.parametrize("splits", [1, 2, 5])
-def test_split_wgrad_repeats_and_agrees(splits, device, monkeypatch):
-    """Every split has its own slot: same bits each time, and another number of splits differs by rounding only."""
-    monkeypatch.setattr(pointers, "wgrad_splits", lambda *_: splits)
-    dy, x = make((331, 40), (331, 24), device=device)
-    first, second = (gemm_wgrad(dy, x, True) for _ in range(2))
-    for mine, again, exact in zip(first, second, (dy.double().t() @ x.double(), dy.double().sum(0))):
-        assert torch.equal(mine, again)
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])

@@ -9,7 +9,7 @@ from benchmarks.harness.records import ABSENT, FAILED, TIMED, WRONG
 CPU = torch.device("cpu")
 
 
-def test_contenders_take_turns_and_a_reason_stands_for_a_number():
+def test_contenders_take_turns_and_failures_give_a_reason():
     turns: list[str] = []
 
     def counted(name: str, fails_after: int | None = None) -> Candidate:

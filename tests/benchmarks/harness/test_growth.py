@@ -21,7 +21,7 @@ def test_slope_tells_what_is_no_power_law():
 
 
 @pytest.mark.parametrize("points", [[(8, 1.0)], [(8, 1.0), (8, 2.0)], [(8, 1.0), (16, 0.0)], []])
-def test_slope_needs_two_places(points):
+def test_slope_needs_two_different_x(points):
     with pytest.raises(ValueError, match="expected positive points"):
         slope(points)
 

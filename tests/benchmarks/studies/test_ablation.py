@@ -50,7 +50,7 @@ def test_scores_as_text():
     assert mean_and_deviation([None]) == "no score"
 
 
-def test_the_table_shows_ours_beside_the_papers():
+def test_the_table_shows_the_runs_beside_the_paper():
     scores = {BERT: {"pair": [80.0, 81.0, 79.0]}, NO_PAIRS: {"pair": [80.0, 82.0, 79.0]}, LEFT: {"pair": [70.0, 71.0, 69.0]}}
     out = Console(file=io.StringIO(), width=200)
     out.print(table_of(scores, {"pair": "accuracy"}, dict.fromkeys(ROWS, "9.9")))

@@ -133,7 +133,7 @@ def test_neighbours_in_memory_are_never_read(config, device):
 def test_a_row_of_a_split_sum_does_not_depend_on_the_others(config, device):
     """The splits follow K alone, the tile is one: a row has the same bits alone and in any batch.
 
-    Rows keep their place within a tile, where the interpreter's own product adds in an order that depends on it.
+    Rows keep their position within a tile, where the interpreter's own product adds in an order that depends on it.
     """
     x, weights, biases = make(150, 40, 600, device=device)
     whole = gemm_fwd(x, weights, biases, None, False, config=config)[0]

@@ -1,6 +1,5 @@
-"""Measured choices: the file and what is wrong with it, who comes before whom, and that the tile reaches the launcher."""
+"""Measured tables: the file, what is wrong with it, and which of several is read."""
 
-import ast
 import json
 from pathlib import Path
 
@@ -8,14 +7,12 @@ import pytest
 import torch
 
 from fastbert.kernels import device as device_facts
-from fastbert.kernels.batch_invariance import batch_invariant_kernels
-from fastbert.kernels.device import architecture, pretend
-from fastbert.kernels.matmul import choose, products, table
-from fastbert.kernels.matmul.choose import GemmChoice, select_gemm, use_choice, use_gemm
+from fastbert.kernels.device import pretend
+from fastbert.kernels.matmul import choose, table
+from fastbert.kernels.matmul.choose import select_gemm
 from fastbert.kernels.matmul.config import candidates
-from fastbert.kernels.matmul.keys import GEMM_PRODUCTS, OPERATIONS, Entry, Measured, Timed, row_bucket
+from fastbert.kernels.matmul.keys import Entry, Measured, Timed
 from fastbert.kernels.matmul.table import Machine, TableError, load, read, to_json, user_file
-from fastbert.kernels.specs.products import of_layer
 
 CUDA = torch.device("cuda", 0)
 MACHINE = Machine("NVIDIA H200", "sm_90", "2.13", "3.7")
@@ -39,17 +36,6 @@ def homes(tmp_path, monkeypatch) -> tuple[Path, Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(table, "SHIPPED", tmp_path / "tuned")
     return user_file(MACHINE), tmp_path / "tuned" / MACHINE.file_name
-
-
-@pytest.fixture
-def on_h200(monkeypatch):
-    """Choices as on that GPU; set `.entries` to what was measured there."""
-    measured = Measured("NVIDIA H200", {})
-    monkeypatch.setattr(choose, "measured_on", lambda index, arch: measured)
-    choose._select.cache_clear()
-    with pretend("sm_90"):
-        yield measured
-    choose._select.cache_clear()
 
 
 # The file.
@@ -84,10 +70,10 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 )
 def test_a_damaged_table_is_refused_by_the_name_of_the_field(path, value, message, tmp_path):
     content = to_json(MACHINE, {KEY: BY_TRITON})
-    place = content
+    field = content
     for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+        field = field[step]
+    field[path[-1]] = value
     file = tmp_path / "table.json"
     file.write_text(json.dumps(content))
     with pytest.raises(TableError, match=message) as caught:
@@ -187,99 +173,3 @@ def test_the_tables_are_read_once(homes, monkeypatch):
         assert len(reads) == 2
     finally:
         table.forget_measured()
-
-
-# The choice.
-
-
-def test_what_was_measured_decides_before_the_rules(on_h200):
-    on_h200.entries.update({KEY: BY_TRITON, (*KEY[:-1], 64): BY_LIBRARY})
-    expected = f"measured on NVIDIA H200 at 1024 rows: 41.0 us with tile {TILE} against the library's 155 us"
-    for M in (725, 1024, 1448):  # whose power of two is 1024
-        assert select_gemm("linear", M, 768, 768, torch.bfloat16, CUDA) == GemmChoice("triton", expected, CONFIG)
-    alone = select_gemm("linear", 64, 768, 768, torch.bfloat16, CUDA)
-    assert alone.reason.endswith("7.0 us; the other side gave no right result")
-    for other in (
-        ("linear", 724, 768, 768, torch.bfloat16),
-        ("linear", 1024, 768, 768, torch.float16),
-        ("dgrad", 1024, 768, 768, torch.bfloat16),
-        ("linear", 1024, 768, 3072, torch.bfloat16),
-    ):
-        assert select_gemm(*other, CUDA).reason.endswith("not yet timed")
-
-
-def test_what_is_forced_comes_before_what_was_measured(on_h200):
-    on_h200.entries[KEY] = BY_TRITON
-    arguments = ("linear", 1024, 768, 768, torch.bfloat16, CUDA)
-    with use_gemm("library"):
-        assert select_gemm(*arguments) == GemmChoice("library", "forced")
-    with use_gemm("triton"):
-        assert select_gemm(*arguments) == GemmChoice("triton", "forced")
-    with batch_invariant_kernels():
-        choice = select_gemm(*arguments)
-        assert (choice.side, choice.config) == ("triton", None)
-        assert choice.reason.startswith("batch-invariant mode")
-    assert select_gemm(*arguments).config == CONFIG
-
-
-def test_a_cpu_never_looks_for_a_table(monkeypatch):
-    def looked(*_):
-        raise AssertionError("a table was looked for")
-
-    monkeypatch.setattr(choose, "measured_on", looked)
-    for operation in OPERATIONS:
-        select_gemm(operation, 8, 32, 32, torch.float32, torch.device("cpu"))
-
-
-def test_a_gpu_that_is_not_there_has_no_table():
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    assert choose._measured(CUDA, "sm_90") is None
-
-
-def test_rows_go_to_the_nearest_power_of_two():
-    for M in (1, 2, 3, 5, 6, 90, 91, 127, 128, 181, 182, 65535, 10**6):
-        below = 1 << (M.bit_length() - 1)
-        assert row_bucket(M) == (below if M / below < 2 * below / M else 2 * below), M
-
-
-def test_the_measured_tile_reaches_the_launcher(device, monkeypatch):
-    seen = []
-    for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
-        original = getattr(products, launcher)
-
-        def spy(*args, config=None, original=original, **options):
-            seen.append(config)
-            return original(*args, config=config, **options)
-
-        monkeypatch.setattr(products, launcher, spy)
-    layer = of_layer(16, 32, "gelu_erf", training=True)
-    assert {product.operation for product in layer} == set(OPERATIONS)
-    for product in {product.operation: product for product in layer}.values():
-        config = candidates(GEMM_PRODUCTS[product.operation], torch.float16, "ieee", architecture(device))[0]
-        seen.clear()
-        with use_choice(GemmChoice("triton", "measured", config)):
-            product.run(product.operands(8, torch.float16, device, torch.Generator(device)))
-        assert seen == [config], product
-
-
-def test_a_measured_tile_that_cannot_read_the_tensors_is_left_to_the_rules(device, monkeypatch):
-    """Some tiles want aligned rows; the table knows shapes only."""
-    config = candidates("fwd", torch.float16, "ieee", "sm_90")[0]
-    x, weight = torch.zeros(8, 16, device=device), torch.zeros(32, 16, device=device)
-    shape = (8, 32, 16, x.dtype, device)
-    with use_choice(GemmChoice("triton", "measured", config)):
-        assert select_gemm("linear", *shape, x, (weight,)).config is config
-        monkeypatch.setattr(choose, "unsupported_reason", lambda config, x, weights: "rows are not aligned")
-        assert select_gemm("linear", *shape, x, (weight,)) == GemmChoice("triton", "measured")
-        assert select_gemm("dgrad", *shape).config is config
-
-
-# Nothing is searched at start-up: tiles come from the table or from rules, so the first call of a process is like the last.
-
-
-def test_no_kernel_searches_for_its_configuration():
-    for file in sorted(Path(choose.__file__).parent.glob("*.py")):
-        names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
-        names |= {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
-        assert not names & {"autotune", "heuristics", "Autotuner", "Heuristics", "do_bench"}, file
