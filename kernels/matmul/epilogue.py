@@ -1,4 +1,4 @@
-"""What follows the sum of a product inside its kernel: bias, activation, derivative. Triton functions of float32 tiles."""
+"""What follows the sum of a product inside its kernel: the activation or its derivative, and the stores."""
 
 import triton
 import triton.language as tl
@@ -8,20 +8,11 @@ from ..primitives.tiles import halves, offsets
 
 
 @triton.jit
-def add_bias(acc, b_ptr, offs_n, mask_n):
-    """acc [BLOCK_M, BLOCK_N] plus the bias of its columns."""
-    bias = tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)  # [BLOCK_N]
-    return acc + bias.to(tl.float32)[None, :]
-
-
-@triton.jit
-def store_forward(
-    acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, mask_n,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr, FULL: tl.constexpr,
+def store_activated(
+    acc, y_ptr, u_ptr, out, mask,
+    ACTIVATION: tl.constexpr, SAVE_U: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """y = ACTIVATION(acc + bias), and the same before the activation as u, at the offsets `out`."""
-    if HAS_BIAS:
-        acc = add_bias(acc, b_ptr, offs_n, mask_n)
+    """y = ACTIVATION(acc), and acc itself, rounded, as u, at the offsets `out`."""
     if ACTIVATION is not None:
         u = acc.to(y_ptr.dtype.element_ty)
         if SAVE_U:

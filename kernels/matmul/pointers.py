@@ -19,7 +19,7 @@ from ..device import architecture, cdiv, dot_precision
 from ..primitives.reduce import sum_partials
 from ..primitives.tiles import halves, offsets, tile_position
 from .config import GROUP_ROWS, GemmConfig, unsupported_reason, wgrad_splits
-from .epilogue import store_dx, store_forward, store_half_dx
+from .epilogue import store_activated, store_dx, store_half_dx
 from .split_k import gemm_fwd_split
 from .tma import gemm_fwd_tma
 
@@ -64,7 +64,10 @@ def gemm_fwd_kernel(
     mask_n = offs_n < N
     mask = (offs_m < M)[:, None] & mask_n[None, :]
     out = offsets(offs_m, part * N + offs_n, PARTS * N)
-    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, mask_n, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
+    if HAS_BIAS:
+        bias = tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)  # [BLOCK_N]
+        acc += bias.to(tl.float32)[None, :]
+    store_activated(acc, y_ptr, u_ptr, out, mask, ACTIVATION, SAVE_U, FULL)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..device import architecture, cdiv, dot_precision
 from ..primitives.tiles import offsets, tile_position
 from .config import GROUP_ROWS, GemmConfig
-from .epilogue import store_forward
+from .epilogue import store_activated
 
 ADD_TILE = dict(BLOCK_M=4, BLOCK_N=256)
 ADD_WARPS = 4
@@ -82,10 +82,13 @@ def add_splits_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for split in range(0, splits):
         acc += tl.load(partial_ptr + split * per_slot + out, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
-    b_ptr = b0_ptr
-    if HAS_BIAS and PARTS == 3:
-        b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
-    store_forward(acc, b_ptr, y_ptr, u_ptr, out, mask, offs_n, mask_n, HAS_BIAS, ACTIVATION, SAVE_U, FULL)
+    if HAS_BIAS:
+        b_ptr = b0_ptr
+        if PARTS == 3:
+            b_ptr = tl.where(part == 0, b0_ptr, tl.where(part == 1, b1_ptr, b2_ptr))
+        bias = tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)  # [BLOCK_N]
+        acc += bias.to(tl.float32)[None, :]
+    store_activated(acc, y_ptr, u_ptr, out, mask, ACTIVATION, SAVE_U, FULL)
 
 
 def gemm_fwd_split(

@@ -18,7 +18,6 @@ from ..device import num_programs
 from ..primitives.gelu import activate
 from ..primitives.tiles import halves, tile_position
 from .config import GROUP_ROWS, GemmConfig
-from .epilogue import add_bias
 
 
 @triton.jit
@@ -29,7 +28,8 @@ def _store(
     """The epilogue of a tile whose left column is `column` of one weight, `first_column` after the first of the result."""
     if HAS_BIAS:
         offs_n = column + tl.arange(0, acc.shape[1])
-        acc = add_bias(acc, b_ptr, offs_n, offs_n < N)
+        bias = tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0)  # [BLOCK_N], of the whole tile or of its half
+        acc += bias.to(tl.float32)[None, :]
     if ACTIVATION is not None:
         u = acc.to(y_desc.dtype)
         if SAVE_U:

@@ -121,7 +121,7 @@ def test_incoming_gradient_scales(device):
 
 
 def test_backward_twice(device):
-    """What the forward made is not used up by the first backward."""
+    """The first backward leaves what the forward saved as it was."""
     inputs = make(9, 32, 70, device)
     weight = inputs["weight"].requires_grad_()
     loss = cross_entropy(**inputs)
@@ -137,12 +137,12 @@ def test_a_loss_scale_is_not_too_late(device):
         forward_backward(function, inputs, NAMES, dtype, lambda out: torch.full_like(out, 4096.0))
         for function, dtype in ((cross_entropy, None), (cross_entropy_ref, None), (cross_entropy_ref, torch.float64))
     ]
-    ours, _, exact = results
+    computed, _, exact = results
     for name in ("dhidden", "dweight", "dbias"):
         assert_error_within(name, *(result[name] for result in results), 2.0)
     small = exact["dbias"].abs() < 4096 * 6e-8
     assert not small.all()
-    assert (ours["dbias"][~small] != 0).all()
+    assert (computed["dbias"][~small] != 0).all()
 
 
 @pytest.mark.parametrize(("reduction", "loss"), [("mean", float("nan")), ("sum", 0.0)])
@@ -166,8 +166,11 @@ def test_ignored_rows_in_the_kernel(device):
     expected = forward_backward(cross_entropy, inputs, NAMES, None, torch.ones_like)
     got = forward_backward(
         lambda hidden, weight, bias, labels: cross_entropy_fwd(hidden, weight, bias, labels, -100, True, True, True, True)[0],
-        inputs, NAMES, None, torch.ones_like,
-    )  # fmt: skip
+        inputs,
+        NAMES,
+        None,
+        torch.ones_like,
+    )
     assert ignored.any()
     assert not got["dhidden"][ignored].any()
     assert got["dhidden"][~ignored].any(1).all()
