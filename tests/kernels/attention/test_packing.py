@@ -1,4 +1,4 @@
-"""Tile lists, and which short sequences share a tile: against plain Python, bounds, and what sharing saves on real lengths."""
+"""Which short sequences share a tile: against plain Python, bounds, and what sharing saves on real lengths."""
 
 import random
 
@@ -7,67 +7,16 @@ import torch
 
 from benchmarks.harness.lengths import draw
 from fastbert.kernels.attention.packing import LANES, attention_packs
-from fastbert.kernels.attention.schedule import CHUNK, PACK_ROWS, TILE_ROWS, num_packs_bound, num_tiles_bound
-from fastbert.kernels.attention.work_list import SEQUENCES, TILES, attention_tile_lists
-
-
-def bounds_of(seqlens, device="cpu"):
-    return torch.tensor([0, *torch.tensor(seqlens, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32, device=device)
-
-
-def listed(seqlens, used, tile_rows):
-    """(sequence start, rows, keys, offset) of each tile of each sequence, in order."""
-    starts = [0, *torch.tensor(seqlens, dtype=torch.int64).cumsum(0).tolist()]
-    return [
-        [start, seqlen, keys, offset]
-        for start, seqlen, keys in zip(starts, seqlens, used)
-        for offset in range(0, seqlen, tile_rows)
-    ]
-
-
-RANDOM = random.Random(0)
-
-
-@pytest.mark.parametrize(
-    "seqlens",
-    [
-        (),
-        (0,),
-        (0, 0, 1),
-        (64, 65, 0, 128, 129, 1),
-        (0,) * 3 + (700,) + (0,) * 3,
-        (64,) * (TILES + 1),
-        tuple(RANDOM.choice((0, 1, RANDOM.randint(1, 150))) for _ in range(SEQUENCES + 5)),
-    ],
-    ids=lambda seqlens: f"{len(seqlens)}-sequences",
-)
-@pytest.mark.parametrize("with_unused", [False, True])
-def test_tile_lists(seqlens, with_unused, device):
-    used = [length // 2 for length in seqlens] if with_unused else list(seqlens)
-    keys = torch.tensor(used, dtype=torch.int32, device=device) if with_unused else None
-    lists = attention_tile_lists(bounds_of(seqlens, device), keys, sum(seqlens))
-    for found, tile_rows in zip(lists, TILE_ROWS, strict=True):
-        expected = listed(seqlens, used, tile_rows)
-        assert found.shape == (num_tiles_bound(sum(seqlens), len(seqlens), tile_rows), 4)
-        assert found.tolist() == expected + [[0] * 4] * (found.shape[0] - len(expected))
-
-
-def test_tile_lists_of_a_bucket_with_free_tokens(device):
-    """Tokens behind the last sequence belong to no tile, and the lists keep the size that a graph was captured with."""
-    low, high = attention_tile_lists(bounds_of((70, 3), device), None, 500)
-    assert (low.shape[0], high.shape[0]) == (500 // 64 + 2, 500 // 128 + 2)
-    assert low.tolist() == listed((70, 3), (70, 3), 64) + [[0] * 4] * (low.shape[0] - 3)
-
-
-def test_tile_lists_opcheck(device):
-    torch.library.opcheck(torch.ops.fastbert.attention_tile_lists, (bounds_of((70, 3), device), None, 73))
+from fastbert.kernels.attention.schedule import CHUNK, PACK_ROWS, TILE_ROWS, num_packs_bound
+from fastbert.kernels.attention.work_list import attention_tile_lists
+from tests.kernels.attention.batches import bounds_of
 
 
 def greedy(seqlens, chunk=CHUNK):
     """(first token, rows) of each tile: the next sequence joins where it fits, and a chunk starts with an empty tile."""
     packs, start, first = [], 0, 0
-    for place, seqlen in enumerate(seqlens):
-        if place % chunk == 0 or start + seqlen - first > PACK_ROWS:
+    for i, seqlen in enumerate(seqlens):
+        if i % chunk == 0 or start + seqlen - first > PACK_ROWS:
             packs.append((first, start - first))
             first = start
         start += seqlen
