@@ -19,6 +19,7 @@ from .primitives.layout import last_contiguous
 from .primitives.philox import keep_adjacent
 from .primitives.reduce import sum_partials
 from .primitives.segment_sum import segment_sum
+from .primitives.tiles import offsets
 from .registration import register, wants_grad
 
 REGISTER_TOKEN_TYPES = 2  # up to this many rows, the gradient of the token type table is summed in registers
@@ -37,13 +38,14 @@ def embedding_fwd_kernel(
     mask_n = offs_n < N
     mask = mask_m[:, None] & mask_n[None, :]
 
-    # Each [BLOCK_M, 1]: where the row of a token begins in its table.
-    word = tl.load(input_ids_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)[:, None] * stride_word_row
-    token_type = tl.load(token_type_ids_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)[:, None] * stride_token_type_row
-    position = tl.load(position_ids_ptr + offs_m, mask=mask_m, other=0).to(tl.int64)[:, None] * stride_position_row
-    z = tl.load(word_ptr + word + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
-    z += tl.load(token_type_ptr + token_type + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
-    z += tl.load(position_ptr + position + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    word = tl.load(input_ids_ptr + offs_m, mask=mask_m, other=0)  # [BLOCK_M]
+    token_type = tl.load(token_type_ids_ptr + offs_m, mask=mask_m, other=0)  # [BLOCK_M]
+    position = tl.load(position_ids_ptr + offs_m, mask=mask_m, other=0)  # [BLOCK_M]
+    z = tl.load(word_ptr + offsets(word, offs_n, stride_word_row), mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    token_type_ptrs = token_type_ptr + offsets(token_type, offs_n, stride_token_type_row)
+    z += tl.load(token_type_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    position_ptrs = position_ptr + offsets(position, offs_n, stride_position_row)
+    z += tl.load(position_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
     mean = tl.sum(z, axis=1) / N  # [BLOCK_M]
     centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]

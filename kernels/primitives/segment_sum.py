@@ -68,10 +68,10 @@ def join_runs_kernel(
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     first = chunk * CHUNK
-    this_id = tl.load(ids_ptr + first + CHUNK - 1)  # scalar, as the next three
-    continues = tl.load(ids_ptr + first + CHUNK) == this_id
-    fills_chunk = tl.load(ids_ptr + first) == this_id
-    began_before = fills_chunk & (tl.load(ids_ptr + first - 1, mask=first > 0, other=-1) == this_id)
+    this_id = tl.load(ids_ptr + first + CHUNK - 1)  # scalar
+    continues = tl.load(ids_ptr + first + CHUNK) == this_id  # scalar
+    fills_chunk = tl.load(ids_ptr + first) == this_id  # scalar
+    began_before = fills_chunk & (tl.load(ids_ptr + first - 1, mask=first > 0, other=-1) == this_id)  # scalar
     if continues & (began_before == 0) & (this_id >= 0) & (this_id < num_segments) & (this_id != skip):
         offs_c = tl.arange(0, BLOCK_C)
         count = tl.zeros([BLOCK_C], tl.int32)
