@@ -1,6 +1,7 @@
 """Feature extraction: the encoder's features are right and computed once, and only what is new is trained."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -311,7 +312,7 @@ def test_a_linear_head_on_the_last_layer_is_that_of_transformers(kind, auto, tmp
 
 def test_no_room_on_the_disk_is_an_error_before_anything_is_written(tmp_path, deep, console, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(frozen_module.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     options = options_of("tag", tmp_path, deep, Frozen("last"))
     with pytest.raises(InputError, match=r"expected [\d,]+ bytes of disk for the features, got 1,000 free in"):
         finetune(options, console)
