@@ -8,6 +8,7 @@ layout            padded (B, S) <-> rows (R,): which rows are computed
 packed_batch      a batch on its way through the encoder
 embeddings        the embedding of packed ids
 layer             one layer on rows
+padded_layers     layers that need padded states, called as transformers does
 heads             the heads, and the losses that they compute
 head_inputs       what a head passes to its BertModel
 losses            losses at labelled positions alone
