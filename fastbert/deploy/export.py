@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fastbert.model import heads
+from fastbert.model.bert import BertModel
 from fastbert.model.frozen import is_frozen
 from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_missing
 from fastbert.utils.errors import InputError
@@ -95,12 +96,13 @@ def _load_models(checkpoint: str) -> tuple[Any, Any, str]:
         source.require_tokenizer()
     options: dict[str, Any] = {}
     models = []
-    for library in (heads, transformers):
-        model, info = source.read(getattr(library, class_name), dtype=torch.float32, **options)
+    model_class = BertModel if class_name == "BertModel" else getattr(heads, class_name)
+    for cls in (model_class, getattr(transformers, class_name)):
+        model, info = source.read(cls, dtype=torch.float32, **options)
         missing = sorted(info["missing_keys"])
         if class_name == "BertModel" and missing and all(name.startswith("pooler.") for name in missing):
             options = {"add_pooling_layer": False}  # a pooler of random weights is of no use
-            model, _ = source.read(getattr(library, class_name), dtype=torch.float32, **options)
+            model, _ = source.read(cls, dtype=torch.float32, **options)
         else:
             refuse_missing(checkpoint, class_name, missing)
         models.append(model.eval())
