@@ -131,7 +131,7 @@ def finetune(
     from fastbert.finetuning.data import DataOptions
     from fastbert.finetuning.options import Options, Setting, paper_grid
     from fastbert.finetuning.run import finetune as run
-    from fastbert.model.frozen_heads import Frozen
+    from fastbert.model.variants.frozen_heads import Frozen
     from fastbert.utils.processes import ending_together
 
     columns = dict(one.partition("=")[::2] for one in column or [])

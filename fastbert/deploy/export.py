@@ -21,7 +21,7 @@ from torch.export import Dim
 
 from fastbert.model import heads
 from fastbert.model.bert import BertModel
-from fastbert.model.frozen import is_frozen
+from fastbert.model.variants.frozen import is_frozen
 from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_missing
 from fastbert.utils.errors import InputError
 from fastbert.utils.existing_outputs import exists_error

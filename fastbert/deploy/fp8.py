@@ -15,10 +15,10 @@ from fastbert.deploy.fp8_layer import PRODUCTS, Fp8BertLayer, Fp8Weight, begin_f
 from fastbert.deploy.gptq import round_weight
 from fastbert.kernels import fp8
 from fastbert.model.bert import BertModel, berts
-from fastbert.model.fallback import plan_layer
+from fastbert.model.fallback.parts import parts_of, weights_of
+from fastbert.model.fallback.plan import plan_layer
+from fastbert.model.fallback.verdict import weights_verdict
 from fastbert.model.layer import BertLayer
-from fastbert.model.parts import parts_of, weights_of
-from fastbert.model.verdict import weights_verdict
 
 Model = TypeVar("Model", bound=nn.Module)
 

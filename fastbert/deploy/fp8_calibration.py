@@ -11,9 +11,9 @@ from fastbert.deploy.gptq import Moments
 from fastbert.kernels import fp8
 from fastbert.kernels.fp8_format import GROUP
 from fastbert.model.bert import BertModel
-from fastbert.model.fallback import plan_layer
+from fastbert.model.fallback.plan import plan_layer
 from fastbert.model.layer import BertLayer, takes_packed
-from fastbert.model.layout import Layout
+from fastbert.model.padding.layout import Layout
 
 
 class Recorded:

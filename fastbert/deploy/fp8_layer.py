@@ -17,11 +17,11 @@ from fastbert.kernels import fp8, functional
 from fastbert.kernels.backend import autocast_dtype, records_portably
 from fastbert.kernels.fp8_format import E4M3
 from fastbert.model import calls
-from fastbert.model.fallback import LayerPlan
+from fastbert.model.fallback.parts import LayerParts, weights_of
+from fastbert.model.fallback.plan import LayerPlan
+from fastbert.model.fallback.verdict import Path
 from fastbert.model.layer import BertLayer, Quantized, takes_packed
-from fastbert.model.layout import Layout
-from fastbert.model.parts import LayerParts, weights_of
-from fastbert.model.verdict import Path
+from fastbert.model.padding.layout import Layout
 
 PRODUCTS = ("qkv", "attention", "intermediate", "output")  # of a layer, in the order they run
 ORIGINAL_WEIGHTS = (

@@ -18,8 +18,8 @@ from transformers.utils import ModelOutput
 from fastbert.deploy.buckets import DEFAULT_BUCKETS, Bucket, Packed, copy_outputs, pack
 from fastbert.kernels.batch_invariance import is_batch_invariant
 from fastbert.model.bert import berts
-from fastbert.model.fallback import is_flash_attention
-from fastbert.model.padding_policy import policy_of
+from fastbert.model.fallback.plan import is_flash_attention
+from fastbert.model.padding.policy import policy_of
 
 WARM_UPS = 2  # forwards before a capture, in which kernels are compiled and libraries allocate workspaces
 ON_CPU = "the model is on the CPU, where there are no CUDA graphs"

@@ -194,7 +194,7 @@ def _size(checkpoint: str | None, config: str | None) -> tuple[int, int, str]:
         return SIZES[name]["hidden_size"], SIZES[name]["intermediate_size"], "gelu_erf"
     from transformers.activations import ACT2FN
 
-    from fastbert.model.activations import fused_activation
+    from fastbert.model.fallback.activations import fused_activation
     from fastbert.utils.checkpoints import open_checkpoint
 
     found = open_checkpoint(checkpoint).config

@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 
 from fastbert.model.bert import BertModel
-from fastbert.model.frozen import FrozenModel, save_frozen
-from fastbert.model.frozen_features import FeatureCache
-from fastbert.model.frozen_heads import Frozen, FrozenHead, Shape
+from fastbert.model.variants.frozen import FrozenModel, save_frozen
+from fastbert.model.variants.frozen_features import FeatureCache
+from fastbert.model.variants.frozen_heads import Frozen, FrozenHead, Shape
 from fastbert.utils.checkpoints import Checkpoint
 from fastbert.utils.errors import InputError
 from fastbert.utils.printing import print_line

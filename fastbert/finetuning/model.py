@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastbert.model.left_to_right import head_class
+from fastbert.model.variants.left_to_right import head_class
 from fastbert.utils.checkpoints import Checkpoint
 from fastbert.utils.errors import InputError
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastbert.model.frozen_heads import Frozen
+from fastbert.model.variants.frozen_heads import Frozen
 
 from .data import DataOptions
 

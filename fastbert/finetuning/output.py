@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastbert.model.frozen import HEAD, SHAPE
+from fastbert.model.variants.frozen import HEAD, SHAPE
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
 from fastbert.utils.existing_outputs import (

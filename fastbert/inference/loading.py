@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from fastbert.model.bert import berts
-from fastbert.model.frozen import is_frozen, load_frozen
-from fastbert.model.left_to_right import LEFT_TO_RIGHT, head_class
-from fastbert.model.shallow import HEADS as SHALLOW
+from fastbert.model.variants.frozen import is_frozen, load_frozen
+from fastbert.model.variants.left_to_right import LEFT_TO_RIGHT, head_class
+from fastbert.model.variants.shallow import HEADS as SHALLOW
 from fastbert.utils.checkpoints import SHOWN_KEYS, Checkpoint, open_checkpoint
 from fastbert.utils.errors import InputError
 from fastbert.utils.vocabulary import advice, misfit

@@ -25,14 +25,15 @@ from fastbert.model import calls
 from fastbert.model.batch_invariance import one_sequence, refuse_where_invariant
 from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.embeddings import embed_padded, embed_rows
-from fastbert.model.fallback import LayerPlan, model_verdict, plan_layer
+from fastbert.model.fallback.plan import LayerPlan, model_verdict, plan_layer
+from fastbert.model.fallback.verdict import Path, Verdict
 from fastbert.model.inputs import Inputs, broadcast_inputs, check_packed, check_padded, check_sizes, fitting_positions
 from fastbert.model.layer import Quantized
-from fastbert.model.layout import Layout, packed_layout, plan_layout, split_sequences
-from fastbert.model.packed_batch import PackedBatch, PaddedBatch, PaddingFreeBatch
 from fastbert.model.padded_layers import PaddedLayers
-from fastbert.model.padding_free import Boundaries, boundaries_of_call, check_one_sequence_per_row, given_arguments
-from fastbert.model.padding_policy import (
+from fastbert.model.padding.layout import Layout, packed_layout, plan_layout, split_sequences
+from fastbert.model.padding.packed_batch import PackedBatch, PaddedBatch, PaddingFreeBatch
+from fastbert.model.padding.padding_free import Boundaries, boundaries_of_call, check_one_sequence_per_row, given_arguments
+from fastbert.model.padding.policy import (
     Caller,
     choose_padding,
     padding_verdict,
@@ -44,7 +45,6 @@ from fastbert.model.padding_policy import (
     warn_of_readers,
 )
 from fastbert.model.registry import adopt, replaces
-from fastbert.model.verdict import Path, Verdict
 
 
 class BertPreTrainedModel(hf.BertPreTrainedModel):

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbert.kernels import functional
-from fastbert.model.fallback import embeddings_verdict
-from fastbert.model.hooks import must_require_grad
+from fastbert.model.fallback.hooks import must_require_grad
+from fastbert.model.fallback.plan import embeddings_verdict
+from fastbert.model.fallback.verdict import Path
 from fastbert.model.inputs import Inputs
 from fastbert.model.layer import dropout_p_of
-from fastbert.model.layout import Layout
-from fastbert.model.verdict import Path
+from fastbert.model.padding.layout import Layout
 
 
 def embed_padded(embeddings: Any, inputs: Inputs, layout: Layout) -> Tensor:

@@ -9,14 +9,14 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert.kernels import backend_reason
 from fastbert.kernels.matmul.choose import select_gemm
-from fastbert.model.activations import fused_activation
 from fastbert.model.bert import BertModel
 from fastbert.model.calls import last_path
-from fastbert.model.fallback import embeddings_verdict, model_verdict, plan_layer, transform_verdict
+from fastbert.model.fallback.activations import fused_activation
+from fastbert.model.fallback.parts import parts_of, unwrap, weights_of
+from fastbert.model.fallback.plan import embeddings_verdict, model_verdict, plan_layer, transform_verdict
+from fastbert.model.fallback.verdict import Path, Verdict, assume_gathered, dtype_name, weights_verdict
 from fastbert.model.layer import BertPredictionHeadTransform
-from fastbert.model.padding_policy import policy_of
-from fastbert.model.parts import parts_of, unwrap, weights_of
-from fastbert.model.verdict import Path, Verdict, assume_gathered, dtype_name, weights_verdict
+from fastbert.model.padding.policy import policy_of
 
 KERNELS = "fastbert, Triton"
 LARGE_BATCH = 8192  # rows; where a choice depends on them, it is explained for this many

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbert.model.bert import BertModel, berts
-from fastbert.model.padding_policy import Caller
-from fastbert.model.parts import unwrap
+from fastbert.model.fallback.parts import unwrap
+from fastbert.model.padding.policy import Caller
 
 
 def bert_inputs(

@@ -36,7 +36,7 @@ from fastbert.model.bert import BertPreTrainedModel
 from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.head_inputs import bert_inputs, declare, is_padded, outputs_at, token_caller
 from fastbert.model.losses import labelled_loss, mean_or_sum_over
-from fastbert.model.padding_policy import Caller, policy_from_option, policy_of, set_policy
+from fastbert.model.padding.policy import Caller, policy_from_option, policy_of, set_policy
 from fastbert.model.registry import replaces
 from fastbert.model.span_logits import fill_padding_logits, pad_packed_logits, span_loss
 

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from fastbert.model.padding_free import given_arguments
+from fastbert.model.padding.padding_free import given_arguments
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from transformers.models.bert import modeling_bert as hf
 from fastbert.kernels import functional, resolve_backend
 from fastbert.kernels.backend import autocast_dtype
 from fastbert.kernels.dropout import new_seed
-from fastbert.model.activations import fused_activation
-from fastbert.model.fallback import LayerPlan, transform_verdict
-from fastbert.model.layout import Layout
-from fastbert.model.parts import LayerParts, parts_of, weights_of
+from fastbert.model.fallback.activations import fused_activation
+from fastbert.model.fallback.parts import LayerParts, parts_of, weights_of
+from fastbert.model.fallback.plan import LayerPlan, transform_verdict
+from fastbert.model.fallback.verdict import Path, Verdict, weights_verdict
+from fastbert.model.padding.layout import Layout
 from fastbert.model.registry import replaces
-from fastbert.model.verdict import Path, Verdict, weights_verdict
 
 # Random streams of one layer: which of its operations a dropout mask belongs to.
 ATTENTION_STREAM, ATTENTION_OUTPUT_STREAM, OUTPUT_STREAM = range(3)

@@ -13,7 +13,7 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert.kernels import functional
 from fastbert.kernels.limits import IGNORE_INDEX
-from fastbert.model.hooks import find_intervention, is_plain
+from fastbert.model.fallback.hooks import find_intervention, is_plain
 
 
 def mean_or_sum_over(loss: Callable[..., Tensor], total: Tensor | int | None) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastbert.model.cache_name import CACHE
-from fastbert.model.packed_batch import PackedBatch
-from fastbert.model.padding_free import VARLEN_ARGUMENTS
+from fastbert.model.padding.packed_batch import PackedBatch
+from fastbert.model.padding.padding_free import VARLEN_ARGUMENTS
 
 
 class PaddedLayers:

@@ -14,7 +14,7 @@ from transformers.models.bert.configuration_bert import BertConfig
 from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model import heads
 from fastbert.model.heads import BertForPreTrainingOutput
-from fastbert.model.left_to_right import pool_last_token
+from fastbert.model.variants.left_to_right import pool_last_token
 
 
 class _PackedLosses:

@@ -15,7 +15,7 @@ from fastbert.data.masking import Masker
 from fastbert.data.shards import Sample
 from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.heads import BertForPreTraining
-from fastbert.model.shallow import DIRECTION as SHALLOW
+from fastbert.model.variants.shallow import DIRECTION as SHALLOW
 from fastbert.utils.errors import InputError
 
 from .models import BertForMaskedLM, BertLMHeadModel

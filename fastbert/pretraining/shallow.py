@@ -11,7 +11,7 @@ from transformers.models.bert.configuration_bert import BertConfig
 
 from fastbert.kernels.limits import IGNORE_INDEX
 from fastbert.model.heads import BertForPreTrainingOutput
-from fastbert.model.shallow import HALVES, WEIGHTS, half_config, reverse
+from fastbert.model.variants.shallow import HALVES, WEIGHTS, half_config, reverse
 
 from .models import BertLMHeadModel
 

@@ -12,7 +12,7 @@ from fastbert.finetuning.model import load_model
 from fastbert.finetuning.options import Options, Setting
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
-from fastbert.model import left_to_right as direction
+from fastbert.model.variants import left_to_right as direction
 from fastbert.pretraining.objectives import Objective
 from fastbert.tasks.features import collate, predict
 from fastbert.utils.checkpoints import open_checkpoint

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fastbert.finetuning.model import load_model
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
-from fastbert.model.frozen_heads import Frozen
+from fastbert.model.variants.frozen_heads import Frozen
 from fastbert.tasks.features import collate, loss_terms
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError

@@ -16,11 +16,11 @@ from fastbert.finetuning.model import load_model
 from fastbert.finetuning.options import Options, Setting
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
-from fastbert.model import frozen as frozen_module
-from fastbert.model import frozen_features
-from fastbert.model.frozen import FrozenModel, load_frozen
-from fastbert.model.frozen_features import FeatureCache
-from fastbert.model.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
+from fastbert.model.variants import frozen as frozen_module
+from fastbert.model.variants import frozen_features
+from fastbert.model.variants.frozen import FrozenModel, load_frozen
+from fastbert.model.variants.frozen_features import FeatureCache
+from fastbert.model.variants.frozen_heads import LAYERS, Frozen, FrozenHead, Shape, pool
 from fastbert.tasks.features import Feature, predict
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError

@@ -21,7 +21,7 @@ from fastbert.finetuning.options import Options, Setting
 from fastbert.finetuning.run import finetune
 from fastbert.finetuning.task_types import load_task
 from fastbert.finetuning.trainer import FineTuner
-from fastbert.model.frozen_heads import Frozen
+from fastbert.model.variants.frozen_heads import Frozen
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError

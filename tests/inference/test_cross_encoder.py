@@ -12,13 +12,7 @@ from typer.testing import CliRunner
 from fastbert.inference.classification import classify
 from fastbert.inference.embedding import embed
 from fastbert.utils.errors import InputError
-from tests.inference.sentence_folders import (
-    FP32,
-    PAIRS,
-    CrossEncoder,
-    build,
-    edit,
-)
+from tests.inference.sentence_folders import FP32, PAIRS, CrossEncoder, build, edit
 from tests.inference.tiny_checkpoints import save
 
 runner = CliRunner()

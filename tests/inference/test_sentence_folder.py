@@ -14,16 +14,7 @@ from typer.testing import CliRunner
 
 from fastbert.inference.embedding import Embedding, embed, embed_stream
 from fastbert.utils.errors import InputError
-from tests.inference.sentence_folders import (
-    FP32,
-    MODES,
-    PROMPTS,
-    SentenceTransformer,
-    build,
-    compare,
-    edit,
-    models,
-)
+from tests.inference.sentence_folders import FP32, MODES, PROMPTS, SentenceTransformer, build, compare, edit, models
 from tests.inference.tiny_checkpoints import SPECIAL, WORDS, save
 
 runner = CliRunner()

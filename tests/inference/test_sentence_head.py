@@ -10,14 +10,7 @@ import torch
 
 from fastbert.inference.embedding import embed
 from fastbert.utils.errors import InputError
-from tests.inference.sentence_folders import (
-    FP32,
-    MODES,
-    OLD,
-    build,
-    compare,
-    models,
-)
+from tests.inference.sentence_folders import FP32, MODES, OLD, build, compare, models
 
 
 @pytest.mark.parametrize("pooling", [*MODES, ("cls", "mean"), ("max", "mean_sqrt_len_tokens", "weightedmean"), ("mean",)])

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers import activations
 
-from fastbert.model.activations import activation_verdict, fused_activation
-from fastbert.model.fallback import (
+from fastbert.model.fallback.activations import activation_verdict, fused_activation
+from fastbert.model.fallback.hooks import difference_from, find_hook, find_intervention, is_plain, origin_of
+from fastbert.model.fallback.plan import (
     LayerPlan,
     embeddings_verdict,
     model_verdict,
@@ -16,9 +17,8 @@ from fastbert.model.fallback import (
     pooler_verdict,
     transform_verdict,
 )
-from fastbert.model.hooks import difference_from, find_hook, find_intervention, is_plain, origin_of
+from fastbert.model.fallback.verdict import FUSED, Path, linear_verdict, norm_verdict, weights_verdict
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, class_named
-from fastbert.model.verdict import FUSED, Path, linear_verdict, norm_verdict, weights_verdict
 from tests.model.parity import MASKED_LM, MODEL, pair
 
 PARTS = [name for name in LayerPlan._fields if name not in ("layer", "activation")]

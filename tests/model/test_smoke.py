@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import fastbert
-from fastbert.model import layout as padding
+from fastbert.model.padding import layout as padding
 
 CONFIG = transformers.BertConfig(
     vocab_size=60,

@@ -9,8 +9,8 @@ import transformers
 
 from fastbert.finetuning.model import load_model
 from fastbert.kernels.limits import IGNORE_INDEX
-from fastbert.model.left_to_right import head_class
-from fastbert.model.shallow import HALVES, ShallowBertModel, half_config, load_encoder, reverse
+from fastbert.model.variants.left_to_right import head_class
+from fastbert.model.variants.shallow import HALVES, ShallowBertModel, half_config, load_encoder, reverse
 from fastbert.pretraining import black_box
 from fastbert.pretraining.evaluation import metrics_of, sums_of
 from fastbert.pretraining.objectives import Objective

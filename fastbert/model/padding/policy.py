@@ -16,9 +16,9 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert.kernels.backend import records_portably
 from fastbert.model import calls
-from fastbert.model.layout import Plan
+from fastbert.model.fallback.verdict import FUSED, Path, Verdict
+from fastbert.model.padding.layout import Plan
 from fastbert.model.registry import REPLACEMENTS
-from fastbert.model.verdict import FUSED, Path, Verdict
 
 CHOICES = ("zeros", "exact")
 LOSS_READS_PADDING = "a loss reads padding positions"

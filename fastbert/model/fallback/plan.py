@@ -14,8 +14,8 @@ from transformers.models.bert import modeling_bert as hf
 from transformers.utils import output_capturing
 
 from fastbert.kernels.limits import HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MIN_HEAD_DIM
-from fastbert.model.activations import activation_verdict, fused_activation
-from fastbert.model.hooks import (
+from fastbert.model.fallback.activations import activation_verdict, fused_activation
+from fastbert.model.fallback.hooks import (
     difference_from,
     find_global_hook,
     find_intervention,
@@ -24,8 +24,16 @@ from fastbert.model.hooks import (
     is_touched,
     origin_of,
 )
-from fastbert.model.parts import LayerParts, parts_of, unwrap, weights_of
-from fastbert.model.verdict import FUSED, NORM_WITHOUT_WEIGHTS, Path, Verdict, linear_verdict, norm_verdict, weights_verdict
+from fastbert.model.fallback.parts import LayerParts, parts_of, unwrap, weights_of
+from fastbert.model.fallback.verdict import (
+    FUSED,
+    NORM_WITHOUT_WEIGHTS,
+    Path,
+    Verdict,
+    linear_verdict,
+    norm_verdict,
+    weights_verdict,
+)
 
 # What transformers' attention functions read from the model's keyword arguments; whatever else is there they ignore.
 ATTENTION_KWARGS = frozenset(

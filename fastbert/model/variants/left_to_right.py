@@ -16,8 +16,8 @@ from fastbert.model.bert import BertModel
 from fastbert.model.cache_name import CACHE
 from fastbert.model.heads import BertForMultipleChoice, BertForSequenceClassification
 from fastbert.model.registry import class_named, register_outputs
-from fastbert.model.shallow import HEADS as SHALLOW
-from fastbert.model.shallow import is_shallow
+from fastbert.model.variants.shallow import HEADS as SHALLOW
+from fastbert.model.variants.shallow import is_shallow
 from fastbert.utils.errors import InputError
 
 

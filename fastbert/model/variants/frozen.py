@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from fastbert.model.bert import BertModel
-from fastbert.model.frozen_features import encode
-from fastbert.model.frozen_heads import KINDS, FrozenHead, Shape
+from fastbert.model.variants.frozen_features import encode
+from fastbert.model.variants.frozen_heads import KINDS, FrozenHead, Shape
 from fastbert.utils.checkpoints import quiet
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole

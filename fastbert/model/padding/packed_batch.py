@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbert.model.fallback import pooler_verdict
-from fastbert.model.layout import Layout, first_rows
-from fastbert.model.verdict import Path
+from fastbert.model.fallback.plan import pooler_verdict
+from fastbert.model.fallback.verdict import Path
+from fastbert.model.padding.layout import Layout, first_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastbert.model.frozen_heads import FrozenHead, Shape, pool
+from fastbert.model.variants.frozen_heads import FrozenHead, Shape, pool
 from fastbert.tasks.features import Feature, batches_by_length, collate, collate_labels
 from fastbert.utils.errors import InputError
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastbert.model.hooks import find_intervention, is_touched
-from fastbert.model.parts import weights_of
+from fastbert.model.fallback.hooks import find_intervention, is_touched
+from fastbert.model.fallback.parts import weights_of
 
 PLAIN_TENSORS = (nn.Parameter, Tensor)
 # Libraries whose subclasses of nn.Linear are linear maps: other storage, same meaning.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fastbert.model import calls
-from fastbert.model.fallback import is_flash_attention
-from fastbert.model.layout import values_hidden
-from fastbert.model.verdict import Path, Verdict
+from fastbert.model.fallback.plan import is_flash_attention
+from fastbert.model.fallback.verdict import Path, Verdict
+from fastbert.model.padding.layout import values_hidden
 
 VARLEN_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 

@@ -26,7 +26,7 @@ from fastbert.model.heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from fastbert.model.padding_policy import Caller
+from fastbert.model.padding.policy import Caller
 from fastbert.utils.errors import InputError
 
 DIRECTION = "shallow"  # config.fastbert_direction

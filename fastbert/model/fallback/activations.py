@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import activations
 
-from fastbert.model.hooks import find_intervention, is_touched
-from fastbert.model.verdict import FUSED, Path, Verdict
+from fastbert.model.fallback.hooks import find_intervention, is_touched
+from fastbert.model.fallback.verdict import FUSED, Path, Verdict
 
 ELEMENTWISE_MODULES = (
     nn.CELU,

@@ -1,0 +1,9 @@
+"""Padded inputs to packed rows and back: which positions are computed, and what the others hold.
+
+In reading order:
+
+layout        padded (B, S) <-> rows (R,): which rows are computed
+packed_batch  a batch on its way through the encoder
+policy        what padding positions of the output hold
+padding_free  transformers' own packed form of inputs
+"""
