@@ -103,7 +103,8 @@ def in_two(sharding: str) -> list[str]:
 
 
 def check_killed(prepared, of_two_processes, out: Path, sharding: str, killed: tuple[str, int, int]) -> None:
-    assert run_command(prepared, out, *in_two(sharding), processes=2, killed=killed) != 0
+    """The killed run is started by torchrun, which sends the other process SIGTERM; the others by the tests, for time."""
+    assert run_command(prepared, out, *in_two(sharding), processes=2, killed=killed, torchrun=True) != 0
     assert not (out / "checkpoint-12").exists()
     run_command(prepared, out, *in_two(sharding), "--resume", processes=2)
     assert_same(outcome(out), of_two_processes(sharding))
