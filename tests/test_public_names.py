@@ -63,7 +63,7 @@ def test_a_name_is_transformers_own_or_a_subclass_of_it(name):
         assert public is original
 
 
-def test_every_class_of_modeling_bert_is_in_ours():
+def test_every_class_of_modeling_bert_is_in_fast():
     classes = {name: value for name, value in vars(hf).items() if inspect.isclass(value) and value.__module__ == hf.__name__}
     assert "BertEncoder" in classes
     assert sorted(fastbert.modeling_bert.__all__) == sorted(classes)

@@ -100,9 +100,9 @@ def test_the_kernels_give_what_the_emulation_gives():
     with use_backend("torch"):
         emulated = states(model, batch)
     with use_backend("triton"):
-        ours = states(model, batch)
-    assert (ours - emulated).abs().mean() < 1e-4
-    torch.testing.assert_close(ours, emulated, rtol=0, atol=2e-2)
+        fast = states(model, batch)
+    assert (fast - emulated).abs().mean() < 1e-4
+    torch.testing.assert_close(fast, emulated, rtol=0, atol=2e-2)
 
 
 def test_calibration_loses_less_on_other_text():
@@ -172,16 +172,16 @@ def test_keep_by_layer_and_by_name_and_nothing_left():
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForSequenceClassification", "BertLMHeadModel"])
 def test_heads_and_accelerated_models(name):
-    ours, (batch,) = make(name, is_decoder=name == "BertLMHeadModel", use_cache=False), batches(1)
-    theirs = getattr(transformers, name)(ours.config).eval().to(DEVICE)
-    theirs.load_state_dict(ours.state_dict())
-    fastbert.quantize(ours)
-    fastbert.quantize(fastbert.accelerate(theirs))
-    exact = states(ours, batch)
-    assert torch.equal(states(theirs, batch), exact)
-    fastbert.restore(theirs)
-    assert not any(isinstance(module, BertLayer) for module in theirs.modules())
-    assert damage(theirs, exact, batch) < 2e-2
+    fast, (batch,) = make(name, is_decoder=name == "BertLMHeadModel", use_cache=False), batches(1)
+    reference = getattr(transformers, name)(fast.config).eval().to(DEVICE)
+    reference.load_state_dict(fast.state_dict())
+    fastbert.quantize(fast)
+    fastbert.quantize(fastbert.accelerate(reference))
+    exact = states(fast, batch)
+    assert torch.equal(states(reference, batch), exact)
+    fastbert.restore(reference)
+    assert not any(isinstance(module, BertLayer) for module in reference.modules())
+    assert damage(reference, exact, batch) < 2e-2
 
 
 def test_moves_copies_and_casts_with_the_model():

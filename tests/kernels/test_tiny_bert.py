@@ -50,23 +50,23 @@ def launches():
 @pytest.mark.parametrize("padded_rows", [False, True], ids=["packed", "label-on-padding"])
 def test_pretraining_step_equals_transformers(device, launches, padded_rows):
     torch.manual_seed(0)
-    theirs = transformers.BertForPreTraining(tiny_config()).to(device)
-    ours = fastbert.BertForPreTraining(tiny_config()).to(device)
-    ours.load_state_dict(theirs.state_dict())
+    reference = transformers.BertForPreTraining(tiny_config()).to(device)
+    fast = fastbert.BertForPreTraining(tiny_config()).to(device)
+    fast.load_state_dict(reference.state_dict())
     inputs, mask = batch(device)
     inputs["next_sentence_label"] = torch.tensor([0, 1, 1, 0], device=device)
     if padded_rows:
         inputs["labels"][1, 40] = 7  # padding: transformers takes its loss there
-    expected, got = theirs(**inputs), ours(**inputs)
+    expected, got = reference(**inputs), fast(**inputs)
     torch.testing.assert_close(got.loss, expected.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got.prediction_logits[mask], expected.prediction_logits[mask], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.seq_relationship_logits, expected.seq_relationship_logits, rtol=1e-4, atol=1e-5)
     expected.loss.backward()
     got.loss.backward()
-    theirs_named = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
+    reference_named = dict(reference.named_parameters())
+    for name, parameter in fast.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, theirs_named[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad, reference_named[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
     for name in ("embedding_fwd", "attention_fwd", "attention_bwd", "layer_norm_fwd", "layer_norm_bwd"):
         assert launches.get(name), f"{name} never ran: {launches}"
@@ -74,19 +74,19 @@ def test_pretraining_step_equals_transformers(device, launches, padded_rows):
 
 def test_fused_masked_lm_loss_equals_transformers(device, launches):
     torch.manual_seed(0)
-    theirs = transformers.BertForMaskedLM(tiny_config()).to(device)
-    ours = fastbert.BertForMaskedLM(tiny_config()).to(device)
-    ours.load_state_dict(theirs.state_dict())
+    reference = transformers.BertForMaskedLM(tiny_config()).to(device)
+    fast = fastbert.BertForMaskedLM(tiny_config()).to(device)
+    fast.load_state_dict(reference.state_dict())
     inputs, _ = batch(device, seqlens=(30, 12))
-    expected, got = theirs(**inputs), ours(**inputs, return_logits=False)
+    expected, got = reference(**inputs), fast(**inputs, return_logits=False)
     assert got.logits is None
     torch.testing.assert_close(got.loss, expected.loss, rtol=1e-5, atol=1e-5)
     expected.loss.backward()
     got.loss.backward()
-    theirs_named = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
+    reference_named = dict(reference.named_parameters())
+    for name, parameter in fast.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, theirs_named[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad, reference_named[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
     assert any(name.startswith("cross_entropy") for name in launches), f"cross_entropy never ran: {launches}"
 
@@ -94,10 +94,10 @@ def test_fused_masked_lm_loss_equals_transformers(device, launches):
 def test_causal_decoder_equals_transformers(device):
     torch.manual_seed(0)
     config = tiny_config(is_decoder=True, use_cache=False)
-    theirs, ours = transformers.BertLMHeadModel(config).to(device), fastbert.BertLMHeadModel(config).to(device)
-    ours.load_state_dict(theirs.state_dict())
+    reference, fast = transformers.BertLMHeadModel(config).to(device), fastbert.BertLMHeadModel(config).to(device)
+    fast.load_state_dict(reference.state_dict())
     inputs, mask = batch(device, seqlens=(24, 9))
-    expected, got = theirs(**inputs), ours(**inputs)
+    expected, got = reference(**inputs), fast(**inputs)
     torch.testing.assert_close(got.loss, expected.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got.logits[mask], expected.logits[mask], rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,6 @@
 """What the conformance tests share: every class beside transformers' own, tiny, with equal and telling weights.
 
-B batch, C choices, S sequence, T real tokens. `theirs` is transformers' model or output, `ours` is fastbert's.
+B batch, C choices, S sequence, T real tokens. `reference` is transformers' model or output, `fast` is fastbert's.
 """
 
 import copy
@@ -49,11 +49,11 @@ class Head:
         return self.name + self.case
 
     @property
-    def ours(self) -> type:
+    def fast(self) -> type:
         return getattr(fastbert, self.name)
 
     @property
-    def theirs(self) -> type:
+    def reference(self) -> type:
         return getattr(transformers, self.name)
 
 
@@ -149,16 +149,16 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def pair(head: Head = MODEL, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu", **changes: Any):
-    """(theirs, ours): transformers' model and fastbert's with equal weights, in eval mode."""
+    """(reference, fast): transformers' model and fastbert's with equal weights, in eval mode."""
     options = {key: changes.pop(key) for key in ("add_pooling_layer", "attn_implementation") if key in changes}
     config = config_for(head, **changes)
     if "attn_implementation" in options:
         config._attn_implementation = options.pop("attn_implementation")
     with quiet_transformers():
-        theirs = randomise(head.theirs(copy.deepcopy(config), **options), seed)
-        ours = head.ours(copy.deepcopy(config), **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs.to(device, dtype).eval(), ours.to(device, dtype).eval()
+        reference = randomise(head.reference(copy.deepcopy(config), **options), seed)
+        fast = head.fast(copy.deepcopy(config), **options)
+    fast.load_state_dict(reference.state_dict())
+    return reference.to(device, dtype).eval(), fast.to(device, dtype).eval()
 
 
 def _rows(lengths: list[int], seqlen: int) -> Tensor:
@@ -220,22 +220,22 @@ def labels_for(head: Head, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
         return head.labels(batch)
 
 
-def assert_close(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE, scale: float | None = None) -> None:
+def assert_close(name: str, fast: Tensor, reference: Tensor, tolerance: float = TOLERANCE, scale: float | None = None) -> None:
     """Equal dtype and shape; NaN at the same places; the largest difference within tolerance * scale.
 
     scale: the largest value compared, or 1 where that is larger, if None.
     """
-    assert isinstance(ours, Tensor), f"{name}: expected a tensor, got {type(ours).__name__}"
-    assert ours.dtype == theirs.dtype, f"{name}: expected {theirs.dtype}, got {ours.dtype}"
-    assert ours.shape == theirs.shape, f"{name}: expected shape {tuple(theirs.shape)}, got {tuple(ours.shape)}"
-    assert ours.device == theirs.device, f"{name}: expected device {theirs.device}, got {ours.device}"
-    if ours.numel() == 0:
+    assert isinstance(fast, Tensor), f"{name}: expected a tensor, got {type(fast).__name__}"
+    assert fast.dtype == reference.dtype, f"{name}: expected {reference.dtype}, got {fast.dtype}"
+    assert fast.shape == reference.shape, f"{name}: expected shape {tuple(reference.shape)}, got {tuple(fast.shape)}"
+    assert fast.device == reference.device, f"{name}: expected device {reference.device}, got {fast.device}"
+    if fast.numel() == 0:
         return
-    ours, theirs = ours.detach().double(), theirs.detach().double()
-    assert torch.equal(ours.isnan(), theirs.isnan()), f"{name}: NaN at other places than in transformers"
-    ours, theirs = ours.nan_to_num(0.0), theirs.nan_to_num(0.0)
-    error = (ours - theirs).abs().max().item()
-    bound = tolerance * (max(1.0, theirs.abs().max().item()) if scale is None else scale)
+    fast, reference = fast.detach().double(), reference.detach().double()
+    assert torch.equal(fast.isnan(), reference.isnan()), f"{name}: NaN at other places than in transformers"
+    fast, reference = fast.nan_to_num(0.0), reference.nan_to_num(0.0)
+    error = (fast - reference).abs().max().item()
+    bound = tolerance * (max(1.0, reference.abs().max().item()) if scale is None else scale)
     assert error <= bound, f"{name}: largest difference {error:.3g}, allowed {bound:.3g}"
 
 
@@ -257,37 +257,37 @@ def assert_padding_is_below(logits: Tensor, real: Tensor) -> None:
             assert row[~kept].max() < row[kept].min() - 30
 
 
-def assert_same_outputs(ours: Any, theirs: Any, real: Tensor | None, tolerance: float = TOLERANCE) -> None:
+def assert_same_outputs(fast: Any, reference: Any, real: Tensor | None, tolerance: float = TOLERANCE) -> None:
     """Same type, same keys in the same order, same values: at real tokens where `real` (B, S) is given, else everywhere."""
-    assert type(ours) is type(theirs)
-    if isinstance(theirs, tuple):
-        fields = [(str(index), a, b) for index, (a, b) in enumerate(zip(ours, theirs))]
-        assert len(ours) == len(theirs), f"expected {len(theirs)} outputs, got {len(ours)}"
+    assert type(fast) is type(reference)
+    if isinstance(reference, tuple):
+        fields = [(str(index), a, b) for index, (a, b) in enumerate(zip(fast, reference))]
+        assert len(fast) == len(reference), f"expected {len(reference)} outputs, got {len(fast)}"
     else:
-        assert list(ours.keys()) == list(theirs.keys())
-        fields = [(key, ours[key], theirs[key]) for key in theirs.keys()]
+        assert list(fast.keys()) == list(reference.keys())
+        fields = [(key, fast[key], reference[key]) for key in reference.keys()]
     for key, value, expected in fields:
         assert_same_value(key, value, expected, real, tolerance)
 
 
-def assert_same_value(name: str, ours: Any, theirs: Any, real: Tensor | None, tolerance: float = TOLERANCE) -> None:
-    if isinstance(theirs, Tensor):
+def assert_same_value(name: str, fast: Any, reference: Any, real: Tensor | None, tolerance: float = TOLERANCE) -> None:
+    if isinstance(reference, Tensor):
         if real is not None:
-            assert ours.shape == theirs.shape, f"{name}: expected shape {tuple(theirs.shape)}, got {tuple(ours.shape)}"
-            ours, theirs = at_real_tokens(ours, real), at_real_tokens(theirs, real)
-        assert_close(name, ours, theirs, tolerance)
-    elif isinstance(theirs, tuple):
-        assert isinstance(ours, tuple), f"{name}: expected a tuple, got {type(ours).__name__}"
-        assert len(ours) == len(theirs), f"{name}: expected {len(theirs)} entries, got {len(ours)}"
-        for index, (a, b) in enumerate(zip(ours, theirs)):
+            assert fast.shape == reference.shape, f"{name}: expected shape {tuple(reference.shape)}, got {tuple(fast.shape)}"
+            fast, reference = at_real_tokens(fast, real), at_real_tokens(reference, real)
+        assert_close(name, fast, reference, tolerance)
+    elif isinstance(reference, tuple):
+        assert isinstance(fast, tuple), f"{name}: expected a tuple, got {type(fast).__name__}"
+        assert len(fast) == len(reference), f"{name}: expected {len(reference)} entries, got {len(fast)}"
+        for index, (a, b) in enumerate(zip(fast, reference)):
             assert_same_value(f"{name}[{index}]", a, b, real, tolerance)
-    elif isinstance(theirs, transformers.Cache):
-        assert type(ours) is type(theirs)
-        assert ours.get_seq_length() == theirs.get_seq_length()
-        for index, (a, b) in enumerate(zip(cached_states(ours), cached_states(theirs))):
+    elif isinstance(reference, transformers.Cache):
+        assert type(fast) is type(reference)
+        assert fast.get_seq_length() == reference.get_seq_length()
+        for index, (a, b) in enumerate(zip(cached_states(fast), cached_states(reference))):
             assert_close(f"{name}[{index}]", a, b, tolerance)
     else:
-        assert ours == theirs, f"{name}: expected {theirs!r}, got {ours!r}"
+        assert fast == reference, f"{name}: expected {reference!r}, got {fast!r}"
 
 
 def cached_states(cache: Any) -> list[Tensor]:
@@ -317,18 +317,22 @@ def gradients(model: nn.Module, scalar: Tensor) -> dict[str, Tensor | None]:
 
 
 def assert_same_gradients(
-    ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None], tolerance: float = TOLERANCE, *, may_vanish: bool = False
+    fast: dict[str, Tensor | None],
+    reference: dict[str, Tensor | None],
+    tolerance: float = TOLERANCE,
+    *,
+    may_vanish: bool = False,
 ) -> None:
     """Every gradient there or None alike, and within tolerance of the largest gradient of the model.
 
     The scale is the model's, since the gradients of queries and keys are small differences of large numbers. may_vanish:
     all may be 0, as for a batch without tokens, and then None counts as 0.
     """
-    assert ours.keys() == theirs.keys()
-    largest = max(0.0 if gradient is None else gradient.abs().max().item() for gradient in theirs.values())
+    assert fast.keys() == reference.keys()
+    largest = max(0.0 if gradient is None else gradient.abs().max().item() for gradient in reference.values())
     assert may_vanish or largest > 1e-6, "every gradient is 0: nothing is compared"
-    for name, expected in theirs.items():
-        gradient = ours[name]
+    for name, expected in reference.items():
+        gradient = fast[name]
         if expected is None:
             assert gradient is None, f"{name}: transformers leaves the gradient None"
             continue
@@ -340,8 +344,8 @@ def assert_same_gradients(
 
 def assert_same_run(
     head: Head,
-    theirs: nn.Module,
-    ours: nn.Module,
+    reference: nn.Module,
+    fast: nn.Module,
     inputs: dict[str, Any],
     real: Tensor,
     *,
@@ -350,13 +354,13 @@ def assert_same_run(
     tolerance: float = TOLERANCE,
 ) -> Any:
     """One forward of both, outputs compared, then the gradient of every parameter; returns our outputs."""
-    expected, actual = theirs(**inputs), ours(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert_same_outputs(actual, expected, None if everywhere else real, tolerance)
     if backward:
         scalars = [out.loss if out.get("loss") is not None else projection(out, real) for out in (actual, expected)]
         if scalars[1].requires_grad and scalars[1].isfinite():
             may_vanish = not real.any() or real.shape[-1] == 1  # nothing to attend to; a softmax over one position
-            grads = (gradients(ours, scalars[0]), gradients(theirs, scalars[1]))
+            grads = (gradients(fast, scalars[0]), gradients(reference, scalars[1]))
             assert_same_gradients(*grads, tolerance, may_vanish=may_vanish)
     return actual
 

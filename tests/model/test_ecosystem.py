@@ -132,12 +132,12 @@ def test_text_generation_pipeline(tokenizer):
     {"cache_implementation": "static"}, {"output_scores": True, "return_dict_in_generate": True},
 ], ids=str)  # fmt: skip
 def test_generation_token_for_token(pattern, options):
-    theirs, ours = pair(LM_DECODER, bos_token_id=2, eos_token_id=None)
+    reference, fast = pair(LM_DECODER, bos_token_id=2, eos_token_id=None)
     batch = make_batch(pattern)
     mask = batch.mask if batch.mask is not None else torch.ones_like(batch.input_ids)
     prompt = {"input_ids": batch.input_ids, "attention_mask": mask}
     results = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         torch.manual_seed(0)
         with quiet_transformers():
             results.append(model.generate(**prompt, max_new_tokens=8, pad_token_id=0, **options))
@@ -154,17 +154,17 @@ def test_generation_token_for_token(pattern, options):
 @pytest.mark.parametrize("head", [MODEL, LM_HEAD], ids=str)
 def test_the_cache_of_a_decoder(head, use_cache, pattern):
     """Returned unless it is declined, filled with the same keys and values, and good for a second step."""
-    theirs, ours = pair(head, is_decoder=True)
+    reference, fast = pair(head, is_decoder=True)
     batch = make_batch(pattern)
     inputs = batch.inputs(use_cache=use_cache)
-    expected, actual = theirs(**inputs), ours(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert (expected.past_key_values is None) == (use_cache is False)
     assert_same_outputs(actual, expected, batch.real)
     if use_cache is not False:
         mask = None if batch.mask is None else torch.cat([batch.mask, batch.mask.new_ones(5, 2)], 1)
         steps = [
             model(input_ids=batch.input_ids[:, :2], attention_mask=mask, past_key_values=out.past_key_values)
-            for model, out in ((theirs, expected), (ours, actual))
+            for model, out in ((reference, expected), (fast, actual))
         ]
         assert_same_outputs(steps[1], steps[0], torch.ones(5, 2, dtype=torch.bool))
 
@@ -179,13 +179,13 @@ def cache_name() -> str:
 @pytest.mark.parametrize("head", [MODEL, LM_DECODER, LM_HEAD], ids=str)
 def test_a_cache_is_never_overlooked(head, given):
     """Under each name that transformers takes it by, by position, and also given to an encoder, which reads it as well."""
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     name, ids = cache_name(), make_batch("no_mask").input_ids
     with quiet_transformers():
         filler = transformers.BertModel(config_for(MODEL, is_decoder=True)).eval().requires_grad_(False)
     filled = filler(ids, use_cache=True)[name]
     outputs = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         cache = copy.deepcopy(filled)
         if given == "by_position":
             position = list(inspect.signature(type(model).forward).parameters).index(name) - 1
@@ -196,10 +196,10 @@ def test_a_cache_is_never_overlooked(head, given):
 
 
 def test_a_cache_given_twice_is_what_it_is_in_transformers():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     ids, cache = make_batch("no_mask").input_ids, transformers.DynamicCache()
     outcomes = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         try:
             outcomes.append(type(model(ids, past_key_values=None, **{cache_name(): cache})))
         except TypeError as error:
@@ -210,29 +210,29 @@ def test_a_cache_given_twice_is_what_it_is_in_transformers():
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_nothing_that_transformers_deprecates_is_used(head):
     """A user who uses nothing deprecated reads no warning about it."""
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = make_batch("right", head)
-    ours.base_model.embeddings.word_embeddings.register_forward_hook(lambda *_: None)  # the embedding calls its modules
-    ours.base_model.encoder.layer[1].register_forward_hook(lambda *_: None)  # and a layer is called as transformers calls it
+    fast.base_model.embeddings.word_embeddings.register_forward_hook(lambda *_: None)  # the embedding calls its modules
+    fast.base_model.encoder.layer[1].register_forward_hook(lambda *_: None)  # and a layer is called as transformers calls it
     with warnings.catch_warnings(), recorded_log() as messages:
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
-        ours(**batch.inputs(**labels_for(head, batch)))
-        ours(**batch.inputs(output_hidden_states=True))
+        fast(**batch.inputs(**labels_for(head, batch)))
+        fast(**batch.inputs(output_hidden_states=True))
         if head is LM_DECODER:
-            ours.generate(batch.input_ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+            fast.generate(batch.input_ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert not any("deprecated" in message for message in messages), messages
 
 
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "left", "holes"])
 def test_a_decoder_without_cache_is_causal(pattern):
     """Also on packed tokens: a token sees itself and what comes before it, never what follows."""
-    theirs, ours = pair(LM_DECODER, use_cache=False)
+    reference, fast = pair(LM_DECODER, use_cache=False)
     batch = make_batch(pattern)
-    assert_same_run(LM_DECODER, theirs, ours, batch.inputs(labels=token_labels(batch, 120)), batch.real)
+    assert_same_run(LM_DECODER, reference, fast, batch.inputs(labels=token_labels(batch, 120)), batch.real)
     changed = batch.input_ids.clone()
     changed[:, 6:] = 99
-    first, second = ours(**batch.inputs()).logits, ours(**batch.inputs(input_ids=changed)).logits
+    first, second = fast(**batch.inputs()).logits, fast(**batch.inputs(input_ids=changed)).logits
     assert_close("the past", first[:, :6][batch.real[:, :6]], second[:, :6][batch.real[:, :6]], 1e-6)
     assert (first - second)[:, 6:][batch.real[:, 6:]].abs().max() > 0.1
 
@@ -241,43 +241,43 @@ def test_a_decoder_without_cache_is_causal(pattern):
 @pytest.mark.parametrize("pattern", ["no_mask", "right"])
 @pytest.mark.parametrize("head", [MODEL, LM_HEAD], ids=str)
 def test_cross_attention(head, pattern, encoder_mask):
-    theirs, ours = pair(head, is_decoder=True, add_cross_attention=True)
+    reference, fast = pair(head, is_decoder=True, add_cross_attention=True)
     batch = make_batch(pattern)
     encoded = torch.randn(5, 9, 48, generator=torch.Generator().manual_seed(1))
     inputs = batch.inputs(encoder_hidden_states=encoded, **labels_for(head, batch))
     if encoder_mask:
         inputs["encoder_attention_mask"] = (torch.arange(9)[None] < torch.tensor([9, 1, 4, 8, 2])[:, None]).long()
-    assert_same_run(head, theirs, ours, inputs, batch.real)
+    assert_same_run(head, reference, fast, inputs, batch.real)
     # The same decoder also runs without an encoder.
-    assert_same_run(head, theirs, ours, batch.inputs(**labels_for(head, batch)), batch.real)
+    assert_same_run(head, reference, fast, batch.inputs(**labels_for(head, batch)), batch.real)
 
 
 def test_encoder_hidden_states_without_cross_attention_are_refused():
-    theirs, ours = pair(MODEL, is_decoder=True)
+    reference, fast = pair(MODEL, is_decoder=True)
     inputs = make_batch("no_mask").inputs(encoder_hidden_states=torch.randn(5, 3, 48))
-    for model in (theirs, ours):
+    for model in (reference, fast):
         with pytest.raises(ValueError, match="cross-attention"):
             model(**inputs)
 
 
 def test_an_encoder_decoder_of_two_berts():
     models = []
-    for base, lm in ((MODEL.theirs, LM_HEAD.theirs), (MODEL.ours, LM_HEAD.ours)):
+    for base, lm in ((MODEL.reference, LM_HEAD.reference), (MODEL.fast, LM_HEAD.fast)):
         encoder, decoder = base(config_for()), lm(config_for(is_decoder=True, add_cross_attention=True))
         model = transformers.EncoderDecoderModel(encoder=encoder, decoder=decoder)
         model.config.decoder_start_token_id, model.config.pad_token_id = 2, 0
         models.append(randomise(model).eval())
-    theirs, ours = models
-    ours.load_state_dict(theirs.state_dict())
+    reference, fast = models
+    fast.load_state_dict(reference.state_dict())
     batch = make_batch("right")
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.mask, "labels": token_labels(batch, 120)}
-    expected, actual = theirs(**inputs), ours(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert_close("loss", actual.loss, expected.loss)
-    assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
+    assert_same_gradients(gradients(fast, actual.loss), gradients(reference, expected.loss))
     del inputs["labels"]
     options = {"max_new_tokens": 6, "decoder_start_token_id": 2, "pad_token_id": 0, "do_sample": False}
     with quiet_transformers():
-        assert torch.equal(ours.generate(**inputs, **options), theirs.generate(**inputs, **options))
+        assert torch.equal(fast.generate(**inputs, **options), reference.generate(**inputs, **options))
 
 
 # ---- sentence-transformers ----------------------------------------------------------------------------------------------
@@ -315,9 +315,9 @@ def test_sentence_transformers_with_accelerate(sentence_encoder):
 def test_a_real_checkpoint_loads_into_our_classes(sentence_encoder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(sentence_encoder)
     inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    theirs, ours = (library.BertModel.from_pretrained(sentence_encoder).eval() for library in (transformers, fastbert))
+    reference, fast = (library.BertModel.from_pretrained(sentence_encoder).eval() for library in (transformers, fastbert))
     with torch.no_grad():
-        expected, actual = (model(**inputs, output_hidden_states=True) for model in (theirs, ours))
+        expected, actual = (model(**inputs, output_hidden_states=True) for model in (reference, fast))
     assert_same_outputs(actual, expected, inputs["attention_mask"].bool())
 
 
@@ -348,13 +348,13 @@ def _quiet_tracer():
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_compiles_as_one_graph(head):
     """fullgraph=True: a graph break is an error. Real tokens and the contract at padding, from padded inputs with a mask."""
-    theirs, ours = pair(head, use_cache=False, num_hidden_layers=1)
+    reference, fast = pair(head, use_cache=False, num_hidden_layers=1)
     batch = make_batch("right", head)
     backend = CountingBackend("eager")
-    compiled = torch.compile(ours, fullgraph=True, backend=backend)
+    compiled = torch.compile(fast, fullgraph=True, backend=backend)
     with torch.no_grad():
         actual = compiled(**batch.inputs())
-        assert_same_outputs(actual, theirs(**batch.inputs()), batch.flat_real)
+        assert_same_outputs(actual, reference(**batch.inputs()), batch.flat_real)
         if head is MODEL:
             assert actual.last_hidden_state[~batch.real].abs().max() == 0
         if head is QUESTION:
@@ -365,120 +365,120 @@ def test_compiles_as_one_graph(head):
 @pytest.mark.parametrize("head", [PRETRAINING, QUESTION], ids=str)
 def test_compiled_training_step(head):
     """Losses and every gradient through AOTAutograd; labels on padding, and a first token that is padding."""
-    theirs, ours = pair(head, num_hidden_layers=1)
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    reference, fast = pair(head, num_hidden_layers=1)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
     for pattern in ("right", "first_token_masked"):
         batch = make_batch(pattern, head)
         labels = labels_for(head, batch)
         if "labels" in labels:
             labels["labels"][~batch.real] = 3
-        actual, expected = compiled(**batch.inputs(**labels)), theirs(**batch.inputs(**labels))
+        actual, expected = compiled(**batch.inputs(**labels)), reference(**batch.inputs(**labels))
         assert_close("loss", actual.loss, expected.loss)
-        assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
+        assert_same_gradients(gradients(fast, actual.loss), gradients(reference, expected.loss))
 
 
 @pytest.mark.parametrize("option", [{"return_logits": False}, {"real_tokens_only": True}], ids=str)
 def test_compiled_losses_of_our_own(option):
     """The new arguments compile too and give what they give uncompiled."""
     head = MASKED_LM if "return_logits" in option else QUESTION
-    _, ours = pair(head, num_hidden_layers=1)
+    _, fast = pair(head, num_hidden_layers=1)
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(head, batch), **option)
-    loss = torch.compile(ours, fullgraph=True, backend="aot_eager")(**inputs).loss
-    compiled = {name: gradient.clone() for name, gradient in gradients(ours, loss).items()}
-    eager = ours(**inputs).loss
+    loss = torch.compile(fast, fullgraph=True, backend="aot_eager")(**inputs).loss
+    compiled = {name: gradient.clone() for name, gradient in gradients(fast, loss).items()}
+    eager = fast(**inputs).loss
     assert_close("loss", loss, eager)
-    assert_same_gradients(compiled, gradients(ours, eager))
+    assert_same_gradients(compiled, gradients(fast, eager))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_compiles_with_inductor():
-    theirs, ours = pair(SEQUENCE, device="cuda")
+    reference, fast = pair(SEQUENCE, device="cuda")
     batch = make_batch("right").to("cuda")
     inputs = batch.inputs(**labels_for(SEQUENCE, batch))
-    actual, expected = torch.compile(ours, fullgraph=True)(**inputs), theirs(**inputs)
+    actual, expected = torch.compile(fast, fullgraph=True)(**inputs), reference(**inputs)
     assert_close("loss", actual.loss, expected.loss)
-    assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
+    assert_same_gradients(gradients(fast, actual.loss), gradients(reference, expected.loss))
 
 
 @pytest.mark.parametrize(
     ("head", "mode", "masked"), [(MODEL, "dynamic", True), (TOKEN, "automatic", True), (SEQUENCE, "dynamic", False)], ids=str
 )
 def test_two_graphs_serve_every_length(head, mode, masked):
-    theirs, ours = pair(head, max_position_embeddings=512, num_hidden_layers=1)
+    reference, fast = pair(head, max_position_embeddings=512, num_hidden_layers=1)
     backend = CountingBackend("eager")
-    compiled = torch.compile(ours, fullgraph=True, dynamic=True if mode == "dynamic" else None, backend=backend)
+    compiled = torch.compile(fast, fullgraph=True, dynamic=True if mode == "dynamic" else None, backend=backend)
     for seqlen in (1, 2, 7, 64, 17, 129, 511, 512, 1, 40):
         lengths = torch.tensor([seqlen, max(1, seqlen // 2), max(1, seqlen - 1)])
         real = torch.arange(seqlen)[None] < lengths[:, None]
         batch = batch_of(real if masked else torch.ones_like(real), masked=masked)
         with torch.no_grad():
-            assert_same_outputs(compiled(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+            assert_same_outputs(compiled(**batch.inputs()), reference(**batch.inputs()), batch.real)
     assert backend.graphs <= 2
 
 
 def test_a_compiled_model_follows_its_weights_and_hooks():
-    theirs, ours = pair(SEQUENCE, num_hidden_layers=1)
-    compiled = torch.compile(ours, backend="eager")
+    reference, fast = pair(SEQUENCE, num_hidden_layers=1)
+    compiled = torch.compile(fast, backend="eager")
     batch = make_batch("right")
-    eager = ours(**batch.inputs())
+    eager = fast(**batch.inputs())
     compiled(**batch.inputs())
-    assert_same_outputs(ours(**batch.inputs()), eager, None, tolerance=0.0)
-    for model in (theirs, ours):
+    assert_same_outputs(fast(**batch.inputs()), eager, None, tolerance=0.0)
+    for model in (reference, fast):
         randomise(model, seed=4)
-    assert_same_outputs(compiled(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+    assert_same_outputs(compiled(**batch.inputs()), reference(**batch.inputs()), batch.real)
     with torch.no_grad():
-        assert_same_outputs(compiled(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+        assert_same_outputs(compiled(**batch.inputs()), reference(**batch.inputs()), batch.real)
 
 
 def test_the_compile_method_of_the_module():
-    theirs, ours = pair(TOKEN, num_hidden_layers=1)
+    reference, fast = pair(TOKEN, num_hidden_layers=1)
     batch = make_batch("right")
-    ours.compile(fullgraph=True, backend="eager")
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+    fast.compile(fullgraph=True, backend="eager")
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), batch.real)
 
 
 def test_layers_compiled_one_by_one():
     """Regional compilation, as diffusers and torchtitan do it."""
-    theirs, ours = pair(TOKEN, num_hidden_layers=2)
+    reference, fast = pair(TOKEN, num_hidden_layers=2)
     batch = make_batch("right")
-    for layer in ours.bert.encoder.layer:
+    for layer in fast.bert.encoder.layer:
         layer.compile(backend="eager")
-    assert_same_run(TOKEN, theirs, ours, batch.inputs(**labels_for(TOKEN, batch)), batch.real)
+    assert_same_run(TOKEN, reference, fast, batch.inputs(**labels_for(TOKEN, batch)), batch.real)
 
 
 @pytest.mark.parametrize(("head", "strict"), [(MODEL, False), (MASKED_LM, False), (SEQUENCE, True), (QUESTION, False)], ids=str)
 def test_export(head, strict):
     """One exported program for any batch and length, run on batches with other patterns of padding."""
-    theirs, ours = pair(head, num_hidden_layers=1)
+    reference, fast = pair(head, num_hidden_layers=1)
     example = make_batch("right")
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in example.inputs()}
     with torch.no_grad():
-        program = torch.export.export(ours, (), example.inputs(), dynamic_shapes=dynamic, strict=strict).module()
+        program = torch.export.export(fast, (), example.inputs(), dynamic_shapes=dynamic, strict=strict).module()
         for pattern in ("right", "left", "holes", "longest"):
             batch = batch_of(make_batch(pattern).real[:3, :40])
-            assert_same_outputs(program(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+            assert_same_outputs(program(**batch.inputs()), reference(**batch.inputs()), batch.real)
 
 
 def test_export_saves_and_loads(tmp_path):
-    theirs, ours = pair(SEQUENCE, num_hidden_layers=1)
+    reference, fast = pair(SEQUENCE, num_hidden_layers=1)
     batch = make_batch("right")
-    torch.export.save(torch.export.export(ours, (), batch.inputs()), tmp_path / "model.pt2")
+    torch.export.save(torch.export.export(fast, (), batch.inputs()), tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
-    assert_close("logits", loaded(**batch.inputs())["logits"], theirs(**batch.inputs()).logits)
+    assert_close("logits", loaded(**batch.inputs())["logits"], reference(**batch.inputs()).logits)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_jit_tracing():
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     batch = make_batch("right")
     arguments = (batch.input_ids, batch.mask, batch.token_type_ids)
     try:
-        torch.jit.trace(theirs, arguments, strict=False, check_trace=False)
+        torch.jit.trace(reference, arguments, strict=False, check_trace=False)
     except IndexError as error:
         pytest.skip(f"transformers {transformers.__version__} cannot be traced itself: {error}")
-    traced = [torch.jit.trace(model, arguments, strict=False, check_trace=False) for model in (theirs, ours)]
+    traced = [torch.jit.trace(model, arguments, strict=False, check_trace=False) for model in (reference, fast)]
     other = batch_of(make_batch("right").real[:3])
     arguments = (other.input_ids, other.mask, other.token_type_ids)
     expected, actual = (module(*arguments)["logits"] for module in traced)
@@ -491,7 +491,7 @@ def test_a_fake_forward_computes_shapes_only():
 
     with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cpu"):
         for head in (MODEL, SEQUENCE, QUESTION):
-            model = head.ours(config_for(head)).eval()
+            model = head.fast(config_for(head)).eval()
             ids = torch.ones(4, 10, dtype=torch.int64)
             out = model(input_ids=ids, attention_mask=torch.ones(4, 10, dtype=torch.int64))
             assert all(value.shape[0] == 4 for value in out.values())
@@ -501,7 +501,7 @@ def test_a_fake_forward_computes_shapes_only():
 def test_summaries_by_the_meta_device(head):
     """Shapes without values, where transformers has them: it reads the mask's values when there is one."""
     with torch.device("meta"), quiet_transformers():
-        models = [library(config_for(head)).eval() for library in (head.theirs, head.ours)]
+        models = [library(config_for(head)).eval() for library in (head.reference, head.fast)]
         ids = torch.ones((2, 3, 10) if head.choices else (2, 10), dtype=torch.int64)
         expected, actual = (model(input_ids=ids) for model in models)
         masked = models[1](input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -523,9 +523,11 @@ def test_a_wrapper_module_around_the_model():
             states = self.bert(input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
             return self.lstm(torch.cat(states[-2:], -1) * attention_mask[..., None])[0]
 
-    theirs, ours = (Tagger(model) for model in pair(MODEL))
-    ours.load_state_dict(theirs.state_dict())
+    reference, fast = (Tagger(model) for model in pair(MODEL))
+    fast.load_state_dict(reference.state_dict())
     batch = make_batch("right")
-    outs = [model(batch.input_ids, batch.mask) for model in (theirs, ours)]
+    outs = [model(batch.input_ids, batch.mask) for model in (reference, fast)]
     assert_close("tags", outs[1], outs[0])
-    assert_same_gradients(*(gradients(model, projection([out], batch.real)) for model, out in zip((ours, theirs), outs[::-1])))
+    assert_same_gradients(
+        *(gradients(model, projection([out], batch.real)) for model, out in zip((fast, reference), outs[::-1]))
+    )

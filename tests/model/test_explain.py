@@ -32,38 +32,38 @@ def line_with(model, *words: str) -> str:
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_explain_names_every_part(head):
-    _, ours = pair(head)
-    text = str(explain(ours))
+    _, fast = pair(head)
+    text = str(explain(fast))
     assert text.splitlines()[0].startswith(head.name)
     prefix = "" if head is MODEL else "bert."
     for part in ("embeddings", "encoder.layer.0-2.attention", "encoder.layer.0-2.intermediate", "encoder.layer.0-2.output"):
         assert f"{prefix}{part}" in text, part
     assert "backend: torch (tensors are on the CPU)" in text
     assert "float32 on cpu" in text
-    assert line_with(ours, "encoder.layer.0-2", "attention", "fastbert, PyTorch")
+    assert line_with(fast, "encoder.layer.0-2", "attention", "fastbert, PyTorch")
 
 
 def test_explain_changes_nothing():
-    _, ours = pair(SEQUENCE)
-    before = snapshot(ours)
-    explain(ours)
-    assert snapshot(ours) == before
-    assert str(explain(ours)) == str(explain(ours))
+    _, fast = pair(SEQUENCE)
+    before = snapshot(fast)
+    explain(fast)
+    assert snapshot(fast) == before
+    assert str(explain(fast)) == str(explain(fast))
 
 
 def test_explain_of_transformers_own_model():
-    theirs, _ = pair(SEQUENCE)
-    assert "accelerate" in line_with(theirs, "transformers")
-    assert "fastbert, PyTorch" not in str(explain(theirs))
-    assert "fastbert, PyTorch" in str(explain(accelerate(theirs)))
-    assert "fastbert, PyTorch" not in str(explain(restore(theirs)))
+    reference, _ = pair(SEQUENCE)
+    assert "accelerate" in line_with(reference, "transformers")
+    assert "fastbert, PyTorch" not in str(explain(reference))
+    assert "fastbert, PyTorch" in str(explain(accelerate(reference)))
+    assert "fastbert, PyTorch" not in str(explain(restore(reference)))
 
 
 def test_explain_tells_of_lora():
     from peft import LoraConfig, get_peft_model
 
-    _, ours = pair(SEQUENCE)
-    model = get_peft_model(ours, LoraConfig(target_modules=["query", "value"]))
+    _, fast = pair(SEQUENCE)
+    model = get_peft_model(fast, LoraConfig(target_modules=["query", "value"]))
     line = line_with(model, "attention.self: projections")
     assert "fastbert, PyTorch" not in line
     assert "query" in line
@@ -84,16 +84,16 @@ def test_explain_tells_of_lora():
     ],
 )
 def test_explain_tells_of_a_hook_and_of_its_removal(path, layer):
-    _, ours = pair(MODEL)
-    before = str(explain(ours))
-    handle = ours.get_submodule(path).register_forward_hook(lambda module, args, output: None)
-    line = line_with(ours, f"encoder.layer.{layer}", "transformers", "hook")
-    assert type(ours.get_submodule(path)).__name__ in line
-    assert [line for line in lines_of(ours) if "fastbert, PyTorch" in line and "encoder.layer" in line], (
+    _, fast = pair(MODEL)
+    before = str(explain(fast))
+    handle = fast.get_submodule(path).register_forward_hook(lambda module, args, output: None)
+    line = line_with(fast, f"encoder.layer.{layer}", "transformers", "hook")
+    assert type(fast.get_submodule(path)).__name__ in line
+    assert [line for line in lines_of(fast) if "fastbert, PyTorch" in line and "encoder.layer" in line], (
         "the other layers stay fused"
     )
     handle.remove()
-    assert str(explain(ours)) == before
+    assert str(explain(fast)) == before
 
 
 def test_explain_tells_of_an_exchanged_module():
@@ -101,30 +101,30 @@ def test_explain_tells_of_an_exchanged_module():
         def forward(self, x):
             return torch.zeros_like(x)
 
-    _, ours = pair(MODEL)
-    ours.encoder.layer[0].output.LayerNorm = Own()
-    assert "transformers" in line_with(ours, "encoder.layer.0", "Own instead of LayerNorm")
-    ours.encoder.layer[2].output.dropout = Own()
-    assert "transformers" in line_with(ours, "encoder.layer.2", "Own instead of Dropout")
-    ours.embeddings.word_embeddings = nn.Embedding(120, 48, max_norm=1.0)
-    assert "max_norm" in line_with(ours, "embeddings")
+    _, fast = pair(MODEL)
+    fast.encoder.layer[0].output.LayerNorm = Own()
+    assert "transformers" in line_with(fast, "encoder.layer.0", "Own instead of LayerNorm")
+    fast.encoder.layer[2].output.dropout = Own()
+    assert "transformers" in line_with(fast, "encoder.layer.2", "Own instead of Dropout")
+    fast.embeddings.word_embeddings = nn.Embedding(120, 48, max_norm=1.0)
+    assert "max_norm" in line_with(fast, "embeddings")
 
 
 def test_explain_tells_what_the_last_call_took():
-    _, ours = pair(QUESTION)
-    assert "last call: none yet" in str(explain(ours))
+    _, fast = pair(QUESTION)
+    assert "last call: none yet" in str(explain(fast))
     batch = make_batch("right")
-    ours(**batch.inputs())
-    assert line_with(ours, "last call") == "last call: packed"
-    ours(**batch.inputs(**labels_for(QUESTION, batch)))
-    assert "a loss reads padding positions" in line_with(ours, "last call")
-    ours(**batch.inputs(**labels_for(QUESTION, batch)), real_tokens_only=True)
-    assert line_with(ours, "last call") == "last call: packed"
+    fast(**batch.inputs())
+    assert line_with(fast, "last call") == "last call: packed"
+    fast(**batch.inputs(**labels_for(QUESTION, batch)))
+    assert "a loss reads padding positions" in line_with(fast, "last call")
+    fast(**batch.inputs(**labels_for(QUESTION, batch)), real_tokens_only=True)
+    assert line_with(fast, "last call") == "last call: packed"
     with quiet_transformers():
-        ours(**batch.inputs(), output_attentions=True)
-    assert "output_attentions" in line_with(ours, "last call")
-    ours(**batch.inputs(attention_mask=torch.ones(5, 1, 12, 12, dtype=torch.bool)))
-    assert "4 dimensions" in line_with(ours, "last call")
+        fast(**batch.inputs(), output_attentions=True)
+    assert "output_attentions" in line_with(fast, "last call")
+    fast(**batch.inputs(attention_mask=torch.ones(5, 1, 12, 12, dtype=torch.bool)))
+    assert "4 dimensions" in line_with(fast, "last call")
 
 
 def test_explain_tells_of_custom_attention_and_of_the_config():
@@ -134,34 +134,34 @@ def test_explain_tells_of_custom_attention_and_of_the_config():
 
     AttentionInterface.register("explained_own", lambda *args, **kwargs: sdpa_attention_forward(*args, **kwargs))
     AttentionMaskInterface.register("explained_own", sdpa_mask)
-    _, ours = pair(MODEL)
-    ours.set_attn_implementation("explained_own")
-    assert "explained_own" in line_with(ours, "transformers")
-    ours.set_attn_implementation("sdpa")
-    assert "fastbert, PyTorch" in str(explain(ours))
-    ours.set_attn_implementation("eager")
-    ours.config.output_attentions = True
-    assert "output_attentions" in line_with(ours, "transformers")
+    _, fast = pair(MODEL)
+    fast.set_attn_implementation("explained_own")
+    assert "explained_own" in line_with(fast, "transformers")
+    fast.set_attn_implementation("sdpa")
+    assert "fastbert, PyTorch" in str(explain(fast))
+    fast.set_attn_implementation("eager")
+    fast.config.output_attentions = True
+    assert "output_attentions" in line_with(fast, "transformers")
 
 
 def test_explain_tells_of_a_decoder_with_a_cache():
-    _, ours = pair(MODEL, is_decoder=True)
-    ours(**make_batch("no_mask").inputs())
-    assert "cache" in line_with(ours, "last call")
-    ours(**make_batch("no_mask").inputs(use_cache=False))
-    assert "packed" in line_with(ours, "last call")
+    _, fast = pair(MODEL, is_decoder=True)
+    fast(**make_batch("no_mask").inputs())
+    assert "cache" in line_with(fast, "last call")
+    fast(**make_batch("no_mask").inputs(use_cache=False))
+    assert "packed" in line_with(fast, "last call")
 
 
 def test_output_capturing_hooks_do_not_take_the_fused_path_away():
     """transformers leaves its recording hooks on the layers after the first request; the path must survive them."""
-    _, ours = pair(MODEL, attn_implementation="eager")
-    before = [line for line in lines_of(ours) if "last call" not in line]
+    _, fast = pair(MODEL, attn_implementation="eager")
+    before = [line for line in lines_of(fast) if "last call" not in line]
     batch = make_batch("right")
-    ours(**batch.inputs(), output_hidden_states=True, output_attentions=True)
-    assert any(module._forward_hooks for module in ours.modules())
-    assert [line for line in lines_of(ours) if "last call" not in line] == before
-    ours(**batch.inputs())
-    assert line_with(ours, "last call") == "last call: packed"
+    fast(**batch.inputs(), output_hidden_states=True, output_attentions=True)
+    assert any(module._forward_hooks for module in fast.modules())
+    assert [line for line in lines_of(fast) if "last call" not in line] == before
+    fast(**batch.inputs())
+    assert line_with(fast, "last call") == "last call: packed"
 
 
 def test_explain_through_a_sentence_transformer(sentence_encoder):

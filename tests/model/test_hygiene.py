@@ -61,11 +61,11 @@ ids, mask = torch.ones(3, 7, dtype=torch.int64), (torch.arange(7)[None] < torch.
 """
 WITH_EVERYTHING = f"""
 {TIME_THE_IMPORT}
-theirs = BertModel
+reference = BertModel
 {TINY}
 model = fastbert.BertForMaskedLM(config)
 model(ids, attention_mask=mask, labels=ids).loss.backward()
-fastbert.accelerate(theirs(config))
+fastbert.accelerate(reference(config))
 str(fastbert.explain(model))
 import fastbert.kernels
 from packaging.version import InvalidVersion
@@ -275,30 +275,30 @@ def small_batch(head):
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_a_padded_batch_waits_once_at_most(head, labelled, monkeypatch, triton_device):
-    ours, batch = small_pair(head, triton_device)
+    fast, batch = small_pair(head, triton_device)
     inputs = batch.inputs(**labels_for(head, batch) if labelled else {})
     if "labels" in inputs and inputs["labels"].shape == batch.real.shape:
         inputs["labels"].clamp_(max=3 if head is TOKEN else 39)
-    seen = waits_of(monkeypatch, lambda: ours(**inputs))
+    seen = waits_of(monkeypatch, lambda: fast(**inputs))
     assert len(seen) <= 1, seen
 
 
 @pytest.mark.parametrize("head", [MASKED_LM, PRETRAINING], ids=str)
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_loss_without_logits_waits_once_at_most(head, masked, monkeypatch, triton_device):
-    ours, batch = small_pair(head, triton_device)
+    fast, batch = small_pair(head, triton_device)
     inputs = batch.inputs(**labels_for(head, batch))
     inputs["labels"].clamp_(max=39)
     if not masked:
         del inputs["attention_mask"]
-    seen = waits_of(monkeypatch, lambda: ours(**inputs, return_logits=False))
+    seen = waits_of(monkeypatch, lambda: fast(**inputs, return_logits=False))
     assert len(seen) <= 1, seen
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS_AND_DECODER if not head.choices], ids=str)
 def test_a_packed_batch_never_waits(head, monkeypatch, triton_device):
     """Labels included: MLM over all positions, spans, classes."""
-    ours, batch = small_pair(head, triton_device)
+    fast, batch = small_pair(head, triton_device)
     labels = {
         name: value[batch.real] if value.shape == batch.real.shape else value for name, value in labels_for(head, batch).items()
     }
@@ -308,36 +308,36 @@ def test_a_packed_batch_never_waits(head, monkeypatch, triton_device):
         "cu_seqlens": torch.tensor([0, 3, 5], dtype=torch.int32, device=triton_device),
         "max_seqlen": 3,
     }
-    seen = waits_of(monkeypatch, lambda: ours(**inputs, **labels))
+    seen = waits_of(monkeypatch, lambda: fast(**inputs, **labels))
     assert seen == []
 
 
 def test_a_batch_without_mask_never_waits(monkeypatch, triton_device):
-    ours, batch = small_pair(MODEL, triton_device)
-    assert waits_of(monkeypatch, lambda: ours(batch.input_ids)) == []
+    fast, batch = small_pair(MODEL, triton_device)
+    assert waits_of(monkeypatch, lambda: fast(batch.input_ids)) == []
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_never_waits_for_a_packed_batch():
-    _, ours = pair(MODEL, device="cuda")
+    _, fast = pair(MODEL, device="cuda")
     batch = make_batch("no_mask").to("cuda")
     inputs = {"input_ids": batch.input_ids.flatten(), "max_seqlen": 12}
     inputs["cu_seqlens"] = torch.arange(0, 61, 12, dtype=torch.int32, device="cuda")
-    ours(**inputs)
+    fast(**inputs)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ours(**inputs)
+        fast(**inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_triton_side_and_the_torch_side_agree(triton_device):
     """One tiny model through the kernels, so that a forced backend is a real one here."""
-    ours, batch = small_pair(SEQUENCE, triton_device)
+    fast, batch = small_pair(SEQUENCE, triton_device)
     with use_backend("triton"):
-        actual = ours(**batch.inputs())
-        assert "triton (forced)" in str(fastbert.explain(ours))
+        actual = fast(**batch.inputs())
+        assert "triton (forced)" in str(fastbert.explain(fast))
     with use_backend("torch"):
-        expected = ours(**batch.inputs())
+        expected = fast(**batch.inputs())
     assert_same_outputs(actual, expected, batch.real)

@@ -104,19 +104,19 @@ every_model = pytest.mark.parametrize("model", LIBRARIES)
 
 
 def own_pair(source, base="fastbert", model="fastbert", **changes):
-    theirs = randomise(written(source)(config_for(**changes)))
-    ours = written(source, base, model)(config_for(**changes))
-    ours.load_state_dict(theirs.state_dict())
-    return theirs.eval(), ours.eval()
+    reference = randomise(written(source)(config_for(**changes)))
+    fast = written(source, base, model)(config_for(**changes))
+    fast.load_state_dict(reference.state_dict())
+    return reference.eval(), fast.eval()
 
 
-def assert_same(ours, theirs, inputs, real):
+def assert_same(fast, reference, inputs, real):
     """Outputs at real tokens, and the gradient of every parameter."""
-    outputs = [model(**inputs) for model in (ours, theirs)]
+    outputs = [model(**inputs) for model in (fast, reference)]
     outputs = [output if output.dim() == 2 else output[real] for output in outputs]
     assert_close("output", *outputs)
     weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(5))
-    assert_same_gradients(*[gradients(model, (output * weights).sum()) for model, output in zip((ours, theirs), outputs)])
+    assert_same_gradients(*[gradients(model, (output * weights).sum()) for model, output in zip((fast, reference), outputs)])
 
 
 def ways(model) -> set[str]:
@@ -127,18 +127,18 @@ def ways(model) -> set[str]:
 @every_source
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "left", "holes"])
 def test_a_head_of_ones_own_runs_packed_and_gives_transformers_answers(source, model, pattern):
-    theirs, ours = own_pair(source, model=model)
+    reference, fast = own_pair(source, model=model)
     batch = make_batch(pattern)
-    assert_same(ours, theirs, batch.inputs(), batch.real)
-    assert all(way.startswith("packed") for way in ways(ours)), ways(ours)
-    assert not any("not swapped" in decision.reason for decision in fastbert.explain(ours).decisions)
+    assert_same(fast, reference, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(fast)), ways(fast)
+    assert not any("not swapped" in decision.reason for decision in fastbert.explain(fast).decisions)
 
 
 def test_our_model_in_a_head_of_transformers_runs_packed():
-    theirs, ours = own_pair(Tagger, base="transformers", model="fastbert")
+    reference, fast = own_pair(Tagger, base="transformers", model="fastbert")
     batch = make_batch("right")
-    assert_same(ours, theirs, batch.inputs(), batch.real)
-    assert all(way.startswith("packed") for way in ways(ours))
+    assert_same(fast, reference, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(fast))
 
 
 def test_a_head_that_never_calls_post_init_keeps_the_model_it_built():
@@ -152,13 +152,13 @@ def test_a_head_that_never_calls_post_init_keeps_the_model_it_built():
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_every_model_is_an_instance_of_both_libraries_base(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     for base in (fastbert.BertPreTrainedModel, transformers.BertPreTrainedModel, transformers.PreTrainedModel):
-        assert isinstance(ours, base)
-        assert isinstance(ours.base_model, base)
-    assert isinstance(fastbert.accelerate(theirs), fastbert.BertPreTrainedModel)
-    fastbert.restore(theirs)
-    assert not isinstance(theirs, fastbert.BertPreTrainedModel)
+        assert isinstance(fast, base)
+        assert isinstance(fast.base_model, base)
+    assert isinstance(fastbert.accelerate(reference), fastbert.BertPreTrainedModel)
+    fastbert.restore(reference)
+    assert not isinstance(reference, fastbert.BertPreTrainedModel)
 
 
 @every_model
@@ -176,85 +176,85 @@ def test_checkpoints_of_every_head_load_with_the_same_report(head, source, model
         # Rows of a table come in the order of a set.
         lines = [sorted(line for line in message.splitlines()) for message in messages]
         reports.append((loaded, report, lines))
-    (theirs, expected, expected_lines), (ours, report, lines) = reports
+    (reference, expected, expected_lines), (fast, report, lines) = reports
     assert report == expected
     assert lines == expected_lines
     assert report["missing_keys"], "a head of its own cannot be in a checkpoint of another"
-    for (name, value), (other, weight) in zip(theirs.state_dict().items(), ours.state_dict().items()):
+    for (name, value), (other, weight) in zip(reference.state_dict().items(), fast.state_dict().items()):
         assert name == other
         assert torch.equal(value, weight), name
     if source is not Towers:
         embeddings = saved.base_model.embeddings.word_embeddings.weight
-        assert torch.equal(ours.bert.embeddings.word_embeddings.weight, embeddings)
+        assert torch.equal(fast.bert.embeddings.word_embeddings.weight, embeddings)
 
 
 @every_model
 @every_source
 def test_files_and_round_trip(source, model, tmp_path):
-    theirs, ours = own_pair(source, model=model)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours.save_pretrained(tmp_path / "ours")
-    for path in (tmp_path / "theirs").iterdir():
-        assert (tmp_path / "ours" / path.name).read_bytes() == path.read_bytes(), path.name
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [source.__name__]
-    assert type(transformers.AutoConfig.from_pretrained(tmp_path / "ours")) is type(ours).config_class is fastbert.BertConfig
-    loaded, info = type(ours).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    reference, fast = own_pair(source, model=model)
+    reference.save_pretrained(tmp_path / "reference")
+    fast.save_pretrained(tmp_path / "fast")
+    for path in (tmp_path / "reference").iterdir():
+        assert (tmp_path / "fast" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert json.loads((tmp_path / "fast" / "config.json").read_text())["architectures"] == [source.__name__]
+    assert type(transformers.AutoConfig.from_pretrained(tmp_path / "fast")) is type(fast).config_class is fastbert.BertConfig
+    loaded, info = type(fast).from_pretrained(tmp_path / "reference", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     batch = make_batch("right")
-    assert_same(loaded, theirs, batch.inputs(), batch.real)
+    assert_same(loaded, reference, batch.inputs(), batch.real)
     assert all(way.startswith("packed") for way in ways(loaded))
 
 
 @every_model
 def test_tied_weights(model, tmp_path):
     pair(MASKED_LM)[0].save_pretrained(tmp_path)
-    for ours in (own_pair(Scorer, model=model)[1], written(Scorer, "fastbert", model).from_pretrained(tmp_path)):
-        assert ours.decoder.weight is ours.bert.embeddings.word_embeddings.weight
+    for fast in (own_pair(Scorer, model=model)[1], written(Scorer, "fastbert", model).from_pretrained(tmp_path)):
+        assert fast.decoder.weight is fast.bert.embeddings.word_embeddings.weight
         with quiet_transformers():
-            ours.resize_token_embeddings(130)
-        assert ours.decoder.weight is ours.bert.embeddings.word_embeddings.weight
-        assert ours.decoder.weight.shape[0] == 130
+            fast.resize_token_embeddings(130)
+        assert fast.decoder.weight is fast.bert.embeddings.word_embeddings.weight
+        assert fast.decoder.weight.shape[0] == 130
 
 
 @every_model
 @every_source
 def test_gradient_checkpointing(source, model):
-    theirs, ours = own_pair(source, model=model)
-    for each in (theirs, ours):
+    reference, fast = own_pair(source, model=model)
+    for each in (reference, fast):
         each.train()
         each.gradient_checkpointing_enable()
-    assert ours.is_gradient_checkpointing
-    layers, calls = [part for part in ours.modules() if isinstance(part, fastbert.BertLayer)], []
+    assert fast.is_gradient_checkpointing
+    layers, calls = [part for part in fast.modules() if isinstance(part, fastbert.BertLayer)], []
     for layer in layers:
         inner = layer._gradient_checkpointing_func
         layer._gradient_checkpointing_func = lambda *args, inner=inner, **kwargs: (calls.append(1), inner(*args, **kwargs))[1]
     batch = make_batch("right")
-    assert_same(ours, theirs, batch.inputs(), batch.real)
+    assert_same(fast, reference, batch.inputs(), batch.real)
     assert len(calls) == len(layers)
 
 
 @every_model
 @every_source
 def test_copies_and_pickles(source, model):
-    theirs, ours = own_pair(source, model=model)
+    reference, fast = own_pair(source, model=model)
     batch = make_batch("right")
-    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert type(copied) is type(ours)
-        assert_same(copied, theirs, batch.inputs(), batch.real)
+    for copied in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert type(copied) is type(fast)
+        assert_same(copied, reference, batch.inputs(), batch.real)
         assert all(way.startswith("packed") for way in ways(copied))
 
 
 @every_model
 @every_source
 def test_restore_and_accelerate(source, model):
-    theirs, ours = own_pair(source, model=model)
+    reference, fast = own_pair(source, model=model)
     batch = make_batch("right")
-    fastbert.restore(ours)
-    assert not any(isinstance(part, fastbert.BertModel | fastbert.BertLayer) for part in ours.modules())
-    assert_same(ours, theirs, batch.inputs(), batch.real)
-    fastbert.accelerate(ours)
-    assert_same(ours, theirs, batch.inputs(), batch.real)
-    assert all(way.startswith("packed") for way in ways(ours))
+    fastbert.restore(fast)
+    assert not any(isinstance(part, fastbert.BertModel | fastbert.BertLayer) for part in fast.modules())
+    assert_same(fast, reference, batch.inputs(), batch.real)
+    fastbert.accelerate(fast)
+    assert_same(fast, reference, batch.inputs(), batch.real)
+    assert all(way.startswith("packed") for way in ways(fast))
 
 
 class Narrow(nn.Module):
@@ -272,34 +272,34 @@ class Narrow(nn.Module):
 
 @pytest.mark.parametrize("head", [NEXT_SENTENCE, SEQUENCE, CHOICE, TOKEN, QUESTION, PRETRAINING], ids=str)
 def test_a_module_in_place_of_the_encoder_gets_what_transformers_passes(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right", head)
     labels = labels_for(head, batch)
-    theirs.bert, ours.bert = Narrow(theirs.bert), Narrow(ours.bert)
-    compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    for model in (ours, compiled):
+    reference.bert, fast.bert = Narrow(reference.bert), Narrow(fast.bert)
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    for model in (fast, compiled):
         with torch.no_grad():
-            actual, expected = model(**batch.inputs()), theirs(**batch.inputs())
+            actual, expected = model(**batch.inputs()), reference(**batch.inputs())
         names = ("start_logits", "end_logits") if head is QUESTION else tuple(expected)
         for name in names:
             assert_close(name, *(at_real_tokens(one[name], batch.real) for one in (actual, expected)))
     if head.pooled and head is not PRETRAINING:
-        assert_close("loss", ours(**batch.inputs(**labels)).loss, theirs(**batch.inputs(**labels)).loss)
+        assert_close("loss", fast(**batch.inputs(**labels)).loss, reference(**batch.inputs(**labels)).loss)
     else:
         with pytest.raises(TypeError, match=r"expected a forward of Narrow that takes \*\*kwargs"):
-            ours(**batch.inputs(**labels))
-    ours.bert.inner = fastbert.restore(ours.bert.inner)  # nobody inside to be told
-    assert_close("loss", ours(**batch.inputs(**labels)).loss, theirs(**batch.inputs(**labels)).loss)
+            fast(**batch.inputs(**labels))
+    fast.bert.inner = fastbert.restore(fast.bert.inner)  # nobody inside to be told
+    assert_close("loss", fast(**batch.inputs(**labels)).loss, reference(**batch.inputs(**labels)).loss)
 
 
 def test_a_layer_of_its_own_is_transformers_layer():
     torch.manual_seed(0)
     config = config_for()
     config._attn_implementation = "sdpa"
-    theirs, ours = transformers.BertLayer(config).eval(), fastbert.BertLayer(config).eval()
-    ours.load_state_dict(theirs.state_dict())
+    reference, fast = transformers.BertLayer(config).eval(), fastbert.BertLayer(config).eval()
+    fast.load_state_dict(reference.state_dict())
     states = torch.randn(2, 5, config.hidden_size)
-    assert torch.equal(ours(states), theirs(states))
+    assert torch.equal(fast(states), reference(states))
 
 
 def test_parts_of_modeling_bert_work_together():
@@ -316,8 +316,8 @@ def test_parts_of_modeling_bert_work_together():
         def forward(self, input_ids):
             return self.pooler(self.encoder(self.embeddings(input_ids)).last_hidden_state)
 
-    theirs, _ = pair(MODEL)
-    ours = FromParts(config_for()).eval()
-    ours.load_state_dict(theirs.state_dict())
+    reference, _ = pair(MODEL)
+    fast = FromParts(config_for()).eval()
+    fast.load_state_dict(reference.state_dict())
     ids = make_batch("no_mask").input_ids
-    assert_close("pooled", ours(ids), theirs(ids).pooler_output)
+    assert_close("pooled", fast(ids), reference(ids).pooler_output)

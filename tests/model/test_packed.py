@@ -64,12 +64,12 @@ def is_per_token(head, key: str) -> bool:
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_packed_equals_padded(head, pattern, device):
     """Outputs of transformers on the padded batch at real tokens, and the gradient of every parameter."""
-    theirs, ours = pair(head, use_cache=False, device=device)
+    reference, fast = pair(head, use_cache=False, device=device)
     batch = make_batch(pattern, head).to(device)
     labels = {} if head is QUESTION else labels_for(head, batch)
     if head.name == "BertLMHeadModel" and pattern == "holes":
         labels = {}  # the token before a hole predicts padding there, and the next token here
-    expected, actual = theirs(**batch.inputs(**labels)), ours(**packed_inputs(batch, head, device, **labels))
+    expected, actual = reference(**batch.inputs(**labels)), fast(**packed_inputs(batch, head, device, **labels))
     assert type(actual) is type(expected)
     assert list(actual.keys()) == list(expected.keys())
     for key in expected.keys():
@@ -90,17 +90,17 @@ def test_packed_equals_padded(head, pattern, device):
         assert real.any()
     if scalars[1].isfinite():
         may_vanish = batch.real.shape[-1] == 1
-        assert_same_gradients(gradients(ours, scalars[0]), gradients(theirs, scalars[1]), may_vanish=may_vanish)
+        assert_same_gradients(gradients(fast, scalars[0]), gradients(reference, scalars[1]), may_vanish=may_vanish)
 
 
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "holes", "one_token"])
 def test_packed_spans(pattern):
     """Start and end count from the start of their sequence; the softmax is over its own tokens."""
-    theirs, ours = pair(QUESTION)
+    reference, fast = pair(QUESTION)
     batch = make_batch(pattern)
     lengths = batch.real.sum(1)
     starts, ends = (torch.rand(len(lengths)) * lengths).long(), lengths - 1
-    outputs = ours(**packed_inputs(batch), start_positions=starts, end_positions=ends)
+    outputs = fast(**packed_inputs(batch), start_positions=starts, end_positions=ends)
     losses = []
     for row, real in enumerate(batch.real):
         single = {
@@ -108,79 +108,79 @@ def test_packed_spans(pattern):
             "token_type_ids": batch.token_type_ids[row : row + 1, real],
         }
         single["position_ids"] = torch.arange(real.shape[0])[None, real]
-        losses.append(theirs(**single, start_positions=starts[row : row + 1], end_positions=ends[row : row + 1]).loss)
+        losses.append(reference(**single, start_positions=starts[row : row + 1], end_positions=ends[row : row + 1]).loss)
     expected = torch.stack(losses).mean()
     assert_close("loss", outputs.loss, expected)
     may_vanish = batch.real.shape[-1] == 1
-    assert_same_gradients(gradients(ours, outputs.loss), gradients(theirs, expected), may_vanish=may_vanish)
+    assert_same_gradients(gradients(fast, outputs.loss), gradients(reference, expected), may_vanish=may_vanish)
 
 
 @pytest.mark.parametrize("head", [LM_HEAD, LM_DECODER], ids=str)
 def test_the_shifted_loss_stops_at_the_border_of_two_sequences(head):
-    theirs, ours = pair(head, use_cache=False)
+    reference, fast = pair(head, use_cache=False)
     batch = make_batch("right")
     labels = torch.where(batch.real, batch.input_ids, IGNORED)  # a label on every token, the first ones included
-    expected = theirs(**batch.inputs(labels=labels)).loss
-    actual = ours(**packed_inputs(batch, labels=labels)).loss
+    expected = reference(**batch.inputs(labels=labels)).loss
+    actual = fast(**packed_inputs(batch, labels=labels)).loss
     assert_close("loss", actual, expected)
-    assert_same_gradients(gradients(ours, actual), gradients(theirs, expected))
+    assert_same_gradients(gradients(fast, actual), gradients(reference, expected))
 
 
 @pytest.mark.parametrize("head", [MASKED_LM, PRETRAINING], ids=str)
 def test_packed_loss_without_logits(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right")
     labels = labels_for(head, batch)
-    expected = theirs(**batch.inputs(**labels)).loss
-    actual = ours(**packed_inputs(batch, **labels), return_logits=False)
+    expected = reference(**batch.inputs(**labels)).loss
+    actual = fast(**packed_inputs(batch, **labels), return_logits=False)
     assert "logits" not in actual.keys()
     assert "prediction_logits" not in actual.keys()
     assert_close("loss", actual.loss, expected)
-    assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected))
+    assert_same_gradients(gradients(fast, actual.loss), gradients(reference, expected))
 
 
 @pytest.mark.parametrize("head", [MODEL, TOKEN, SEQUENCE], ids=str)
 def test_positions_count_from_the_start_of_each_sequence(head):
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = make_batch("right")
     inputs = packed_inputs(batch)
-    with_positions = ours(**inputs)
+    with_positions = fast(**inputs)
     del inputs["position_ids"]
-    without = ours(**inputs)
+    without = fast(**inputs)
     for key in with_positions.keys():
         assert_close(key, without[key], with_positions[key], 0.0)
     inputs["position_ids"] = torch.arange(len(inputs["input_ids"]))
-    elsewhere = ours(**inputs)
+    elsewhere = fast(**inputs)
     assert (next(iter(elsewhere.values())) - next(iter(without.values()))).abs().max() > 1e-2
 
 
 def test_packed_token_types_default_to_the_first_segment():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     inputs = packed_inputs(batch)
     del inputs["token_type_ids"]
-    expected = theirs(batch.input_ids, batch.mask)
-    assert_close("last_hidden_state", ours(**inputs).last_hidden_state, expected.last_hidden_state[batch.real])
+    expected = reference(batch.input_ids, batch.mask)
+    assert_close("last_hidden_state", fast(**inputs).last_hidden_state, expected.last_hidden_state[batch.real])
 
 
 def test_packed_inputs_embeds():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     embeds = torch.randn(5, 12, 48)
     inputs = packed_inputs(batch)
     del inputs["input_ids"]
-    expected = theirs(inputs_embeds=embeds, attention_mask=batch.mask, token_type_ids=batch.token_type_ids)
-    actual = ours(inputs_embeds=embeds[batch.real], **inputs)
+    expected = reference(inputs_embeds=embeds, attention_mask=batch.mask, token_type_ids=batch.token_type_ids)
+    actual = fast(inputs_embeds=embeds[batch.real], **inputs)
     assert_close("last_hidden_state", actual.last_hidden_state, expected.last_hidden_state[batch.real])
     assert_close("pooler_output", actual.pooler_output, expected.pooler_output)
 
 
 @pytest.mark.parametrize("chosen", [True, [0, 2]], ids=str)
 def test_packed_hidden_states(chosen):
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
-    expected = theirs(**batch.inputs(), output_hidden_states=chosen).hidden_states
-    actual = ours(**packed_inputs(batch), output_hidden_states=chosen).hidden_states
+    expected = reference(**batch.inputs(), output_hidden_states=chosen).hidden_states
+    actual = fast(**packed_inputs(batch), output_hidden_states=chosen).hidden_states
     assert len(actual) == len(expected)
     for index, (mine, their) in enumerate(zip(actual, expected)):
         assert (mine is None) == (their is None)
@@ -189,111 +189,111 @@ def test_packed_hidden_states(chosen):
 
 
 def test_packed_as_tuples():
-    _, ours = pair(SEQUENCE)
+    _, fast = pair(SEQUENCE)
     batch = make_batch("right")
     inputs = packed_inputs(batch, **labels_for(SEQUENCE, batch))
-    out, as_tuple = ours(**inputs), ours(**inputs, return_dict=False)
+    out, as_tuple = fast(**inputs), fast(**inputs, return_dict=False)
     assert isinstance(as_tuple, tuple)
     for mine, their in zip(as_tuple, out.to_tuple(), strict=True):
         assert torch.equal(mine, their)
 
 
 def test_a_longer_max_seqlen_changes_nothing():
-    _, ours = pair(MODEL)
+    _, fast = pair(MODEL)
     batch = make_batch("right")
     inputs = packed_inputs(batch)
-    tight = ours(**inputs)
-    loose = ours(**inputs | {"max_seqlen": 40})
+    tight = fast(**inputs)
+    loose = fast(**inputs | {"max_seqlen": 40})
     assert_close("last_hidden_state", loose.last_hidden_state, tight.last_hidden_state)
     assert_close("pooler_output", loose.pooler_output, tight.pooler_output)
 
 
 def test_sequences_without_tokens_and_batches_without_tokens():
-    _, ours = pair(MODEL)
+    _, fast = pair(MODEL)
     batch = make_batch("right")
     inputs = packed_inputs(batch)
-    expected = ours(**inputs)
+    expected = fast(**inputs)
     cu_seqlens = inputs["cu_seqlens"]
     inputs["cu_seqlens"] = torch.cat([cu_seqlens[:2], cu_seqlens[1:2], cu_seqlens[2:], cu_seqlens[-1:]])
-    actual = ours(**inputs)
+    actual = fast(**inputs)
     assert_close("last_hidden_state", actual.last_hidden_state, expected.last_hidden_state)
     assert actual.pooler_output.shape == (7, 48)
     assert_close("pooler_output", actual.pooler_output[[0, 2, 3, 4, 5]], expected.pooler_output)
     assert actual.pooler_output.isfinite().all()
-    nothing = ours(torch.zeros(0, dtype=torch.int64), cu_seqlens=torch.zeros(1, dtype=torch.int32), max_seqlen=0)
+    nothing = fast(torch.zeros(0, dtype=torch.int64), cu_seqlens=torch.zeros(1, dtype=torch.int32), max_seqlen=0)
     assert nothing.last_hidden_state.shape == (0, 48)
     assert nothing.pooler_output.shape == (0, 48)
 
 
-@pytest.mark.parametrize("obstacle", ["eager attentions", "hook", "head_dim", "lora"])
-def test_packed_input_where_the_fused_path_steps_aside(obstacle):
-    theirs, ours = pair(MODEL, **({"num_attention_heads": 4} if obstacle == "head_dim" else {}))
+@pytest.mark.parametrize("cause", ["eager attentions", "hook", "head_dim", "lora"])
+def test_packed_input_where_the_fused_path_falls_back(cause):
+    reference, fast = pair(MODEL, **({"num_attention_heads": 4} if cause == "head_dim" else {}))
     batch = make_batch("right")
     extra = {}
-    if obstacle == "eager attentions":
-        for model in (theirs, ours):
+    if cause == "eager attentions":
+        for model in (reference, fast):
             model.set_attn_implementation("eager")
         extra = {"output_attentions": True}
-    if obstacle == "hook":
-        for model in (theirs, ours):
+    if cause == "hook":
+        for model in (reference, fast):
             model.encoder.layer[1].register_forward_hook(lambda module, args, output: 2 * output)
-    if obstacle == "lora":
+    if cause == "lora":
         from peft import LoraConfig, get_peft_model
 
         models = []
-        for model in (theirs, ours):
+        for model in (reference, fast):
             torch.manual_seed(0)
             models.append(get_peft_model(model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False)).eval())
-        theirs, ours = models
-    expected, actual = theirs(**batch.inputs(), **extra), ours(**packed_inputs(batch), **extra)
+        reference, fast = models
+    expected, actual = reference(**batch.inputs(), **extra), fast(**packed_inputs(batch), **extra)
     assert_close("last_hidden_state", actual.last_hidden_state, expected.last_hidden_state[batch.real])
     assert_close("pooler_output", actual.pooler_output, expected.pooler_output)
 
 
 def test_packed_gradient_checkpointing():
-    _, ours = pair(TOKEN)
+    _, fast = pair(TOKEN)
     batch = make_batch("right")
     inputs = packed_inputs(batch, **labels_for(TOKEN, batch))
-    plain = {name: g.clone() for name, g in gradients(ours, ours(**inputs).loss).items()}
-    ours.train().gradient_checkpointing_enable()
-    assert_same_gradients(gradients(ours, ours(**inputs).loss), plain)
+    plain = {name: g.clone() for name, g in gradients(fast, fast(**inputs).loss).items()}
+    fast.train().gradient_checkpointing_enable()
+    assert_same_gradients(gradients(fast, fast(**inputs).loss), plain)
 
 
 def test_packed_input_compiles():
-    _, ours = pair(MODEL, num_hidden_layers=1)
+    _, fast = pair(MODEL, num_hidden_layers=1)
     inputs = packed_inputs(make_batch("right"))
     torch._dynamo.reset()
-    compiled = torch.compile(ours, fullgraph=True, backend="eager")
-    assert_close("last_hidden_state", compiled(**inputs).last_hidden_state, ours(**inputs).last_hidden_state)
+    compiled = torch.compile(fast, fullgraph=True, backend="eager")
+    assert_close("last_hidden_state", compiled(**inputs).last_hidden_state, fast(**inputs).last_hidden_state)
 
 
 def test_padded_and_packed_input_share_compiled_code():
     """The compiler leaves the sizes of one form open once it has met the other."""
-    _, ours = pair(MODEL, num_hidden_layers=1)
+    _, fast = pair(MODEL, num_hidden_layers=1)
     torch._dynamo.reset()
-    compiled = torch.compile(ours, fullgraph=True, backend="eager")
+    compiled = torch.compile(fast, fullgraph=True, backend="eager")
     for pattern in ("right", "one_row", "holes"):
         batch = make_batch(pattern)
         for inputs in (packed_inputs(batch), batch.inputs(), batch.inputs(token_type_ids=batch.token_type_ids[:1])):
-            assert_close("last_hidden_state", compiled(**inputs).last_hidden_state, ours(**inputs).last_hidden_state)
+            assert_close("last_hidden_state", compiled(**inputs).last_hidden_state, fast(**inputs).last_hidden_state)
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_output_positions_of_the_base_model(head):
     if head is not MODEL:
-        assert "output_positions" not in head.ours.forward.__code__.co_varnames
+        assert "output_positions" not in head.fast.forward.__code__.co_varnames
         return
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     wanted = batch.real & (torch.rand(batch.real.shape) < 0.5)
-    expected = theirs(**batch.inputs()).last_hidden_state[wanted]
-    assert_close("padded", ours(**batch.inputs(), output_positions=wanted).last_hidden_state, expected)
-    packed = ours(**packed_inputs(batch), output_positions=wanted[batch.real]).last_hidden_state
+    expected = reference(**batch.inputs()).last_hidden_state[wanted]
+    assert_close("padded", fast(**batch.inputs(), output_positions=wanted).last_hidden_state, expected)
+    packed = fast(**packed_inputs(batch), output_positions=wanted[batch.real]).last_hidden_state
     assert_close("packed", packed, expected)
     read = torch.zeros_like(batch.real)
     read[2, 5] = True  # padding
-    everywhere = ours(**batch.inputs(), loss_positions=read).last_hidden_state
-    assert_close("loss_positions", everywhere, theirs(**batch.inputs()).last_hidden_state)
+    everywhere = fast(**batch.inputs(), loss_positions=read).last_hidden_state
+    assert_close("loss_positions", everywhere, reference(**batch.inputs()).last_hidden_state)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------------
@@ -395,12 +395,12 @@ BAD_INPUTS = {
 def test_bad_input_is_refused_by_name(case, training):
     """Expected and actual are in the message; the model is left as it was."""
     build, error, match = BAD_INPUTS[case]
-    _, ours = pair(MODEL)
+    _, fast = pair(MODEL)
     good = packed()
-    before = ours(**good).last_hidden_state
+    before = fast(**good).last_hidden_state
     with pytest.raises(error, match=f"(?s){match}"):
-        ours.train(training)(**build())
-    assert torch.equal(ours.eval()(**good).last_hidden_state, before)
+        fast.train(training)(**build())
+    assert torch.equal(fast.eval()(**good).last_hidden_state, before)
 
 
 @pytest.mark.parametrize(
@@ -409,33 +409,33 @@ def test_bad_input_is_refused_by_name(case, training):
 @pytest.mark.parametrize("head", [head for head in HEADS if not head.choices], ids=str)
 def test_bad_input_is_refused_by_every_head(head, case):
     build, error, match = BAD_INPUTS[case]
-    _, ours = pair(head)
+    _, fast = pair(head)
     with pytest.raises(error, match=f"(?s){match}"):
-        ours(**build())
+        fast(**build())
 
 
 @pytest.mark.parametrize(
     "case", ["id past the vocabulary", "mask too short", "too long", "position past the table", "mask of another batch"]
 )
-def test_bad_input_is_refused_where_the_fused_path_steps_aside(case):
+def test_bad_input_is_refused_where_the_fused_path_falls_back(case):
     """With a hook on a layer as without one."""
     build, error, match = BAD_INPUTS[case]
-    _, ours = pair(MODEL)
-    ours.encoder.layer[0].register_forward_hook(lambda module, args, output: None)
+    _, fast = pair(MODEL)
+    fast.encoder.layer[0].register_forward_hook(lambda module, args, output: None)
     with pytest.raises(error, match=f"(?s){match}"):
-        ours(**build())
+        fast(**build())
 
 
 def test_an_id_out_of_range_at_padding_is_refused_or_harmless():
     """transformers looks up every id and raises; here padding is never looked up."""
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     inputs = batch.inputs(input_ids=batch.input_ids.masked_fill(~batch.real, IGNORED))
     try:
-        actual = ours(**inputs)
+        actual = fast(**inputs)
     except (ValueError, IndexError):
         return
-    expected = theirs(**batch.inputs())
+    expected = reference(**batch.inputs())
     assert_close("last_hidden_state", actual.last_hidden_state[batch.real], expected.last_hidden_state[batch.real])
 
 
@@ -454,22 +454,22 @@ def test_the_operations_refuse_a_dtype_mix(call):
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_a_dropout_outside_0_and_1_is_refused(field, value):
     with pytest.raises(ValueError, match=f"between 0 and 1.*{value}"):
-        SEQUENCE.ours(config_for(SEQUENCE, **{field: value}))
+        SEQUENCE.fast(config_for(SEQUENCE, **{field: value}))
 
 
 @pytest.mark.parametrize(
     "path", ["embeddings.dropout", "encoder.layer.1.attention.self.dropout", "encoder.layer.1.output.dropout"]
 )
 def test_a_dropout_that_became_negative_is_refused(path):
-    _, ours = pair(MODEL)
-    ours.get_submodule(path).p = -0.1
-    ours(**padded())  # not looked at in eval mode, as in transformers
+    _, fast = pair(MODEL)
+    fast.get_submodule(path).p = -0.1
+    fast(**padded())  # not looked at in eval mode, as in transformers
     with pytest.raises((ValueError, RuntimeError), match=r"(?i)(0, 1|between 0 and 1).*-0\.1"):
-        ours.train()(**padded())
+        fast.train()(**padded())
 
 
 def test_heads_that_do_not_divide_the_hidden_size_are_refused():
-    for library in (MODEL.theirs, MODEL.ours):
+    for library in (MODEL.reference, MODEL.fast):
         with pytest.raises(ValueError, match=r"48.*not a multiple.*5"):
             library(config_for(num_attention_heads=5))
 
@@ -479,10 +479,10 @@ def test_the_operation_refuses_a_head_dim_without_a_kernel_and_the_model_does_wi
     qkv = torch.randn(6, 3, 2, head_dim)
     with pytest.raises(ValueError, match=rf"multiple of 8 from 16 to 128.*{head_dim}"):
         functional.attention(qkv, cu(0, 6), 6)
-    theirs, ours = pair(MODEL, hidden_size=2 * head_dim)
+    reference, fast = pair(MODEL, hidden_size=2 * head_dim)
     batch = make_batch("right")
-    assert_close("pooler_output", ours(**batch.inputs()).pooler_output, theirs(**batch.inputs()).pooler_output)
-    assert f"head_dim {head_dim}" in str(fastbert.explain(ours))
+    assert_close("pooler_output", fast(**batch.inputs()).pooler_output, reference(**batch.inputs()).pooler_output)
+    assert f"head_dim {head_dim}" in str(fastbert.explain(fast))
 
 
 LABELS = {
@@ -515,35 +515,35 @@ def test_labels_that_do_not_fit_are_an_error_as_in_transformers(case, pattern):
 )
 @pytest.mark.parametrize("head", [MASKED_LM, PRETRAINING], ids=str)
 def test_labels_that_do_not_fit_are_an_error_without_logits(head, labels):
-    _, ours = pair(head)
+    _, fast = pair(head)
     inputs = padded(**labels_for(head, make_batch("right")) | {"labels": labels})
     with pytest.raises((ValueError, TypeError), match="label"):
-        ours(**inputs, return_logits=False)
+        fast(**inputs, return_logits=False)
 
 
 def test_choices_that_do_not_divide_the_sequences_are_refused():
-    _, ours = pair(CHOICE)
+    _, fast = pair(CHOICE)
     inputs = packed_inputs(make_batch("right"))
     with pytest.raises(ValueError, match=r"num_choices.*None"):
-        ours(**inputs)
+        fast(**inputs)
     with pytest.raises(ValueError, match=r"multiple of 3.*5"):
-        ours(**inputs, num_choices=3)
+        fast(**inputs, num_choices=3)
 
 
 def test_an_empty_batch_gives_an_empty_answer_or_an_error_like_transformers():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     for shape in ((0, 12), (5, 0)):
         inputs = {"input_ids": torch.zeros(shape, dtype=torch.int64)}
         try:
-            theirs(**inputs)
+            reference(**inputs)
         except Exception:
-            theirs_raises = True
+            reference_raises = True
         else:
-            theirs_raises = False
+            reference_raises = False
         try:
-            actual = ours(**inputs)
+            actual = fast(**inputs)
         except Exception:
-            assert theirs_raises
+            assert reference_raises
         else:
             assert actual.last_hidden_state.shape == (*shape, 48)
 

@@ -51,44 +51,44 @@ def flattened(form, lengths=LENGTHS, **changes):
 
 
 def flash_pair(head=MODEL, **changes):
-    theirs, ours = pair(head, **changes)
-    use_flash(theirs, ours)
-    return theirs, ours
+    reference, fast = pair(head, **changes)
+    use_flash(reference, fast)
+    return reference, fast
 
 
 @pytest.mark.parametrize("form", ["position_ids", "cu_seq_lens", "both"])
 @pytest.mark.parametrize("head", TOKEN_HEADS, ids=str)
 def test_every_token_head_equals_transformers(head, form):
-    theirs, ours = flash_pair(head, **({"use_cache": False} if head is LM_DECODER else {}))
+    reference, fast = flash_pair(head, **({"use_cache": False} if head is LM_DECODER else {}))
     batch, _ = flattened(form)
     types = torch.randint(0, 2, (1, TOTAL), generator=torch.Generator().manual_seed(1))
     real = torch.ones(1, TOTAL, dtype=torch.bool)
     # transformers counts positions on through the row where only lengths are given: here both are told.
     positions = flattened("position_ids")[0]["position_ids"]
     with flash_on_cpu():
-        expected = theirs(**batch | {"position_ids": positions}, token_type_ids=types, output_hidden_states=True)
-    actual = ours(**batch, token_type_ids=types, output_hidden_states=True)
+        expected = reference(**batch | {"position_ids": positions}, token_type_ids=types, output_hidden_states=True)
+    actual = fast(**batch, token_type_ids=types, output_hidden_states=True)
     assert_same_outputs(actual, expected, None)
-    assert_same_gradients(gradients(ours, projection(actual, real)), gradients(theirs, projection(expected, real)))
+    assert_same_gradients(gradients(fast, projection(actual, real)), gradients(reference, projection(expected, real)))
     assert f"packed by the caller ({'position_ids' if form == 'position_ids' else 'cu_seq_lens'})" in str(
-        fastbert.explain(ours)
+        fastbert.explain(fast)
     )
 
 
 @pytest.mark.parametrize("form", ["position_ids", "cu_seq_lens", "both"])
 def test_equal_to_one_by_one(form):
-    theirs, ours = flash_pair()
-    theirs.config._attn_implementation = "sdpa"
+    reference, fast = flash_pair()
+    reference.config._attn_implementation = "sdpa"
     batch, _ = flattened(form)
-    states = ours(**batch).last_hidden_state[0].split(LENGTHS)
+    states = fast(**batch).last_hidden_state[0].split(LENGTHS)
     for ids, state in zip(sequences(), states):
-        assert_close("state", state, theirs(ids[None]).last_hidden_state[0])
+        assert_close("state", state, reference(ids[None]).last_hidden_state[0])
 
 
 @pytest.mark.parametrize("form", ["position_ids", "cu_seq_lens", "both"])
 @pytest.mark.parametrize("head", [MASKED_LM, TOKEN, LM_DECODER, PRETRAINING], ids=str)
 def test_losses_of_token_heads(head, form):
-    theirs, ours = flash_pair(head, **({"use_cache": False} if head is LM_DECODER else {}))
+    reference, fast = flash_pair(head, **({"use_cache": False} if head is LM_DECODER else {}))
     batch, labels = flattened(form)
     inputs = {"labels": labels % 4 if head is TOKEN else labels}
     inputs["labels"] = torch.where(labels < 0, labels, inputs["labels"])
@@ -96,109 +96,109 @@ def test_losses_of_token_heads(head, form):
         inputs["next_sentence_label"] = torch.tensor([1])
     positions = flattened("position_ids")[0]["position_ids"]
     with flash_on_cpu():
-        expected = theirs(**batch | {"position_ids": positions}, **inputs)
-    actual = ours(**batch, **inputs)
+        expected = reference(**batch | {"position_ids": positions}, **inputs)
+    actual = fast(**batch, **inputs)
     assert_same_outputs(actual, expected, None)
-    assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss))
+    assert_same_gradients(gradients(fast, actual.loss), gradients(reference, expected.loss))
 
 
 def test_the_loss_of_labelled_positions_alone():
-    _, ours = flash_pair(MASKED_LM)
+    _, fast = flash_pair(MASKED_LM)
     batch, labels = flattened("both")
     labels = torch.where(torch.arange(TOTAL) % 3 == 0, labels, -100)
-    assert_close("loss", ours(**batch, labels=labels, return_logits=False).loss, ours(**batch, labels=labels).loss)
+    assert_close("loss", fast(**batch, labels=labels, return_logits=False).loss, fast(**batch, labels=labels).loss)
 
 
 def test_question_answering_of_one_row():
-    theirs, ours = flash_pair(QUESTION)
+    reference, fast = flash_pair(QUESTION)
     batch, _ = flattened("both")
     spans = {"start_positions": torch.tensor([3]), "end_positions": torch.tensor([9])}
     with flash_on_cpu():
-        expected = theirs(**batch, **spans)
-    assert_same_outputs(ours(**batch, **spans), expected, None)
+        expected = reference(**batch, **spans)
+    assert_same_outputs(fast(**batch, **spans), expected, None)
 
 
 @pytest.mark.parametrize("form", ["position_ids", "cu_seq_lens"])
 @pytest.mark.parametrize("head", [head for head in HEADS if head.pooled and head not in (MODEL, PRETRAINING)], ids=str)
 def test_heads_of_one_row_a_sequence_refuse_several(head, form):
     """transformers would answer for the first sequence alone."""
-    _, ours = flash_pair(head)
+    _, fast = flash_pair(head)
     batch, _ = flattened(form)
     with pytest.raises(
         ValueError, match=r"one sequence a row, got 5 in 1 \(by (position_ids|cu_seq_lens)\).*cu_seqlens and max_seqlen"
     ):
-        ours(**batch)
+        fast(**batch)
     if not head.choices:  # whose rows are choices, by their own shape
-        assert ours(**flattened("both", [9])[0]).logits.shape[0] == 1
+        assert fast(**flattened("both", [9])[0]).logits.shape[0] == 1
 
 
 def test_several_rows_with_lengths_across_them():
     """transformers flattens the rows before attention."""
-    theirs, ours = flash_pair()
+    reference, fast = flash_pair()
     ids = torch.stack(sequences([12, 12, 12]))
     bounds = torch.tensor([0, 5, 12, 24, 30, 36], dtype=torch.int32)
     lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 12, "max_length_k": 12}
     positions = torch.cat([torch.arange(n) for n in bounds.diff().tolist()]).view(3, 12)
     with flash_on_cpu():
-        expected = theirs(ids, position_ids=positions, **lengths)
-    assert_same_outputs(ours(ids, position_ids=positions, **lengths), expected, None)
-    assert_same_outputs(ours(ids, **lengths), expected, None)
+        expected = reference(ids, position_ids=positions, **lengths)
+    assert_same_outputs(fast(ids, position_ids=positions, **lengths), expected, None)
+    assert_same_outputs(fast(ids, **lengths), expected, None)
 
 
 def test_inputs_embeds():
-    theirs, ours = flash_pair()
+    reference, fast = flash_pair()
     batch, _ = flattened("both")
-    embeds = theirs.embeddings.word_embeddings(batch.pop("input_ids")).detach()
+    embeds = reference.embeddings.word_embeddings(batch.pop("input_ids")).detach()
     with flash_on_cpu():
-        expected = theirs(inputs_embeds=embeds, **batch)
-    assert_same_outputs(ours(inputs_embeds=embeds, **batch), expected, None)
+        expected = reference(inputs_embeds=embeds, **batch)
+    assert_same_outputs(fast(inputs_embeds=embeds, **batch), expected, None)
 
 
 def test_longer_than_the_positions_of_the_model():
     """64 positions: a row of 80 tokens is no longer sequence."""
     lengths = [40, 40]
-    theirs, ours = flash_pair()
+    reference, fast = flash_pair()
     batch, _ = flattened("cu_seq_lens", lengths)
-    theirs.config._attn_implementation = "sdpa"
-    states = ours(**batch).last_hidden_state[0].split(lengths)
+    reference.config._attn_implementation = "sdpa"
+    states = fast(**batch).last_hidden_state[0].split(lengths)
     for ids, state in zip(sequences(lengths), states):
-        assert_close("state", state, theirs(ids[None]).last_hidden_state[0])
+        assert_close("state", state, reference(ids[None]).last_hidden_state[0])
     with pytest.raises(ValueError, match=r"at most 64 tokens.*got 65"):
-        ours(**flattened("cu_seq_lens", [65, 3])[0])
+        fast(**flattened("cu_seq_lens", [65, 3])[0])
 
 
 def test_max_length_as_a_tensor_and_positions_from_another_start():
-    theirs, ours = flash_pair()
+    reference, fast = flash_pair()
     batch, _ = flattened("both")
     batch |= {name: torch.tensor(12) for name in ("max_length_q", "max_length_k")}
     with flash_on_cpu():
-        assert_same_outputs(ours(**batch), theirs(**batch), None)
+        assert_same_outputs(fast(**batch), reference(**batch), None)
         shifted = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"] + 2}
-        assert_same_outputs(ours(**shifted), theirs(**shifted), None)
+        assert_same_outputs(fast(**shifted), reference(**shifted), None)
 
 
 @pytest.mark.parametrize("mask", ["ones", "padding"])
 @pytest.mark.parametrize("form", ["position_ids", "both"])
 def test_with_a_mask_the_answer_is_transformers(form, mask):
-    theirs, ours = flash_pair()
+    reference, fast = flash_pair()
     batch, _ = flattened(form, attention_mask=torch.ones(1, TOTAL, dtype=torch.int64))
     if mask == "padding":
         batch["attention_mask"][:, -4:] = 0
     real = batch["attention_mask"].bool()
     with flash_on_cpu():
-        assert_same_outputs(ours(**batch), theirs(**batch), real)
+        assert_same_outputs(fast(**batch), reference(**batch), real)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("form", ["position_ids", "cu_seq_lens", "both"])
 def test_without_flash_attention_the_answer_is_transformers_and_said_once(form, implementation):
-    theirs, ours = pair(attn_implementation=implementation)
+    reference, fast = pair(attn_implementation=implementation)
     batch, _ = flattened(form)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.no_grad():
             for _ in range(2):
-                assert_same_outputs(ours(**batch), theirs(**batch), None)
+                assert_same_outputs(fast(**batch), reference(**batch), None)
     said = [str(one.message) for one in caught if "padding-free" in str(one.message)]
     assert len(said) == 1
     assert implementation in said[0]
@@ -206,39 +206,39 @@ def test_without_flash_attention_the_answer_is_transformers_and_said_once(form, 
 
 
 def test_ordinary_positions_say_nothing():
-    theirs, ours = pair()
+    reference, fast = pair()
     ids = sequences([12])[0][None]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with torch.no_grad():
             for positions in (torch.arange(12)[None], torch.arange(12)[None] + 3):
-                assert_same_outputs(ours(ids, position_ids=positions), theirs(ids, position_ids=positions), None)
-    use_flash(ours)
-    ours(ids, position_ids=torch.arange(12)[None])
-    assert "no padding in the batch" in fastbert.explain(ours).notes["last call"]
+                assert_same_outputs(fast(ids, position_ids=positions), reference(ids, position_ids=positions), None)
+    use_flash(fast)
+    fast(ids, position_ids=torch.arange(12)[None])
+    assert "no padding in the batch" in fastbert.explain(fast).notes["last call"]
 
 
 def test_what_has_no_packed_form_is_left_to_transformers():
-    theirs, ours = flash_pair()
+    reference, fast = flash_pair()
     batch, _ = flattened("both")
-    for model in (theirs, ours):
+    for model in (reference, fast):
         model.encoder.layer[1].attention.self.register_forward_hook(lambda module, args, out: None)
     with flash_on_cpu():
-        assert_same_outputs(ours(**batch), theirs(**batch), None)
-    assert "transformers on padded tensors" in str(fastbert.explain(ours))
+        assert_same_outputs(fast(**batch), reference(**batch), None)
+    assert "transformers on padded tensors" in str(fastbert.explain(fast))
 
 
 def test_an_accelerated_model_and_batch_invariance():
-    theirs, _ = flash_pair()
+    reference, _ = flash_pair()
     batch, _ = flattened("both")
     with flash_on_cpu():
-        expected = theirs(**batch)
-    fastbert.accelerate(theirs)
-    assert_same_outputs(theirs(**batch), expected, None)
+        expected = reference(**batch)
+    fastbert.accelerate(reference)
+    assert_same_outputs(reference(**batch), expected, None)
     with torch.no_grad(), fastbert.batch_invariant():
-        together = theirs(**batch).last_hidden_state[0].split(LENGTHS)
+        together = reference(**batch).last_hidden_state[0].split(LENGTHS)
         for index, length in enumerate(LENGTHS):
-            alone = theirs(sequences()[index][None]).last_hidden_state[0]
+            alone = reference(sequences()[index][None]).last_hidden_state[0]
             assert torch.equal(together[index], alone), length
 
 
@@ -268,44 +268,44 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_contradictions_are_refused_by_name(case):
-    _, ours = flash_pair()
+    _, fast = flash_pair()
     arguments, message = REFUSED[case]
     with pytest.raises((ValueError, TypeError), match=message):
-        ours(input_ids=flattened("both")[0]["input_ids"], **arguments)
+        fast(input_ids=flattened("both")[0]["input_ids"], **arguments)
 
 
 def test_ids_of_one_dimension_are_refused_before_anything_else():
-    _, ours = flash_pair()
+    _, fast = flash_pair()
     with pytest.raises(ValueError, match=r"expected input_ids of shape \(batch, seq\)"):
-        ours(torch.cat(sequences()), **lengths_of([0, 12, 24, 35]))
+        fast(torch.cat(sequences()), **lengths_of([0, 12, 24, 35]))
 
 
 def test_fastberts_own_packed_form_takes_no_second_lengths():
-    _, ours = flash_pair()
+    _, fast = flash_pair()
     ids = torch.cat(sequences())
     bounds = torch.tensor([0, 12, 24, 35], dtype=torch.int32)
     with pytest.raises(ValueError, match=r"either cu_seqlens and max_seqlen or transformers.*cu_seq_lens_q"):
-        ours(ids, cu_seqlens=bounds, max_seqlen=12, **lengths_of([0, 12, 24, 35]))
+        fast(ids, cu_seqlens=bounds, max_seqlen=12, **lengths_of([0, 12, 24, 35]))
 
 
 def test_compiles_with_lengths_and_leaves_hidden_positions_to_transformers():
-    _, ours = flash_pair(num_hidden_layers=1)
+    _, fast = flash_pair(num_hidden_layers=1)
     batch, _ = flattened("both")
-    expected = ours(**batch).last_hidden_state
+    expected = fast(**batch).last_hidden_state
     with torch.no_grad():
-        compiled = torch.compile(ours, backend="eager", fullgraph=True)
+        compiled = torch.compile(fast, backend="eager", fullgraph=True)
         assert_close("state", compiled(**batch).last_hidden_state, expected.detach())
 
 
 def test_an_inference_graph_does_not_take_positions_that_start_again():
     from fastbert.deploy.graphs import CompiledModel
 
-    _, ours = flash_pair()
+    _, fast = flash_pair()
     batch, _ = flattened("position_ids")
     for mask in ({}, {"attention_mask": torch.ones(1, TOTAL)}):
-        compiled = CompiledModel(ours, [(64, 8)], lambda bucket: SimpleNamespace())
+        compiled = CompiledModel(fast, [(64, 8)], lambda bucket: SimpleNamespace())
         with torch.no_grad(), pytest.warns(UserWarning, match="position_ids under flash attention"):
-            assert_same_outputs(compiled(**batch, **mask), ours(**batch), None)
+            assert_same_outputs(compiled(**batch, **mask), fast(**batch), None)
 
 
 def test_sentence_transformers_with_flattened_inputs(tmp_path):

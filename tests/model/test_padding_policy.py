@@ -36,8 +36,8 @@ from tests.model.parity import (
 )
 
 
-def exact(ours):
-    return fastbert.accelerate(ours, padding="exact")
+def exact(fast):
+    return fastbert.accelerate(fast, padding="exact")
 
 
 @contextmanager
@@ -56,64 +56,64 @@ def said():
 @pytest.mark.parametrize("pattern", ["no_mask", "full", "right", "left", "holes", "empty_row", "all_empty"])
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_exact_is_transformers_everywhere(head, pattern):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch(pattern, head)
     inputs = batch.inputs(output_hidden_states=True)
     if head is LM_DECODER:
         inputs["use_cache"] = False
-    assert_same_run(head, theirs, exact(ours), inputs, batch.real, everywhere=True)
+    assert_same_run(head, reference, exact(fast), inputs, batch.real, everywhere=True)
     if head is not LM_DECODER:
-        assert fastbert.explain(ours).notes["padding"] == "exact (padding='exact')"
+        assert fastbert.explain(fast).notes["padding"] == "exact (padding='exact')"
 
 
 @pytest.mark.parametrize("head", [TOKEN, QUESTION, MASKED_LM, PRETRAINING], ids=str)
 def test_exact_with_labels(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right")
-    assert_same_run(head, theirs, exact(ours), batch.inputs(**labels_for(head, batch)), batch.real, everywhere=True)
+    assert_same_run(head, reference, exact(fast), batch.inputs(**labels_for(head, batch)), batch.real, everywhere=True)
 
 
 def test_exact_keeps_the_layers_packed_and_says_so():
-    _, ours = pair()
-    exact(ours)(**make_batch("right").inputs())
-    assert fastbert.explain(ours).notes["last call"] == "every position is a row; padding is exact (padding='exact')"
-    ours(**make_batch("full").inputs())
-    assert fastbert.explain(ours).notes["last call"] == "packed; no padding in the batch"
+    _, fast = pair()
+    exact(fast)(**make_batch("right").inputs())
+    assert fastbert.explain(fast).notes["last call"] == "every position is a row; padding is exact (padding='exact')"
+    fast(**make_batch("full").inputs())
+    assert fastbert.explain(fast).notes["last call"] == "packed; no padding in the batch"
 
 
 def test_the_option_of_the_classes_is_in_no_checkpoint(tmp_path):
-    theirs, _ = pair(TOKEN)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = fastbert.BertForTokenClassification.from_pretrained(tmp_path / "theirs", padding="exact")
+    reference, _ = pair(TOKEN)
+    reference.save_pretrained(tmp_path / "reference")
+    fast = fastbert.BertForTokenClassification.from_pretrained(tmp_path / "reference", padding="exact")
     batch = make_batch("right")
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), None)
-    ours.save_pretrained(tmp_path / "ours")
-    assert (tmp_path / "ours/config.json").read_text().count("padding") == 0
-    again = fastbert.BertForTokenClassification.from_pretrained(tmp_path / "ours")
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), None)
+    fast.save_pretrained(tmp_path / "fast")
+    assert (tmp_path / "fast/config.json").read_text().count("padding") == 0
+    again = fastbert.BertForTokenClassification.from_pretrained(tmp_path / "fast")
     assert fastbert.explain(again).notes["padding"] == "zeros (the default)"
-    for ours in (
+    for fast in (
         fastbert.BertModel(config_for(), padding="exact"),
         fastbert.BertModel(config_for(), add_pooling_layer=False, padding="exact"),
-        *(head.ours(config_for(head), padding="exact") for head in HEADS_AND_DECODER),
+        *(head.fast(config_for(head), padding="exact") for head in HEADS_AND_DECODER),
     ):
-        for copied in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        for copied in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
             assert fastbert.explain(copied).notes["padding"] == "exact (padding='exact')"
 
 
 def test_accelerate_sets_it_and_restore_forgets_it():
-    theirs, _ = pair()
+    reference, _ = pair()
     batch = make_batch("left")
-    expected = theirs(**batch.inputs())
-    keys, before = list(theirs.state_dict()), set(theirs.__dict__)
-    fastbert.accelerate(theirs, padding="exact")
-    assert_same_outputs(theirs(**batch.inputs()), expected, None)
-    fastbert.accelerate(theirs)  # a second call changes nothing
-    assert_same_outputs(theirs(**batch.inputs()), expected, None)
-    assert list(theirs.state_dict()) == keys
-    fastbert.accelerate(theirs, padding="zeros")
-    assert theirs(**batch.inputs()).last_hidden_state[~batch.real].abs().max() == 0
-    fastbert.restore(theirs)
-    assert set(theirs.__dict__) == before
+    expected = reference(**batch.inputs())
+    keys, before = list(reference.state_dict()), set(reference.__dict__)
+    fastbert.accelerate(reference, padding="exact")
+    assert_same_outputs(reference(**batch.inputs()), expected, None)
+    fastbert.accelerate(reference)  # a second call changes nothing
+    assert_same_outputs(reference(**batch.inputs()), expected, None)
+    assert list(reference.state_dict()) == keys
+    fastbert.accelerate(reference, padding="zeros")
+    assert reference(**batch.inputs()).last_hidden_state[~batch.real].abs().max() == 0
+    fastbert.restore(reference)
+    assert set(reference.__dict__) == before
 
 
 @pytest.mark.parametrize("padding", ["none", 1])
@@ -129,22 +129,22 @@ def test_another_value_is_refused(padding):
 def test_compiled_code_follows_the_option(head):
     """The compiler keeps the code of a forward for every model of a class, so it must ask again what padding holds."""
     batch = make_batch("right", head)
-    theirs, ours = pair(head)
-    compiled = torch.compile(ours, backend="eager", fullgraph=True)
-    expected, zeros = theirs(**batch.inputs()), ours(**batch.inputs())
+    reference, fast = pair(head)
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    expected, zeros = reference(**batch.inputs()), fast(**batch.inputs())
     assert_same_outputs(compiled(**batch.inputs()), zeros, None)
-    exact(ours)
+    exact(fast)
     assert_same_outputs(compiled(**batch.inputs()), expected, None)
-    fastbert.accelerate(ours, padding="zeros")
+    fastbert.accelerate(fast, padding="zeros")
     assert_same_outputs(compiled(**batch.inputs()), zeros, None)
     other = exact(pair(head)[1])
     assert_same_outputs(torch.compile(other, backend="eager", fullgraph=True)(**batch.inputs()), expected, None)
 
 
 def test_exact_under_another_attention_is_transformers_path():
-    theirs, ours = pair(attn_implementation="eager")
+    reference, fast = pair(attn_implementation="eager")
     batch = make_batch("empty_row")
-    assert_same_outputs(exact(ours)(**batch.inputs()), theirs(**batch.inputs()), None)
+    assert_same_outputs(exact(fast)(**batch.inputs()), reference(**batch.inputs()), None)
 
 
 # Readers of padding: each of these took zeros without a word
@@ -177,9 +177,9 @@ TOPS = {
 
 @pytest.mark.parametrize("name", TOPS)
 def test_accelerate_sees_who_reads_token_states(name):
-    theirs, _ = pair()
+    reference, _ = pair()
     torch.manual_seed(0)
-    model = Tagger(theirs, TOPS[name]()).eval()
+    model = Tagger(reference, TOPS[name]()).eval()
     batch = make_batch("right")
     expected = model(**batch.inputs())
     before = gradients(model, expected.sum())
@@ -250,15 +250,15 @@ def test_a_head_of_ones_own_is_seen_too():
 
         return Recurrent(config_for()).eval()
 
-    theirs = randomise(written(transformers))
+    reference = randomise(written(transformers))
     with said() as messages:
-        ours = written(fastbert)
-    ours.load_state_dict(theirs.state_dict())
+        fast = written(fastbert)
+    fast.load_state_dict(reference.state_dict())
     assert len(messages) == 1
     assert "Recurrent: padding positions hold transformers' values (padding='exact'), since the module LSTM" in messages[0]
     batch = make_batch("right")
     with torch.no_grad():
-        assert_close("states", ours(**batch.inputs()), theirs(**batch.inputs()))
+        assert_close("states", fast(**batch.inputs()), reference(**batch.inputs()))
     with said() as messages:
         chosen = written(fastbert, padding="zeros")
     assert messages == []
@@ -298,12 +298,12 @@ def test_accelerate_knows_retrieval_models():
 
 def test_mask_tokens_at_padding_are_noticed_without_gradients():
     """Retrieval by a class of fastbert's inside a user's code: the input itself gives it away."""
-    ours = fastbert.BertModel(config_for())
+    fast = fastbert.BertModel(config_for())
     ids = torch.tensor([[2, 7, 8, 3, 4, 4, 4, 4]])
     mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]])
     with said() as messages, torch.no_grad():
         for _ in range(3):
-            ours(ids, attention_mask=mask)
+            fast(ids, attention_mask=mask)
     assert len(messages) == 1
     assert "other tokens than padding stand where attention_mask is 0" in messages[0]
     assert "padding='exact'" in messages[0]
@@ -316,43 +316,43 @@ def padded_batch():
 
 
 def test_an_encoder_called_with_gradients_is_warned_of_once():
-    _, ours = pair()
+    _, fast = pair()
     batch = padded_batch()
     with said() as messages:
         with torch.no_grad():
-            ours(**batch.inputs())
-        ours(**make_batch("no_mask").inputs())
+            fast(**batch.inputs())
+        fast(**make_batch("no_mask").inputs())
         assert messages == []
         for _ in range(3):
-            ours(**batch.inputs())
+            fast(**batch.inputs())
     assert len(messages) == 1
     assert "called with gradients" in messages[0]
 
 
 @pytest.mark.parametrize("head", [TOKEN, QUESTION, MASKED_LM, PRETRAINING], ids=str)
 def test_a_token_head_trained_without_labels_is_warned_of_once(head):
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = padded_batch()
-    ours.train()
+    fast.train()
     labels = labels_for(head, batch)
     with said() as messages:
         if head is not QUESTION:
-            ours(**batch.inputs(**labels))
-        ours.eval()(**batch.inputs())
-        ours.train()
+            fast(**batch.inputs(**labels))
+        fast.eval()(**batch.inputs())
+        fast.train()
         with torch.no_grad():
-            ours(**batch.inputs())
+            fast(**batch.inputs())
     assert messages == []
     with said() as messages:
         for _ in range(3):
-            ours(**batch.inputs())
+            fast(**batch.inputs())
     assert len(messages) == 1
     assert "in training without labels" in messages[0]
 
 
 def test_who_compiles_is_warned_while_it_compiles():
-    _, ours = pair(num_hidden_layers=1)
-    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    _, fast = pair(num_hidden_layers=1)
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
     batch = padded_batch()
     with said() as messages:
         with torch.no_grad():
@@ -363,24 +363,24 @@ def test_who_compiles_is_warned_while_it_compiles():
     assert len(messages) == 1
     assert "called with gradients" in messages[0]
     with said() as messages:
-        fastbert.accelerate(ours, padding="zeros")
+        fastbert.accelerate(fast, padding="zeros")
         compiled(**batch.inputs())
     assert messages == []
 
 
 @pytest.mark.parametrize("choice", ["exact", "zeros"])
 def test_who_has_chosen_is_not_warned(choice):
-    _, ours = pair()
-    fastbert.accelerate(ours, padding=choice)
+    _, fast = pair()
+    fastbert.accelerate(fast, padding=choice)
     with said() as messages:
-        ours(**make_batch("right").inputs())
+        fast(**make_batch("right").inputs())
     assert messages == []
 
 
 def test_a_head_of_one_answer_a_sequence_is_not_warned():
-    _, ours = pair(SEQUENCE)
+    _, fast = pair(SEQUENCE)
     with said() as messages:
-        ours.train()(**padded_batch().inputs())
+        fast.train()(**padded_batch().inputs())
     assert messages == []
 
 
@@ -426,16 +426,16 @@ def test_a_model_beside_the_encoder_is_not_around_it():
 
 def test_an_own_loss_over_labels_at_padding():
     """The reported value: 1.1043 in place of 1.1085 with half the gradient."""
-    theirs, ours = pair(TOKEN)
+    reference, fast = pair(TOKEN)
     batch = make_batch("right")
     labels = torch.randint(0, 4, batch.real.shape, generator=torch.Generator().manual_seed(0))
 
     def loss(model):
         return nn.functional.cross_entropy(model(**batch.inputs()).logits.flatten(0, 1), labels.flatten())
 
-    expected, actual = loss(theirs), loss(exact(ours))
+    expected, actual = loss(reference), loss(exact(fast))
     assert_close("loss", actual, expected)
-    assert_same_gradients(gradients(ours, actual), gradients(theirs, expected))
+    assert_same_gradients(gradients(fast, actual), gradients(reference, expected))
 
 
 # Logits of question answering
@@ -460,7 +460,7 @@ def test_padding_loses_every_argmax_in_every_dtype(dtype, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_smoothed_and_distilled_losses_over_padding_stay_finite(dtype):
-    theirs, ours = pair(QUESTION, dtype=dtype)
+    reference, fast = pair(QUESTION, dtype=dtype)
     batch = make_batch("right")
     answers = torch.tensor([1, 2, 0, 3, 4])
 
@@ -470,37 +470,37 @@ def test_smoothed_and_distilled_losses_over_padding_stay_finite(dtype):
         return smoothed, nn.functional.mse_loss(logits, teacher)
 
     with torch.no_grad():
-        teacher = randomise(copy.deepcopy(ours), seed=3)(**batch.inputs()).start_logits.float()
+        teacher = randomise(copy.deepcopy(fast), seed=3)(**batch.inputs()).start_logits.float()
     assert_padding_is_below(teacher, batch.real)
-    for found, expected in zip(losses(ours, teacher), losses(theirs, teacher)):
+    for found, expected in zip(losses(fast, teacher), losses(reference, teacher)):
         assert found.isfinite()
         assert found < 100
         assert expected.isfinite()
-    grads = gradients(ours, sum(losses(ours, teacher)))
+    grads = gradients(fast, sum(losses(fast, teacher)))
     assert all(grad is None or grad.isfinite().all() for grad in grads.values())
-    exactly = losses(exact(ours), teacher)[0]
-    assert_close("smoothed loss", exactly, losses(theirs, teacher)[0], 1e-5 if dtype == torch.float32 else 3e-2)
+    exactly = losses(exact(fast), teacher)[0]
+    assert_close("smoothed loss", exactly, losses(reference, teacher)[0], 1e-5 if dtype == torch.float32 else 3e-2)
 
 
 # Masks and types as transformers broadcasts them
 
 
 def test_masks_and_types_of_fewer_dimensions():
-    theirs, ours = pair()
+    reference, fast = pair()
     batch = make_batch("full")
     row = torch.tensor([1] * 8 + [0] * 4)
-    expected = theirs(batch.input_ids, attention_mask=row.expand(5, 12), token_type_ids=row.expand(5, 12))
+    expected = reference(batch.input_ids, attention_mask=row.expand(5, 12), token_type_ids=row.expand(5, 12))
     real = row.expand(5, 12).bool()
     for mask in (row, row[None]):
         for types in (row, row[None]):
-            actual = ours(batch.input_ids, attention_mask=mask, token_type_ids=types)
+            actual = fast(batch.input_ids, attention_mask=mask, token_type_ids=types)
             assert_same_outputs(actual, expected, real)
     for types in (torch.tensor(1), torch.ones(5, 1, dtype=torch.int64), torch.ones(12, dtype=torch.int64)):
-        assert_same_outputs(ours(batch.input_ids, token_type_ids=types), theirs(batch.input_ids, token_type_ids=types), None)
+        assert_same_outputs(fast(batch.input_ids, token_type_ids=types), reference(batch.input_ids, token_type_ids=types), None)
     positions = torch.arange(12).flip(0)
     assert_same_outputs(
-        ours(batch.input_ids, position_ids=positions, token_type_ids=row),
-        theirs(batch.input_ids, position_ids=positions, token_type_ids=row),
+        fast(batch.input_ids, position_ids=positions, token_type_ids=row),
+        reference(batch.input_ids, position_ids=positions, token_type_ids=row),
         None,
     )
     _, question = pair(QUESTION)

@@ -38,29 +38,29 @@ on_every_device = pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 @every_head_and_decoder
 def test_outputs_and_gradients(head, pattern, device):
-    theirs, ours = pair(head, device=device)
+    reference, fast = pair(head, device=device)
     batch = make_batch(pattern, head).to(device)
-    assert_same_run(head, theirs, ours, batch.inputs(), batch.flat_real)
+    assert_same_run(head, reference, fast, batch.inputs(), batch.flat_real)
 
 
 @on_every_device
 @pytest.mark.parametrize("pattern", PATTERNS)
 @every_head_and_decoder
 def test_losses_and_their_gradients(head, pattern, device):
-    theirs, ours = pair(head, device=device)
+    reference, fast = pair(head, device=device)
     batch = make_batch(pattern, head).to(device)
     inputs = batch.inputs(**labels_for(head, batch))
-    assert_same_run(head, theirs, ours, inputs, batch.flat_real)
+    assert_same_run(head, reference, fast, inputs, batch.flat_real)
 
 
 @pytest.mark.parametrize("pattern", COMMON)
 @every_head_and_decoder
 def test_it_is_the_same_function_and_not_a_near_one(head, pattern):
     """In float64 a difference of principle (a constant, an eps, a bias) cannot pass for rounding."""
-    theirs, ours = pair(head, dtype=torch.float64)
+    reference, fast = pair(head, dtype=torch.float64)
     batch = make_batch(pattern, head)
     inputs = batch.inputs(**labels_for(head, batch))
-    assert_same_run(head, theirs, ours, inputs, batch.flat_real, tolerance=1e-12)
+    assert_same_run(head, reference, fast, inputs, batch.flat_real, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("change", [
@@ -74,9 +74,9 @@ def test_it_is_the_same_function_and_not_a_near_one(head, pattern):
 @pytest.mark.parametrize("pattern", ["no_mask", "right"])
 def test_every_architecture_of_the_config(change, pattern):
     """Head sizes without a kernel (12, 192, 8) included: they take transformers' path."""
-    theirs, ours = pair(MASKED_LM, **change)
+    reference, fast = pair(MASKED_LM, **change)
     batch = make_batch(pattern)
-    assert_same_run(MASKED_LM, theirs, ours, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
+    assert_same_run(MASKED_LM, reference, fast, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
 
 
 @pytest.mark.parametrize("convert", [
@@ -85,9 +85,9 @@ def test_every_architecture_of_the_config(change, pattern):
 ], ids=["bool", "int32", "int64", "float32", "float16", "float64", "uint8", "threes", "minus_ones", "quarters"])  # fmt: skip
 @pytest.mark.parametrize("head", [MODEL, TOKEN], ids=str)
 def test_mask_dtypes(head, convert):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("holes")
-    assert_same_run(head, theirs, ours, batch.inputs(attention_mask=convert(batch.mask)), batch.real, backward=False)
+    assert_same_run(head, reference, fast, batch.inputs(attention_mask=convert(batch.mask)), batch.real, backward=False)
 
 
 def blocks(batch) -> torch.Tensor:
@@ -101,7 +101,7 @@ def blocks(batch) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["bool", "additive", "additive_min", "one_head", "every_head", "one_row"])
 @pytest.mark.parametrize("head", [MODEL, TOKEN, SEQUENCE, QUESTION], ids=str)
 def test_4d_masks(head, kind):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right")
     keep = blocks(batch)
     if kind == "additive":
@@ -116,20 +116,20 @@ def test_4d_masks(head, kind):
     elif kind == "one_row":
         keep = blocks(make_batch("full"))[:1]
     inputs = batch.inputs(attention_mask=keep, **labels_for(head, batch))
-    assert_same_run(head, theirs, ours, inputs, batch.real, everywhere=True)
+    assert_same_run(head, reference, fast, inputs, batch.real, everywhere=True)
 
 
 def test_a_general_3d_mask_gives_what_transformers_gives():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     inputs = batch.inputs(attention_mask=blocks(batch)[:, 0])
     try:
-        expected = theirs(**inputs)
+        expected = reference(**inputs)
     except Exception:
         with pytest.raises((ValueError, TypeError, IndexError, RuntimeError)):
-            ours(**inputs)
+            fast(**inputs)
     else:
-        assert_same_outputs(ours(**inputs), expected, batch.real)
+        assert_same_outputs(fast(**inputs), expected, batch.real)
 
 
 @pytest.mark.parametrize("pattern", COMMON)
@@ -139,7 +139,7 @@ def test_a_general_3d_mask_gives_what_transformers_gives():
 ])  # fmt: skip
 @pytest.mark.parametrize("head", [MODEL, TOKEN], ids=str)
 def test_ids_in_every_form(head, change, pattern):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch(pattern)
     inputs, shape = batch.inputs(), batch.real.shape
     if change in ("no_segments", "positions_without_segments", "embeds_without_segments"):
@@ -162,18 +162,18 @@ def test_ids_in_every_form(head, change, pattern):
     if change == "positional":
         ids, segments = inputs.pop("input_ids"), inputs.pop("token_type_ids")
         mask = inputs.pop("attention_mask", None)
-        expected, actual = theirs(ids, mask, segments), ours(ids, mask, segments)
+        expected, actual = reference(ids, mask, segments), fast(ids, mask, segments)
         assert_same_outputs(actual, expected, batch.real)
-    assert_same_run(head, theirs, ours, inputs or batch.inputs(), batch.real)
+    assert_same_run(head, reference, fast, inputs or batch.inputs(), batch.real)
 
 
 @pytest.mark.parametrize("pattern", COMMON)
 @every_head_and_decoder
 def test_gradient_of_inputs_embeds(head, pattern):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch(pattern, head)
     results = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         embeds = torch.randn(*batch.input_ids.shape, 48, generator=torch.Generator().manual_seed(3)).requires_grad_()
         inputs = batch.inputs(inputs_embeds=embeds, **labels_for(head, batch))
         del inputs["input_ids"]
@@ -186,19 +186,19 @@ def test_gradient_of_inputs_embeds(head, pattern):
 
 
 def test_inputs_embeds_of_another_dtype_promote_as_in_transformers():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     inputs = batch.inputs(inputs_embeds=torch.randn(*batch.input_ids.shape, 48).half())
     del inputs["input_ids"]
-    assert_same_run(MODEL, theirs, ours, inputs, batch.real)
+    assert_same_run(MODEL, reference, fast, inputs, batch.real)
 
 
 def test_the_padding_token_trains_only_by_other_means():
     """Real tokens with the padding id use its embedding, and nn.Embedding gives that row no gradient."""
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("no_mask")
     batch.input_ids[0] = 0
-    grads = [gradients(model, projection(model(**batch.inputs()), batch.real)) for model in (ours, theirs)]
+    grads = [gradients(model, projection(model(**batch.inputs()), batch.real)) for model in (fast, reference)]
     assert_same_gradients(*grads)
     assert grads[0]["embeddings.word_embeddings.weight"][0].abs().max() == 0
     assert grads[0]["embeddings.word_embeddings.weight"][batch.input_ids[1]].abs().max() > 0
@@ -207,9 +207,9 @@ def test_the_padding_token_trains_only_by_other_means():
 @pytest.mark.parametrize("pattern", ["right", "holes", "left", "empty_row", "one_real_token"])
 @pytest.mark.parametrize("head", [head for head in HEADS if head.name != "BertModel"], ids=str)
 def test_padding_positions_of_hidden_states_hold_zeros(head, pattern):
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = make_batch(pattern, head)
-    states = ours(**batch.inputs(), output_hidden_states=True).hidden_states
+    states = fast(**batch.inputs(), output_hidden_states=True).hidden_states
     assert len(states) == 4
     for hidden in states:
         assert hidden.shape == (*batch.flat_real.shape, 48)
@@ -220,9 +220,9 @@ def test_padding_positions_of_hidden_states_hold_zeros(head, pattern):
 @pytest.mark.parametrize("pattern", ["right", "left", "holes", "empty_row", "all_empty"])
 @pytest.mark.parametrize("pooler", [True, False])
 def test_padding_positions_of_the_base_model(pooler, pattern):
-    theirs, ours = pair(MODEL, add_pooling_layer=pooler)
+    reference, fast = pair(MODEL, add_pooling_layer=pooler)
     batch = make_batch(pattern)
-    actual, expected = ours(**batch.inputs()), theirs(**batch.inputs())
+    actual, expected = fast(**batch.inputs()), reference(**batch.inputs())
     assert_same_outputs(actual, expected, batch.real)
     assert actual.last_hidden_state[~batch.real].abs().max() == 0
 
@@ -230,9 +230,9 @@ def test_padding_positions_of_the_base_model(pooler, pattern):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("pattern", ["right", "left", "holes", "empty_row"])
 def test_padding_positions_of_question_logits_lose_every_argmax(pattern, dtype):
-    _, ours = pair(QUESTION, dtype=dtype)
+    _, fast = pair(QUESTION, dtype=dtype)
     batch = make_batch(pattern)
-    out = ours(**batch.inputs())
+    out = fast(**batch.inputs())
     for logits in (out.start_logits, out.end_logits):
         assert logits.dtype == dtype
         assert_padding_is_below(logits, batch.real)
@@ -241,22 +241,22 @@ def test_padding_positions_of_question_logits_lose_every_argmax(pattern, dtype):
 
 def test_without_a_mask_no_position_counts_as_padding():
     """The padding id alone says nothing: transformers attends to it, and warns."""
-    theirs, ours = pair(QUESTION)
+    reference, fast = pair(QUESTION)
     batch = make_batch("no_mask")
     batch.input_ids[:, 5:] = 0
-    assert_same_run(QUESTION, theirs, ours, batch.inputs(), batch.real, everywhere=True)
+    assert_same_run(QUESTION, reference, fast, batch.inputs(), batch.real, everywhere=True)
 
 
 @pytest.mark.parametrize("pattern", ["right", "left", "holes"])
 @every_head
 def test_what_stands_at_padding_never_matters(head, pattern):
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = make_batch(pattern, head)
     if head.pooled and not batch.real[..., 0].all():
         pytest.skip("there the pooled token itself stands at padding")
     others = batch.input_ids.masked_fill(~batch.real, 77)
     assert (others != batch.input_ids).any()
-    first, second = ours(**batch.inputs()), ours(**batch.inputs(input_ids=others))
+    first, second = fast(**batch.inputs()), fast(**batch.inputs(input_ids=others))
     assert_same_outputs(second, first, None, tolerance=0.0)
 
 
@@ -264,12 +264,12 @@ def test_what_stands_at_padding_never_matters(head, pattern):
 @every_head_and_decoder
 def test_rows_do_not_see_each_other(head, pattern):
     """Each row alone gives the same as in its batch: sequences stay apart when packed."""
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = make_batch(pattern, head)
     inputs = batch.inputs()
-    together = ours(**inputs)
+    together = fast(**inputs)
     for row in range(batch.real.shape[0]):
-        alone = ours(**{name: value[row : row + 1] for name, value in inputs.items()})
+        alone = fast(**{name: value[row : row + 1] for name, value in inputs.items()})
         key = next(iter(key for key in alone.keys() if key != "loss"))
         real = batch.real[row : row + 1].flatten(0, -2)
         rows = (
@@ -281,86 +281,86 @@ def test_rows_do_not_see_each_other(head, pattern):
 
 @every_head
 def test_training_mode_without_dropout_equals_eval(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right", head)
-    evaluated = ours(**batch.inputs())
-    theirs.train(), ours.train()
-    assert_same_run(head, theirs, ours, batch.inputs(**labels_for(head, batch)), batch.flat_real)
-    assert_same_outputs(ours(**batch.inputs()), evaluated, None)
+    evaluated = fast(**batch.inputs())
+    reference.train(), fast.train()
+    assert_same_run(head, reference, fast, batch.inputs(**labels_for(head, batch)), batch.flat_real)
+    assert_same_outputs(fast(**batch.inputs()), evaluated, None)
 
 
 @every_head
 def test_repeats_bitwise(head):
-    _, ours = pair(head)
+    _, fast = pair(head)
     batch = make_batch("holes", head)
     inputs = batch.inputs(**labels_for(head, batch))
-    first, second = ours(**inputs), ours(**inputs)
+    first, second = fast(**inputs), fast(**inputs)
     assert_same_outputs(second, first, None, tolerance=0.0)
     scalars = [out.loss if out.get("loss") is not None else projection(out, batch.flat_real) for out in (first, second)]
-    assert_same_gradients(*(gradients(ours, scalar) for scalar in scalars), tolerance=0.0)
+    assert_same_gradients(*(gradients(fast, scalar) for scalar in scalars), tolerance=0.0)
 
 
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(grad_mode):
-    theirs, ours = pair(MASKED_LM)
+    reference, fast = pair(MASKED_LM)
     batch = make_batch("right")
     with grad_mode():
-        out = ours(**batch.inputs())
+        out = fast(**batch.inputs())
     assert not out.logits.requires_grad
-    assert_same_outputs(out, theirs(**batch.inputs()), batch.real)
+    assert_same_outputs(out, reference(**batch.inputs()), batch.real)
     # Nothing that was made in inference mode may be left in the way of a later backward.
-    assert_same_run(MASKED_LM, theirs, ours, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
+    assert_same_run(MASKED_LM, reference, fast, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
 
 
 @pytest.mark.parametrize("frozen", ["embeddings", "query", "bias", "LayerNorm", "encoder.layer.0", "everything but biases"])
 def test_only_requested_gradients(frozen):
-    theirs, ours = pair(MODEL)
-    for model in (theirs, ours):
+    reference, fast = pair(MODEL)
+    for model in (reference, fast):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.endswith("bias") if frozen == "everything but biases" else frozen not in name)
     batch = make_batch("right")
-    assert_same_run(MODEL, theirs, ours, batch.inputs(), batch.real)
+    assert_same_run(MODEL, reference, fast, batch.inputs(), batch.real)
 
 
 def test_gradients_accumulate_over_two_backwards():
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(SEQUENCE, batch))
-    for model in (theirs, ours):
+    for model in (reference, fast):
         for _ in range(2):
             model(**inputs).loss.backward()
     assert_same_gradients(
-        {name: p.grad for name, p in ours.named_parameters()}, {name: p.grad for name, p in theirs.named_parameters()}
+        {name: p.grad for name, p in fast.named_parameters()}, {name: p.grad for name, p in reference.named_parameters()}
     )
 
 
 def test_the_inputs_are_left_as_they_were():
-    _, ours = pair(QUESTION)
+    _, fast = pair(QUESTION)
     batch = make_batch("holes")
     inputs = batch.inputs(position_ids=torch.arange(12)[None], **labels_for(QUESTION, batch))
     before = {name: value.clone() for name, value in inputs.items()}
-    ours(**inputs)
+    fast(**inputs)
     for name, value in inputs.items():
         assert torch.equal(value, before[name]), name
 
 
 def test_many_shapes_one_after_another():
     """Nothing of one call's shape may reach the next."""
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     for lengths in ([3, 9], [12], [1, 1, 1], [64], [2, 30, 17], [5], [12, 12], [1]):
         real = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
         batch = batch_of(real, seed=len(lengths))
-        assert_same_run(SEQUENCE, theirs, ours, batch.inputs(), batch.real, backward=False)
+        assert_same_run(SEQUENCE, reference, fast, batch.inputs(), batch.real, backward=False)
 
 
 @pytest.mark.parametrize("head", [MASKED_LM, TOKEN, SEQUENCE], ids=str)
 def test_bfloat16_is_as_near_to_the_truth_as_transformers_is(head):
     """The rule of the kernels, for a whole model: at most twice the error of transformers in the same dtype."""
     exact, _ = pair(head, dtype=torch.float64)
-    theirs, ours = pair(head, dtype=torch.bfloat16)
-    exact.load_state_dict({name: value.double() for name, value in theirs.state_dict().items()})
+    reference, fast = pair(head, dtype=torch.bfloat16)
+    exact.load_state_dict({name: value.double() for name, value in reference.state_dict().items()})
     batch = make_batch("right")
-    truth, rounded, mine = (model(**batch.inputs()).logits for model in (exact, theirs, ours))
+    truth, rounded, mine = (model(**batch.inputs()).logits for model in (exact, reference, fast))
     assert mine.dtype == torch.bfloat16
     errors = [
         (at_real_tokens(value.double(), batch.real) - at_real_tokens(truth, batch.real)).abs().max().item()
@@ -373,36 +373,36 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers_is(head):
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "empty_row"])
 @every_head
 def test_16_bit_models_keep_their_dtypes(head, pattern, dtype):
-    theirs, ours = pair(head, dtype=dtype)
+    reference, fast = pair(head, dtype=dtype)
     batch = make_batch(pattern, head)
     inputs = batch.inputs(**labels_for(head, batch))
     if head.name == "BertForSequenceClassification":
         inputs["labels"] = inputs["labels"].long()
-    assert_same_run(head, theirs, ours, inputs, batch.flat_real, tolerance=0.1 if dtype == torch.bfloat16 else 0.02)
+    assert_same_run(head, reference, fast, inputs, batch.flat_real, tolerance=0.1 if dtype == torch.bfloat16 else 0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pattern", ["no_mask", "right"])
 @every_head_and_decoder
 def test_autocast_gives_transformers_dtypes(head, pattern, dtype):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch(pattern, head)
     inputs = batch.inputs(output_hidden_states=True, **labels_for(head, batch))
     with torch.autocast("cpu", dtype):
-        expected, actual = theirs(**inputs), ours(**inputs)
+        expected, actual = reference(**inputs), fast(**inputs)
     assert_same_outputs(actual, expected, batch.flat_real, tolerance=0.1)
     loss = [out.loss if out.get("loss") is not None else projection(out, batch.flat_real) for out in (actual, expected)]
-    for (name, mine), their in zip(gradients(ours, loss[0]).items(), gradients(theirs, loss[1]).values()):
+    for (name, mine), their in zip(gradients(fast, loss[0]).items(), gradients(reference, loss[1]).values()):
         assert (mine is None) == (their is None), name
         assert mine is None or mine.dtype == torch.float32, name
 
 
 def test_double_backward():
     """A gradient penalty on the embeddings; PyTorch's fused attention has no second derivative."""
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     results = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         embeds = torch.randn(*batch.input_ids.shape, 48, generator=torch.Generator().manual_seed(3)).requires_grad_()
         with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
             out = model(inputs_embeds=embeds, attention_mask=batch.mask)
@@ -413,7 +413,7 @@ def test_double_backward():
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_jvp_and_vmap_over_inputs_embeds(masked):
-    theirs, ours = pair(MODEL, dtype=torch.float64)
+    reference, fast = pair(MODEL, dtype=torch.float64)
     batch = make_batch("right" if masked else "no_mask")
     embeds = torch.randn(*batch.input_ids.shape, 48, dtype=torch.float64)
     tangent = torch.randn_like(embeds)
@@ -427,28 +427,28 @@ def test_jvp_and_vmap_over_inputs_embeds(masked):
             "vjp": lambda function: torch.func.vjp(function, embeds)[1](torch.ones(5, 48, dtype=torch.float64))[0],
             "vmap": lambda function: torch.func.vmap(function)(torch.stack([embeds, tangent])),
         }.items():
-            assert_close(name, transform(pooled(ours)), transform(pooled(theirs)), 1e-10)
+            assert_close(name, transform(pooled(fast)), transform(pooled(reference)), 1e-10)
 
 
 @pytest.mark.parametrize("pattern", ["right", "left", "empty_row"])
 def test_deterministic_algorithms(pattern):
     """With PyTorch told to refuse what may not repeat, both passes still run, on fresh memory that it fills with NaN."""
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     batch = make_batch(pattern)
     torch.use_deterministic_algorithms(True)
     try:
-        assert_same_run(SEQUENCE, theirs, ours, batch.inputs(**labels_for(SEQUENCE, batch)), batch.real)
+        assert_same_run(SEQUENCE, reference, fast, batch.inputs(**labels_for(SEQUENCE, batch)), batch.real)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 def test_the_parts_called_by_hand():
     """Users call embeddings, encoder, single layers and pooler themselves, as transformers would: padded, with its masks."""
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     mask = torch.zeros(5, 1, 1, 12).masked_fill(~batch.real[:, None, None], torch.finfo(torch.float32).min)
     results = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         embedded = model.embeddings(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
         layer = model.encoder.layer[1](embedded, mask)
         attention = model.encoder.layer[1].attention(embedded, mask)[0]
@@ -460,10 +460,10 @@ def test_the_parts_called_by_hand():
 
 
 def test_functional_call_uses_the_weights_it_is_given():
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     other, _ = pair(SEQUENCE, seed=5)
     batch = make_batch("right")
     weights = dict(other.named_parameters())
-    actual = torch.func.functional_call(ours, weights, (), batch.inputs())
+    actual = torch.func.functional_call(fast, weights, (), batch.inputs())
     assert_same_outputs(actual, other(**batch.inputs()), batch.real)
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), batch.real)

@@ -54,10 +54,10 @@ def masks(draw) -> torch.Tensor:
 @bounded
 @given(real=masks(), seed=st.integers(0, 2**16), name=st.sampled_from(sorted(PAIRS)))
 def test_outputs_for_any_mask(real, seed, name):
-    theirs, ours = PAIRS[name]
+    reference, fast = PAIRS[name]
     batch = batch_of(real, seed=seed)
     with torch.no_grad():
-        expected, actual = theirs(**batch.inputs()), ours(**batch.inputs())
+        expected, actual = reference(**batch.inputs()), fast(**batch.inputs())
     if HEAD_OF[name].pooled:
         # A sequence without any token has no pooled state of its own to compare.
         filled = real.any(1)
@@ -75,7 +75,7 @@ def test_outputs_for_any_mask(real, seed, name):
 @given(real=masks(), seed=st.integers(0, 2**16), name=st.sampled_from(sorted(set(PAIRS) - {"BertModel"})), data=st.data())
 def test_losses_and_gradients_for_any_mask_and_labels(real, seed, name, data):
     """Labels anywhere, on padding too."""
-    theirs, ours = PAIRS[name]
+    reference, fast = PAIRS[name]
     head, batch = HEAD_OF[name], batch_of(real, seed=seed)
     labels = head.labels(batch)
     generator = torch.Generator().manual_seed(seed)
@@ -87,21 +87,21 @@ def test_losses_and_gradients_for_any_mask_and_labels(real, seed, name, data):
             chosen = torch.rand(real.shape, generator=generator) < density
             labels[key] = torch.where(chosen, scattered, value)
     inputs = batch.inputs(**labels)
-    expected, actual = theirs(**inputs), ours(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert_close("loss", actual.loss, expected.loss)
     if expected.loss.isfinite() and expected.loss.requires_grad:
-        assert_same_gradients(gradients(ours, actual.loss), gradients(theirs, expected.loss), may_vanish=True)
+        assert_same_gradients(gradients(fast, actual.loss), gradients(reference, expected.loss), may_vanish=True)
 
 
 @bounded
 @given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=7).filter(any), seed=st.integers(0, 2**16))
 def test_packed_equals_padded_for_any_lengths(lengths, seed):
-    theirs, ours = PAIRS["BertModel"]
+    reference, fast = PAIRS["BertModel"]
     real = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     batch = batch_of(real, seed=seed)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max(lengths), "token_type_ids": batch.token_type_ids[real]}
-    expected, actual = theirs(**batch.inputs()), ours(batch.input_ids[real], **packed)
+    expected, actual = reference(**batch.inputs()), fast(batch.input_ids[real], **packed)
     assert_close("last_hidden_state", actual.last_hidden_state, expected.last_hidden_state[real])
     filled = real[:, 0]
     assert_close("pooler_output", actual.pooler_output[filled], expected.pooler_output[filled])
@@ -110,12 +110,12 @@ def test_packed_equals_padded_for_any_lengths(lengths, seed):
 @bounded
 @given(real=masks(), seed=st.integers(0, 2**16))
 def test_projected_gradients_for_any_mask(real, seed):
-    theirs, ours = PAIRS["BertForQuestionAnswering"]
+    reference, fast = PAIRS["BertForQuestionAnswering"]
     batch = batch_of(real, seed=seed)
-    scalars = [projection(model(**batch.inputs()), real) for model in (ours, theirs)]
+    scalars = [projection(model(**batch.inputs()), real) for model in (fast, reference)]
     assert_close("projection", *scalars, 1e-4)
     if scalars[1].requires_grad and real.any():
-        grads = [gradients(model, scalar) for model, scalar in zip((ours, theirs), scalars)]
+        grads = [gradients(model, scalar) for model, scalar in zip((fast, reference), scalars)]
         assert_same_gradients(*grads, may_vanish=True)
 
 
@@ -133,9 +133,9 @@ def test_projected_gradients_for_any_mask(real, seed):
 )  # fmt: skip
 def test_any_architecture(change, head, real):
     real[:, 0] = True
-    theirs, ours = pair(head, **change)
+    reference, fast = pair(head, **change)
     batch = batch_of(real)
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), real)
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), real)
 
 
 def test_the_strategy_reaches_every_kind_of_mask():

@@ -51,17 +51,17 @@ LINEARS = [f"encoder.layer.1.{name}" for name in INNER_MODULES if name.endswith(
 WEIGHTED = [*LINEARS, "encoder.layer.1.output.LayerNorm", "embeddings.LayerNorm", "embeddings.word_embeddings"]
 
 
-def run_and_compare(head, theirs, ours, pattern="right", tolerance=1e-5, backward=True, **extra):
+def run_and_compare(head, reference, fast, pattern="right", tolerance=1e-5, backward=True, **extra):
     batch = make_batch(pattern, head)
     inputs = batch.inputs(**labels_for(head, batch), **extra)
     with torch.no_grad():  # first: what a call without gradients might keep must not outlive a change either
-        evaluated = ours(**inputs)
-    expected, actual = theirs(**inputs), ours(**inputs)
+        evaluated = fast(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert_same_outputs(actual, expected, batch.flat_real, tolerance)
     assert_same_outputs(evaluated, expected, batch.flat_real, tolerance)
     if backward:
         scalars = [out.loss if out.get("loss") is not None else projection(out, batch.flat_real) for out in (actual, expected)]
-        assert_same_gradients(gradients(ours, scalars[0]), gradients(theirs, scalars[1]), tolerance)
+        assert_same_gradients(gradients(fast, scalars[0]), gradients(reference, scalars[1]), tolerance)
     return expected
 
 
@@ -79,17 +79,17 @@ def assert_follows(change, head=MODEL, undo=None, pattern="right", tolerance=1e-
 
     shows: whether mathematics lets the change show (a softmax does not feel the bias of the keys).
     """
-    theirs, ours = pair(head, **options)
+    reference, fast = pair(head, **options)
     real = make_batch(pattern, head).flat_real
-    before = values_of(run_and_compare(head, theirs, ours, pattern), real)
-    results = [change(model) for model in (theirs, ours)]
-    after = values_of(run_and_compare(head, theirs, ours, pattern, tolerance, backward), real)
+    before = values_of(run_and_compare(head, reference, fast, pattern), real)
+    results = [change(model) for model in (reference, fast)]
+    after = values_of(run_and_compare(head, reference, fast, pattern, tolerance, backward), real)
     assert ((after - before).abs().max() > 1e-3) == shows, "the change shows nowhere: the test compares nothing"
     if undo is not None:
-        for model, result in zip((theirs, ours), results):
+        for model, result in zip((reference, fast), results):
             undo(model, result)
-        assert_close("after undoing", values_of(run_and_compare(head, theirs, ours, pattern), real), before)
-    return theirs, ours
+        assert_close("after undoing", values_of(run_and_compare(head, reference, fast, pattern), real), before)
+    return reference, fast
 
 
 # ---- weights ------------------------------------------------------------------------------------------------------------
@@ -158,19 +158,19 @@ ADAM = partial(torch.optim.AdamW, lr=1e-2, eps=1e-4)
 ], ids=["sgd", "adamw", "foreach", "fused"])  # fmt: skip
 @pytest.mark.parametrize("head", [PRETRAINING, SEQUENCE], ids=str)
 def test_optimizer_steps(head, build):
-    theirs, ours = pair(head)
-    optimizers = [build(model.parameters()) for model in (theirs, ours)]
+    reference, fast = pair(head)
+    optimizers = [build(model.parameters()) for model in (reference, fast)]
     for step in range(4):
         batch = make_batch("right", head, seed=step)
         losses = []
-        for model, optimizer in zip((theirs, ours), optimizers):
+        for model, optimizer in zip((reference, fast), optimizers):
             loss = model(**batch.inputs(**labels_for(head, batch, seed=step))).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss)
         assert_close(f"loss of step {step}", losses[1], losses[0], 1e-3)
-    for (name, mine), their in zip(ours.named_parameters(), theirs.parameters()):
+    for (name, mine), their in zip(fast.named_parameters(), reference.parameters()):
         assert_close(name, mine, their, 5e-4)
 
 
@@ -184,12 +184,12 @@ def test_load_state_dict(assign):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("head", [MODEL, SEQUENCE], ids=str)
 def test_conversion_and_back(head, dtype):
-    theirs, ours = pair(head)
-    run_and_compare(head, theirs, ours)
-    theirs.to(dtype), ours.to(dtype)
-    run_and_compare(head, theirs, ours, tolerance=0.15 if dtype != torch.float64 else 1e-12)
-    theirs.float(), ours.float()
-    run_and_compare(head, theirs, ours)
+    reference, fast = pair(head)
+    run_and_compare(head, reference, fast)
+    reference.to(dtype), fast.to(dtype)
+    run_and_compare(head, reference, fast, tolerance=0.15 if dtype != torch.float64 else 1e-12)
+    reference.float(), fast.float()
+    run_and_compare(head, reference, fast)
 
 
 def test_vector_to_parameters():
@@ -201,16 +201,16 @@ def test_vector_to_parameters():
 
 
 def test_exponential_moving_average_of_the_weights():
-    theirs, ours = pair(SEQUENCE)
-    averaged = [torch.optim.swa_utils.AveragedModel(model) for model in (theirs, ours)]
-    for model in (theirs, ours):
+    reference, fast = pair(SEQUENCE)
+    averaged = [torch.optim.swa_utils.AveragedModel(model) for model in (reference, fast)]
+    for model in (reference, fast):
         randomise(model, seed=8)
-    for average, model in zip(averaged, (theirs, ours)):
+    for average, model in zip(averaged, (reference, fast)):
         average.update_parameters(model)
         randomise(model, seed=9)
         average.update_parameters(model)
     run_and_compare(SEQUENCE, averaged[0].module, averaged[1].module)
-    run_and_compare(SEQUENCE, theirs, ours)
+    run_and_compare(SEQUENCE, reference, fast)
 
 
 def test_weights_of_other_strides():
@@ -308,9 +308,9 @@ def test_a_forward_hook_sees_padded_tensors_and_changes_what_it_likes(path, patt
 
         return model.get_submodule(path).register_forward_hook(hook)
 
-    theirs, ours = assert_follows(change, undo=lambda model, handle: handle.remove(), pattern=pattern)
-    assert len(seen[id(theirs)]) == 1
-    assert seen[id(ours)] == 2 * seen[id(theirs)]  # once without gradients, once with them
+    reference, fast = assert_follows(change, undo=lambda model, handle: handle.remove(), pattern=pattern)
+    assert len(seen[id(reference)]) == 1
+    assert seen[id(fast)] == 2 * seen[id(reference)]  # once without gradients, once with them
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path not in ("", "embeddings", "encoder", "encoder.layer.1")])
@@ -334,55 +334,55 @@ def test_a_forward_pre_hook_changes_the_input(path):
     "encoder.layer.1.intermediate", "encoder.layer.1", "pooler.dense",
 ])  # fmt: skip
 def test_a_backward_hook_changes_the_gradient(path):
-    theirs, ours = pair(MODEL)
-    before = run_and_compare(MODEL, theirs, ours)
+    reference, fast = pair(MODEL)
+    before = run_and_compare(MODEL, reference, fast)
     batch = make_batch("right")
-    plain = gradients(theirs, projection(theirs(**batch.inputs()), batch.real))
+    plain = gradients(reference, projection(reference(**batch.inputs()), batch.real))
     plain = {name: gradient.clone() for name, gradient in plain.items()}
 
     def hook(module, grad_input, grad_output):
         return tuple(g if g is None or not g.is_floating_point() else 3 * g for g in grad_input)
 
-    handles = [model.get_submodule(path).register_full_backward_hook(hook) for model in (theirs, ours)]
-    hooked = run_and_compare(MODEL, theirs, ours)
+    handles = [model.get_submodule(path).register_full_backward_hook(hook) for model in (reference, fast)]
+    hooked = run_and_compare(MODEL, reference, fast)
     assert_close("a backward hook leaves the outputs", hooked.last_hidden_state, before.last_hidden_state)
-    now = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    now = {name: parameter.grad for name, parameter in reference.named_parameters()}
     assert any((now[name] - plain[name]).abs().max() > 1e-3 for name in now)
     for handle in handles:
         handle.remove()
-    run_and_compare(MODEL, theirs, ours)
+    run_and_compare(MODEL, reference, fast)
 
 
 def test_a_tensor_hook_on_a_parameter():
-    theirs, ours = pair(MODEL)
-    for model in (theirs, ours):
+    reference, fast = pair(MODEL)
+    for model in (reference, fast):
         model.encoder.layer[0].attention.self.value.weight.register_hook(lambda gradient: 2 * gradient)
-    run_and_compare(MODEL, theirs, ours)
+    run_and_compare(MODEL, reference, fast)
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, nn.LayerNorm])
 def test_a_global_hook_reaches_the_modules_inside(kind):
     """torch.nn.modules.module.register_module_forward_hook, as profilers and NaN hunters use it."""
-    theirs, ours = pair(MODEL)
-    before = run_and_compare(MODEL, theirs, ours).last_hidden_state
+    reference, fast = pair(MODEL)
+    before = run_and_compare(MODEL, reference, fast).last_hidden_state
 
     def hook(module, args, output):
         return output * 1.5 if type(module) is kind else None
 
     handle = nn.modules.module.register_module_forward_hook(hook)
     try:
-        after = run_and_compare(MODEL, theirs, ours).last_hidden_state
+        after = run_and_compare(MODEL, reference, fast).last_hidden_state
     finally:
         handle.remove()
     assert (after - before).abs().max() > 1e-3
-    run_and_compare(MODEL, theirs, ours)
+    run_and_compare(MODEL, reference, fast)
 
 
 def test_hooks_that_only_look_collect_activations():
     """The usual way to read inner states: a dictionary filled by hooks on the layers."""
-    theirs, ours = pair(TOKEN)
+    reference, fast = pair(TOKEN)
     collected = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         states = {}
         for index, layer in enumerate(model.bert.encoder.layer):
             layer.register_forward_hook(
@@ -390,7 +390,7 @@ def test_hooks_that_only_look_collect_activations():
             )
         collected.append(states)
     batch = make_batch("right")
-    run_and_compare(TOKEN, theirs, ours)
+    run_and_compare(TOKEN, reference, fast)
     for index in range(3):
         assert collected[1][index].shape == (5, 12, 48)
         assert_close(f"layer {index}", collected[1][index][batch.real], collected[0][index][batch.real])
@@ -401,17 +401,17 @@ def test_hooks_that_only_look_collect_activations():
     ["encoder.layer.1.attention.self.query", "encoder.layer.1", "encoder.layer.1.attention.self", "embeddings", "encoder"],
 )
 def test_a_hook_that_raises(path):
-    _, ours = pair(MODEL)
+    _, fast = pair(MODEL)
 
     def hook(module, args, output):
         raise KeyError("from the hook")
 
-    handle = ours.get_submodule(path).register_forward_hook(hook)
+    handle = fast.get_submodule(path).register_forward_hook(hook)
     batch = make_batch("right")
     with pytest.raises(KeyError, match="from the hook"):
-        ours(**batch.inputs())
+        fast(**batch.inputs())
     handle.remove()
-    ours(**batch.inputs())
+    fast(**batch.inputs())
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path])
@@ -450,22 +450,22 @@ def test_hooks_of_accelerate(path):
 
 @pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
 def test_capturing_once_leaves_the_outputs_alone(option):
-    theirs, ours = pair(MODEL, attn_implementation="eager")
+    reference, fast = pair(MODEL, attn_implementation="eager")
     batch = make_batch("right")
-    plain = ours(**batch.inputs())
-    for model in (theirs, ours):
+    plain = fast(**batch.inputs())
+    for model in (reference, fast):
         model(**batch.inputs(), **{option: True})
-    assert_same_outputs(ours(**batch.inputs()), plain, None, tolerance=0.0)
-    run_and_compare(MODEL, theirs, ours)
-    assert_same_outputs(ours(**batch.inputs(), **{option: True}), theirs(**batch.inputs(), **{option: True}), batch.real)
+    assert_same_outputs(fast(**batch.inputs()), plain, None, tolerance=0.0)
+    run_and_compare(MODEL, reference, fast)
+    assert_same_outputs(fast(**batch.inputs(), **{option: True}), reference(**batch.inputs(), **{option: True}), batch.real)
 
 
 def test_hidden_states_do_not_pile_up():
-    _, ours = pair(MODEL)
+    _, fast = pair(MODEL)
     batch = make_batch("right")
     for _ in range(3):
-        assert len(ours(**batch.inputs(), output_hidden_states=True).hidden_states) == 4
-    assert sum(len(module._forward_hooks) for module in ours.modules()) <= 6
+        assert len(fast(**batch.inputs(), output_hidden_states=True).hidden_states) == 4
+    assert sum(len(module._forward_hooks) for module in fast.modules()) <= 6
 
 
 # ---- modules exchanged ---------------------------------------------------------------------------------------------------
@@ -580,16 +580,16 @@ def test_the_norm_replaced(norm):
 )
 @pytest.mark.parametrize("path", ["embeddings.word_embeddings", "embeddings.position_embeddings"])
 def test_options_of_an_embedding(path, option):
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
 
     def build(old):
         table = nn.Embedding(old.num_embeddings, old.embedding_dim, **option)
         table.weight.data.copy_(old.weight.data * 1.5)
         return table
 
-    for model in (theirs, ours):
+    for model in (reference, fast):
         replace_module(model, path, build)
-    run_and_compare(MODEL, theirs, ours)
+    run_and_compare(MODEL, reference, fast)
 
 
 @pytest.mark.parametrize("path", DROPOUTS)
@@ -614,7 +614,7 @@ def test_the_list_of_layers_edited(edit):
 
 
 def test_layers_of_another_model_moved_in():
-    """Also a layer of plain transformers inside ours."""
+    """Also a layer of plain transformers inside fastbert's."""
     other, _ = pair(MODEL, seed=4)
 
     def change(model):
@@ -691,13 +691,13 @@ def test_parametrizations(kind, path):
 @pytest.mark.parametrize("head", [MODEL, MASKED_LM, QUESTION], ids=str)
 @pytest.mark.filterwarnings("ignore")
 def test_dynamic_quantisation(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right", head)
-    quantised = [torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8) for model in (theirs, ours)]
+    quantised = [torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8) for model in (reference, fast)]
     # Rows are quantised by the range of the whole batch, so padding rows may move the scale a little.
     with torch.no_grad():
         expected, actual = (first_tensor(model(**batch.inputs())) for model in quantised)
-        plain = first_tensor(theirs(**batch.inputs()))
+        plain = first_tensor(reference(**batch.inputs()))
     error = at_real_tokens(actual - expected, batch.real).abs().max()
     assert error <= 2 * at_real_tokens(plain - expected, batch.real).abs().max()
     assert error < at_real_tokens(plain, batch.real).abs().max()
@@ -723,30 +723,30 @@ def lora_pair(head, targets=("query", "value"), **options):
 
 @pytest.mark.parametrize("targets", [("query", "value"), ("query", "key", "value", "dense"), ("word_embeddings",)], ids=str)
 def test_lora_added_switched_off_merged_and_removed(targets):
-    theirs, ours = lora_pair(TOKEN, targets)
+    reference, fast = lora_pair(TOKEN, targets)
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(TOKEN, batch))
     plain = pair(TOKEN)[0](**inputs).logits
 
     def compare(step):
-        expected, actual = theirs(**inputs), ours(**inputs)
+        expected, actual = reference(**inputs), fast(**inputs)
         assert_same_outputs(actual, expected, batch.real)
         return expected.logits
 
     adapted = compare("adapted")
     assert (adapted - plain)[batch.real].abs().max() > 1e-2
-    assert_same_gradients(gradients(ours, ours(**inputs).loss), gradients(theirs, theirs(**inputs).loss))
-    with theirs.disable_adapter(), ours.disable_adapter():
+    assert_same_gradients(gradients(fast, fast(**inputs).loss), gradients(reference, reference(**inputs).loss))
+    with reference.disable_adapter(), fast.disable_adapter():
         assert_close("switched off", compare("off")[batch.real], plain[batch.real])
-    for model in (theirs, ours):
+    for model in (reference, fast):
         model.merge_adapter()
     assert_close("merged", compare("merged")[batch.real], adapted[batch.real])
-    for model in (theirs, ours):
+    for model in (reference, fast):
         model.unmerge_adapter()
     compare("unmerged")
-    theirs, ours = theirs.merge_and_unload(), ours.merge_and_unload()
+    reference, fast = reference.merge_and_unload(), fast.merge_and_unload()
     assert_close("unloaded", compare("unloaded")[batch.real], adapted[batch.real])
-    assert type(ours.bert.encoder.layer[0].attention.self.query) is nn.Linear
+    assert type(fast.bert.encoder.layer[0].attention.self.query) is nn.Linear
 
 
 def test_lora_adapters_chosen_per_row():
@@ -768,21 +768,21 @@ def test_lora_adapters_chosen_per_row():
 
 
 def test_dora():
-    theirs, ours = lora_pair(SEQUENCE, use_dora=True)
-    run_and_compare(SEQUENCE, theirs, ours)
+    reference, fast = lora_pair(SEQUENCE, use_dora=True)
+    run_and_compare(SEQUENCE, reference, fast)
 
 
 @pytest.mark.parametrize("path", ["encoder.layer.1.attention.self.query", "encoder.layer.0.output.dense", "pooler.dense"])
 def test_a_linear_of_another_dtype_is_not_read_as_the_models(path):
     """transformers refuses to mix dtypes in a product; silence would be worse."""
-    theirs, ours = pair(MODEL)
-    for model in (theirs, ours):
+    reference, fast = pair(MODEL)
+    for model in (reference, fast):
         model.get_submodule(path).to(torch.bfloat16)
     batch = make_batch("right")
     with pytest.raises((RuntimeError, TypeError), match=r"(?i)dtype|same type|scalar type"):
-        theirs(**batch.inputs())
+        reference(**batch.inputs())
     with pytest.raises((RuntimeError, TypeError), match=r"(?i)dtype|same type|scalar type"):
-        ours(**batch.inputs())
+        fast(**batch.inputs())
 
 
 # ---- copies --------------------------------------------------------------------------------------------------------------
@@ -790,16 +790,16 @@ def test_a_linear_of_another_dtype_is_not_read_as_the_models(path):
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_a_deep_copy_is_equal_and_independent(head):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right", head)
-    before = ours(**batch.inputs())
-    copied = copy.deepcopy(ours)
-    assert type(copied) is type(ours)
+    before = fast(**batch.inputs())
+    copied = copy.deepcopy(fast)
+    assert type(copied) is type(fast)
     assert_same_outputs(copied(**batch.inputs()), before, None, tolerance=0.0)
-    run_and_compare(head, theirs, copied)
-    randomise(ours, seed=5)
+    run_and_compare(head, reference, copied)
+    randomise(fast, seed=5)
     assert_same_outputs(copied(**batch.inputs()), before, None, tolerance=0.0)
-    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in ours.parameters()}
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in fast.parameters()}
 
 
 @pytest.mark.parametrize("module_of", ["pickle", "torch"])
@@ -807,15 +807,15 @@ def test_a_deep_copy_is_equal_and_independent(head):
 def test_pickling(head, module_of, tmp_path):
     import pickle
 
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     if module_of == "pickle":
-        loaded = pickle.loads(pickle.dumps(ours))
+        loaded = pickle.loads(pickle.dumps(fast))
     else:
-        torch.save(ours, tmp_path / "model.pt")
+        torch.save(fast, tmp_path / "model.pt")
         loaded = torch.load(tmp_path / "model.pt", weights_only=False)
-    assert type(loaded) is type(ours)
-    assert [type(module) for module in loaded.modules()] == [type(module) for module in ours.modules()]
-    run_and_compare(head, theirs, loaded)
+    assert type(loaded) is type(fast)
+    assert [type(module) for module in loaded.modules()] == [type(module) for module in fast.modules()]
+    run_and_compare(head, reference, loaded)
 
 
 def test_two_models_of_other_shapes_side_by_side():

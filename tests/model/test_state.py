@@ -35,7 +35,7 @@ from tests.model.parity import (
 )
 
 every_head = pytest.mark.parametrize("head", HEADS, ids=str)
-both_ways = pytest.mark.parametrize("direction", ["theirs_to_ours", "ours_to_theirs", "ours_to_ours"])
+both_ways = pytest.mark.parametrize("direction", ["reference_to_fast", "fast_to_reference", "fast_to_fast"])
 TIED = [PRETRAINING, LM_HEAD, MASKED_LM]
 NEW_ARGUMENTS = {
     "BertModel": {"loss_positions", "output_positions", "caller"},
@@ -55,12 +55,12 @@ def test_the_config_is_transformers_own():
 
 @every_head
 def test_classes_are_transformers_own_by_inheritance_and_name(head):
-    assert issubclass(head.ours, head.theirs)
-    assert head.ours is not head.theirs
-    assert head.ours.__name__ == head.theirs.__name__
-    theirs, ours = pair(head)
-    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
-    for (name, mine), their in zip(ours.named_modules(), theirs.modules()):
+    assert issubclass(head.fast, head.reference)
+    assert head.fast is not head.reference
+    assert head.fast.__name__ == head.reference.__name__
+    reference, fast = pair(head)
+    assert [name for name, _ in fast.named_modules()] == [name for name, _ in reference.named_modules()]
+    for (name, mine), their in zip(fast.named_modules(), reference.modules()):
         assert isinstance(mine, type(their)), name
         assert type(mine).__name__ == type(their).__name__, name
 
@@ -72,65 +72,65 @@ def test_class_attributes_that_tools_read(head):
         "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing", "supports_gradient_checkpointing",
         "_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "input_modalities",
     ):  # fmt: skip
-        assert getattr(head.ours, name) == getattr(head.theirs, name), name
-    assert head.ours.can_generate() == head.theirs.can_generate()
+        assert getattr(head.fast, name) == getattr(head.reference, name), name
+    assert head.fast.can_generate() == head.reference.can_generate()
 
 
 @every_head
 def test_the_forward_signature_is_a_superset(head):
-    theirs = inspect.signature(head.theirs.forward).parameters
-    ours = inspect.signature(head.ours.forward).parameters
-    added = [parameter for name, parameter in ours.items() if name not in theirs]
-    assert [name for name in ours if name in theirs] == list(theirs)
-    for name, parameter in theirs.items():
-        assert (ours[name].kind, ours[name].default) == (parameter.kind, parameter.default), name
+    reference = inspect.signature(head.reference.forward).parameters
+    fast = inspect.signature(head.fast.forward).parameters
+    added = [parameter for name, parameter in fast.items() if name not in reference]
+    assert [name for name in fast if name in reference] == list(reference)
+    for name, parameter in reference.items():
+        assert (fast[name].kind, fast[name].default) == (parameter.kind, parameter.default), name
     assert {parameter.name for parameter in added} == {"cu_seqlens", "max_seqlen"} | NEW_ARGUMENTS.get(head.name, set())
-    positional = [name for name, parameter in theirs.items() if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    assert list(ours)[: len(positional)] == positional, "an argument of ours stands before one of transformers'"
+    positional = [name for name, parameter in reference.items() if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert list(fast)[: len(positional)] == positional, "an argument of fastbert's stands before one of transformers'"
     for parameter in added:
         assert parameter.default is not inspect.Parameter.empty, parameter.name
 
 
 @every_head
 def test_the_constructor_signature_is_the_same(head):
-    theirs, ours = (dict(inspect.signature(library.__init__).parameters) for library in (head.theirs, head.ours))
-    padding = ours.pop("padding")
+    reference, fast = (dict(inspect.signature(library.__init__).parameters) for library in (head.reference, head.fast))
+    padding = fast.pop("padding")
     assert (padding.kind, padding.default) == (inspect.Parameter.KEYWORD_ONLY, None)
-    assert [(p.name, p.kind, p.default) for p in ours.values()] == [(p.name, p.kind, p.default) for p in theirs.values()]
+    assert [(p.name, p.kind, p.default) for p in fast.values()] == [(p.name, p.kind, p.default) for p in reference.values()]
 
 
 @every_head
 def test_the_trainer_finds_the_same_labels(head):
-    assert find_labels(head.ours) == find_labels(head.theirs)
+    assert find_labels(head.fast) == find_labels(head.reference)
 
 
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_fresh_model_draws_the_same_weights(head, seed):
     models = []
-    for build in (head.theirs, head.ours):
+    for build in (head.reference, head.fast):
         torch.manual_seed(seed)
         with quiet_transformers():
             models.append(build(config_for(head)))
-    theirs, ours = (model.state_dict() for model in models)
-    assert list(ours) == list(theirs)
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value), name
+    reference, fast = (model.state_dict() for model in models)
+    assert list(fast) == list(reference)
+    for name, value in reference.items():
+        assert torch.equal(fast[name], value), name
     assert models[0].training == models[1].training
 
 
 @every_head
 def test_state_dict_keys_shapes_and_dtypes(head):
-    theirs, ours = pair(head, dtype=torch.bfloat16)
-    assert {name: (v.shape, v.dtype) for name, v in ours.state_dict().items()} == {
-        name: (v.shape, v.dtype) for name, v in theirs.state_dict().items()
+    reference, fast = pair(head, dtype=torch.bfloat16)
+    assert {name: (v.shape, v.dtype) for name, v in fast.state_dict().items()} == {
+        name: (v.shape, v.dtype) for name, v in reference.state_dict().items()
     }
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
-    assert [name for name, _ in ours.named_buffers()] == [name for name, _ in theirs.named_buffers()]
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    storages = {parameter.data_ptr() for parameter in ours.parameters()}
-    assert len(storages) == len(list(ours.parameters())), "two parameters share memory"
+    assert list(fast.state_dict()) == list(reference.state_dict())
+    assert [name for name, _ in fast.named_parameters()] == [name for name, _ in reference.named_parameters()]
+    assert [name for name, _ in fast.named_buffers()] == [name for name, _ in reference.named_buffers()]
+    reference.load_state_dict(fast.state_dict(), strict=True)
+    storages = {parameter.data_ptr() for parameter in fast.parameters()}
+    assert len(storages) == len(list(fast.parameters())), "two parameters share memory"
 
 
 # ---- outputs ------------------------------------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ def test_state_dict_keys_shapes_and_dtypes(head):
 @pytest.mark.parametrize("pattern", ["no_mask", "right"])
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_tuples(head, pattern, how):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch(pattern, head)
     inputs = batch.inputs(**labels_for(head, batch))
     if how == "argument":
         inputs["return_dict"] = False
     else:
-        theirs.config.return_dict = ours.config.return_dict = False
-    expected, actual = theirs(**inputs), ours(**inputs)
+        reference.config.return_dict = fast.config.return_dict = False
+    expected, actual = reference(**inputs), fast(**inputs)
     assert isinstance(expected, tuple)
     assert_same_outputs(actual, expected, batch.flat_real)
 
@@ -156,15 +156,15 @@ def test_tuples(head, pattern, how):
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "left", "empty_row"])
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_hidden_states(head, pattern, how):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch(pattern, head)
     inputs = batch.inputs()
     if how == "argument":
         inputs["output_hidden_states"] = True
     else:
-        for model in (theirs, ours):
+        for model in (reference, fast):
             model.config.output_hidden_states = True
-    expected, actual = theirs(**inputs), ours(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert len(expected.hidden_states) == 4
     assert_same_outputs(actual, expected, batch.flat_real)
 
@@ -189,10 +189,10 @@ def test_hidden_states_stand_on_the_way_from_the_weights_to_the_loss(head, patte
 @pytest.mark.parametrize("layers", [[0, 2], [1], (0,), [0, 1, 2], []], ids=str)
 @pytest.mark.parametrize("head", [MODEL, TOKEN], ids=str)
 def test_a_list_of_hidden_states(head, layers):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right")
     outputs = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         try:
             outputs.append(model(**batch.inputs(), output_hidden_states=layers))
         except Exception as error:  # whatever transformers raises
@@ -206,35 +206,35 @@ def test_a_list_of_hidden_states(head, layers):
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "left", "empty_row"])
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_attentions(head, pattern):
-    theirs, ours = pair(head, attn_implementation="eager")
+    reference, fast = pair(head, attn_implementation="eager")
     batch = make_batch(pattern, head)
     inputs = batch.inputs(output_attentions=True, output_hidden_states=True)
-    expected, actual = theirs(**inputs), ours(**inputs)
+    expected, actual = reference(**inputs), fast(**inputs)
     assert len(expected.attentions) == 3
     assert_same_outputs(actual, expected, batch.flat_real)
     assert_same_outputs(actual, expected, batch.flat_real)
-    assert_same_run(head, theirs, ours, batch.inputs(), batch.flat_real)  # and back without them
+    assert_same_run(head, reference, fast, batch.inputs(), batch.flat_real)  # and back without them
 
 
 def test_attentions_under_sdpa_are_what_transformers_gives():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
     with quiet_transformers():
-        expected, actual = (model(**batch.inputs(), output_attentions=True) for model in (theirs, ours))
+        expected, actual = (model(**batch.inputs(), output_attentions=True) for model in (reference, fast))
     assert_same_outputs(actual, expected, batch.real)
 
 
 def test_the_attention_implementation_can_be_set_later():
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
-    ours(**batch.inputs())
+    fast(**batch.inputs())
     with recorded_log() as messages:
-        for model in (theirs, ours):
+        for model in (reference, fast):
             model.set_attn_implementation("eager")
-    assert ours.config._attn_implementation == theirs.config._attn_implementation == "eager"
+    assert fast.config._attn_implementation == reference.config._attn_implementation == "eager"
     assert messages == []
     inputs = batch.inputs(output_attentions=True)
-    assert_same_outputs(ours(**inputs), theirs(**inputs), batch.real)
+    assert_same_outputs(fast(**inputs), reference(**inputs), batch.real)
 
 
 # ---- checkpoints --------------------------------------------------------------------------------------------------------
@@ -249,10 +249,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_saved_files_are_the_same_bytes(head, shard, tmp_path):
     """config.json with its architectures, generation_config.json, every safetensors file and the index of shards."""
     options = {} if shard is None else {"max_shard_size": shard}
-    theirs, ours = pair(head)
-    theirs.save_pretrained(tmp_path / "theirs", **options)
-    ours.save_pretrained(tmp_path / "ours", **options)
-    expected, actual = files_of(tmp_path / "theirs"), files_of(tmp_path / "ours")
+    reference, fast = pair(head)
+    reference.save_pretrained(tmp_path / "reference", **options)
+    fast.save_pretrained(tmp_path / "fast", **options)
+    expected, actual = files_of(tmp_path / "reference"), files_of(tmp_path / "fast")
     assert actual.keys() == expected.keys()
     assert any("index" in name for name in expected) == (shard is not None)
     for name, content in expected.items():
@@ -264,9 +264,9 @@ def test_saved_files_are_the_same_bytes(head, shard, tmp_path):
 @both_ways
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_round_trip(head, direction, shard, tmp_path):
-    theirs, ours = pair(head)
-    source = theirs if direction == "theirs_to_ours" else ours
-    target = head.theirs if direction == "ours_to_theirs" else head.ours
+    reference, fast = pair(head)
+    source = reference if direction == "reference_to_fast" else fast
+    target = head.reference if direction == "fast_to_reference" else head.fast
     source.save_pretrained(tmp_path, **({} if shard is None else {"max_shard_size": shard}))
     with recorded_log() as messages:
         loaded, info = target.from_pretrained(tmp_path, output_loading_info=True)
@@ -276,21 +276,21 @@ def test_round_trip(head, direction, shard, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     for name, value in source.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
-    assert loaded.config.to_dict() == head.theirs.from_pretrained(tmp_path).config.to_dict()
+    assert loaded.config.to_dict() == head.reference.from_pretrained(tmp_path).config.to_dict()
     batch = make_batch("right", head)
-    assert_same_outputs(loaded(**batch.inputs()), theirs(**batch.inputs()), batch.flat_real)
+    assert_same_outputs(loaded(**batch.inputs()), reference(**batch.inputs()), batch.flat_real)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, "auto"], ids=str)
 def test_loading_in_a_dtype(dtype, tmp_path):
     saved, _ = pair(SEQUENCE, dtype=torch.float16)
     saved.save_pretrained(tmp_path)
-    theirs = SEQUENCE.theirs.from_pretrained(tmp_path, dtype=dtype)
-    ours = SEQUENCE.ours.from_pretrained(tmp_path, dtype=dtype)
-    assert ours.dtype == theirs.dtype
-    assert ours.config.dtype == theirs.config.dtype
+    reference = SEQUENCE.reference.from_pretrained(tmp_path, dtype=dtype)
+    fast = SEQUENCE.fast.from_pretrained(tmp_path, dtype=dtype)
+    assert fast.dtype == reference.dtype
+    assert fast.config.dtype == reference.config.dtype
     batch = make_batch("right")
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), batch.real, tolerance=0.05)
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), batch.real, tolerance=0.05)
 
 
 @pytest.mark.parametrize(
@@ -299,10 +299,10 @@ def test_loading_in_a_dtype(dtype, tmp_path):
 def test_loading_options(options, tmp_path):
     saved, _ = pair(TOKEN)
     saved.save_pretrained(tmp_path)
-    theirs, ours = (library.from_pretrained(tmp_path, **options) for library in (TOKEN.theirs, TOKEN.ours))
-    assert ours.config._attn_implementation == theirs.config._attn_implementation
+    reference, fast = (library.from_pretrained(tmp_path, **options) for library in (TOKEN.reference, TOKEN.fast))
+    assert fast.config._attn_implementation == reference.config._attn_implementation
     batch = make_batch("right")
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), batch.real)
 
 
 def test_a_device_map_splits_layers_over_devices(tmp_path):
@@ -313,7 +313,7 @@ def test_a_device_map_splits_layers_over_devices(tmp_path):
     device_map |= {"bert.encoder.layer.1": "disk", "classifier": "disk"}
     batch = make_batch("right")
     outputs = []
-    for library in (TOKEN.theirs, TOKEN.ours):
+    for library in (TOKEN.reference, TOKEN.fast):
         model = library.from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / library.__module__)
         assert next(model.bert.encoder.layer[1].parameters()).device.type == "meta"
         with torch.no_grad():
@@ -323,13 +323,13 @@ def test_a_device_map_splits_layers_over_devices(tmp_path):
 
 @every_head
 def test_auto_classes_and_transformers_read_what_we_wrote(head, tmp_path):
-    _, ours = pair(head)
-    ours.save_pretrained(tmp_path)
+    _, fast = pair(head)
+    fast.save_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(tmp_path)
     assert type(model) is transformers.BertModel
     for name, value in model.state_dict().items():
         if not name.startswith("pooler") or head.pooled:
-            source = ours.state_dict()[name if head is MODEL else f"bert.{name}"]
+            source = fast.state_dict()[name if head is MODEL else f"bert.{name}"]
             assert torch.equal(value, source), name
 
 
@@ -352,24 +352,24 @@ def loading_report(library, folder, **options):
 
 
 def assert_same_loading(head, folder, expect: str | None = None, **options):
-    expected, expected_log, theirs = loading_report(head.theirs, folder, **options)
-    actual, actual_log, ours = loading_report(head.ours, folder, **options)
+    expected, expected_log, reference = loading_report(head.reference, folder, **options)
+    actual, actual_log, fast = loading_report(head.fast, folder, **options)
     assert actual == expected
     # The rows of a report come in the order of a set.
     assert [sorted(message.splitlines()) for message in actual_log] == [sorted(text.splitlines()) for text in expected_log]
     if expect is not None:
         assert expect in f"{expected} {expected_log}"
-    if theirs is not None:
-        for name, value in theirs.state_dict().items():
-            assert torch.equal(ours.state_dict()[name], value), f"{name}: another initialisation"
-    return theirs, ours
+    if reference is not None:
+        for name, value in reference.state_dict().items():
+            assert torch.equal(fast.state_dict()[name], value), f"{name}: another initialisation"
+    return reference, fast
 
 
 @every_head
 def test_a_base_checkpoint_in_a_head(head, tmp_path):
     pair(MODEL)[0].save_pretrained(tmp_path)
-    _, ours = assert_same_loading(head, tmp_path, None if head is MODEL else "MISSING")
-    base = ours.base_model.state_dict()
+    _, fast = assert_same_loading(head, tmp_path, None if head is MODEL else "MISSING")
+    base = fast.base_model.state_dict()
     for name, value in pair(MODEL)[0].state_dict().items():
         assert name not in base or torch.equal(base[name], value), name
 
@@ -430,42 +430,42 @@ def test_a_checkpoint_of_another_architecture_is_met_as_by_transformers(tmp_path
 
 
 def test_strict_loading_rejects_what_does_not_fit():
-    _, ours = pair(MODEL)
-    weights = ours.state_dict()
+    _, fast = pair(MODEL)
+    weights = fast.state_dict()
     weights.pop("encoder.layer.0.attention.self.key.weight")
     with pytest.raises(RuntimeError, match=r"encoder\.layer\.0\.attention\.self\.key\.weight"):
-        ours.load_state_dict(weights)
-    weights = ours.state_dict() | {"encoder.layer.0.attention.self.qkv.weight": torch.zeros(1)}
+        fast.load_state_dict(weights)
+    weights = fast.state_dict() | {"encoder.layer.0.attention.self.qkv.weight": torch.zeros(1)}
     with pytest.raises(RuntimeError, match="Unexpected key"):
-        ours.load_state_dict(weights)
+        fast.load_state_dict(weights)
 
 
 def test_buffers_that_no_checkpoint_holds_are_rebuilt(tmp_path):
     pair(MODEL)[0].save_pretrained(tmp_path)
-    ours = MODEL.ours.from_pretrained(tmp_path)
-    assert torch.equal(ours.embeddings.position_ids, torch.arange(64)[None])
-    assert torch.equal(ours.embeddings.token_type_ids, torch.zeros(1, 64, dtype=torch.int64))
+    fast = MODEL.fast.from_pretrained(tmp_path)
+    assert torch.equal(fast.embeddings.position_ids, torch.arange(64)[None])
+    assert torch.equal(fast.embeddings.token_type_ids, torch.zeros(1, 64, dtype=torch.int64))
 
 
 def test_building_on_the_meta_device_and_filling_later():
-    theirs, _ = pair(SEQUENCE)
+    reference, _ = pair(SEQUENCE)
     with torch.device("meta"):
-        ours = SEQUENCE.ours(config_for(SEQUENCE))
-    assert all(parameter.is_meta for parameter in ours.parameters())
-    ours.to_empty(device="cpu").eval()
-    ours.load_state_dict(theirs.state_dict())
-    ours.bert.embeddings.position_ids.copy_(torch.arange(64)[None])
-    ours.bert.embeddings.token_type_ids.zero_()
+        fast = SEQUENCE.fast(config_for(SEQUENCE))
+    assert all(parameter.is_meta for parameter in fast.parameters())
+    fast.to_empty(device="cpu").eval()
+    fast.load_state_dict(reference.state_dict())
+    fast.bert.embeddings.position_ids.copy_(torch.arange(64)[None])
+    fast.bert.embeddings.token_type_ids.zero_()
     batch = make_batch("right")
-    assert_same_outputs(ours(**batch.inputs()), theirs(**batch.inputs()), batch.real)
+    assert_same_outputs(fast(**batch.inputs()), reference(**batch.inputs()), batch.real)
 
 
 def test_state_dict_assigned_rather_than_copied():
-    theirs, ours = pair(SEQUENCE)
-    donor = randomise(copy.deepcopy(theirs), seed=9)
-    ours.load_state_dict({name: value.clone() for name, value in donor.state_dict().items()}, assign=True)
+    reference, fast = pair(SEQUENCE)
+    donor = randomise(copy.deepcopy(reference), seed=9)
+    fast.load_state_dict({name: value.clone() for name, value in donor.state_dict().items()}, assign=True)
     batch = make_batch("right")
-    assert_same_run(SEQUENCE, donor, ours, batch.inputs(**labels_for(SEQUENCE, batch)), batch.real)
+    assert_same_run(SEQUENCE, donor, fast, batch.inputs(**labels_for(SEQUENCE, batch)), batch.real)
 
 
 # ---- tying and resizing -------------------------------------------------------------------------------------------------
@@ -474,94 +474,94 @@ def test_state_dict_assigned_rather_than_copied():
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("head", TIED, ids=str)
 def test_tied_weights(head, loaded, tmp_path):
-    _, ours = pair(head)
+    _, fast = pair(head)
     if loaded:
-        ours.save_pretrained(tmp_path)
-        ours = head.ours.from_pretrained(tmp_path)
-    predictions, embeddings = ours.cls.predictions, ours.bert.embeddings
+        fast.save_pretrained(tmp_path)
+        fast = head.fast.from_pretrained(tmp_path)
+    predictions, embeddings = fast.cls.predictions, fast.bert.embeddings
     assert predictions.decoder.weight is embeddings.word_embeddings.weight
     assert predictions.decoder.bias is predictions.bias
-    assert ours.get_input_embeddings() is embeddings.word_embeddings
-    assert ours.get_output_embeddings() is predictions.decoder
+    assert fast.get_input_embeddings() is embeddings.word_embeddings
+    assert fast.get_output_embeddings() is predictions.decoder
 
 
 @pytest.mark.parametrize("head", TIED, ids=str)
 def test_untied_weights(head, tmp_path):
-    theirs, ours = pair(head, tie_word_embeddings=False)
-    assert ours.cls.predictions.decoder.weight is not ours.bert.embeddings.word_embeddings.weight
-    ours.save_pretrained(tmp_path)
-    again = head.ours.from_pretrained(tmp_path)
+    reference, fast = pair(head, tie_word_embeddings=False)
+    assert fast.cls.predictions.decoder.weight is not fast.bert.embeddings.word_embeddings.weight
+    fast.save_pretrained(tmp_path)
+    again = head.fast.from_pretrained(tmp_path)
     assert again.cls.predictions.decoder.weight is not again.bert.embeddings.word_embeddings.weight
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(head, batch))
-    assert_same_run(head, theirs, ours, inputs, batch.real)
-    assert_same_run(head, theirs, again, inputs, batch.real)
+    assert_same_run(head, reference, fast, inputs, batch.real)
+    assert_same_run(head, reference, again, inputs, batch.real)
 
 
 @pytest.mark.parametrize("size", [131, 90, None])
 @pytest.mark.parametrize("head", [*TIED, MODEL, TOKEN], ids=str)
 def test_resizing_the_vocabulary(head, size):
-    theirs, ours = pair(head)
+    reference, fast = pair(head)
     batch = make_batch("right")
-    ours(**batch.inputs())
-    for model in (theirs, ours):
+    fast(**batch.inputs())
+    for model in (reference, fast):
         torch.manual_seed(0)
         with quiet_transformers():
             model.resize_token_embeddings(size, pad_to_multiple_of=None if size else 64)
-    assert {n: v.shape for n, v in ours.state_dict().items()} == {n: v.shape for n, v in theirs.state_dict().items()}
-    ours.load_state_dict(theirs.state_dict())
-    assert ours.config.vocab_size == theirs.config.vocab_size == (size or 128)
+    assert {n: v.shape for n, v in fast.state_dict().items()} == {n: v.shape for n, v in reference.state_dict().items()}
+    fast.load_state_dict(reference.state_dict())
+    assert fast.config.vocab_size == reference.config.vocab_size == (size or 128)
     if head in TIED:
-        assert ours.cls.predictions.decoder.weight is ours.bert.embeddings.word_embeddings.weight
-        assert ours.cls.predictions.decoder.bias is ours.cls.predictions.bias
-    batch.input_ids.clamp_(max=ours.config.vocab_size - 1)
+        assert fast.cls.predictions.decoder.weight is fast.bert.embeddings.word_embeddings.weight
+        assert fast.cls.predictions.decoder.bias is fast.cls.predictions.bias
+    batch.input_ids.clamp_(max=fast.config.vocab_size - 1)
     inputs = batch.inputs(**labels_for(head, batch))
     if "labels" in inputs:
         inputs["labels"].clamp_(
-            max=min(ours.config.vocab_size, getattr(ours, "num_labels", 1000) if head is TOKEN else 1000) - 1
+            max=min(fast.config.vocab_size, getattr(fast, "num_labels", 1000) if head is TOKEN else 1000) - 1
         )
-    assert_same_run(head, theirs, ours, inputs, batch.real)
+    assert_same_run(head, reference, fast, inputs, batch.real)
 
 
 def test_new_embeddings_in_either_place():
-    theirs, ours = pair(MASKED_LM)
-    for model in (theirs, ours):
+    reference, fast = pair(MASKED_LM)
+    for model in (reference, fast):
         torch.manual_seed(4)
         model.set_input_embeddings(nn.Embedding(120, 48, padding_idx=0))
         model.set_output_embeddings(nn.Linear(48, 120))
     batch = make_batch("right")
-    assert_same_run(MASKED_LM, theirs, ours, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
-    for model in (theirs, ours):
+    assert_same_run(MASKED_LM, reference, fast, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
+    for model in (reference, fast):
         model.tie_weights()
-    assert ours.cls.predictions.decoder.weight is ours.bert.embeddings.word_embeddings.weight
-    assert_same_run(MASKED_LM, theirs, ours, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
+    assert fast.cls.predictions.decoder.weight is fast.bert.embeddings.word_embeddings.weight
+    assert_same_run(MASKED_LM, reference, fast, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
 
 
 def test_without_a_pooler():
-    theirs, ours = pair(MODEL, add_pooling_layer=False)
-    assert ours.pooler is None
+    reference, fast = pair(MODEL, add_pooling_layer=False)
+    assert fast.pooler is None
     batch = make_batch("left")
-    assert_same_run(MODEL, theirs, ours, batch.inputs(), batch.real)
-    assert ours(**batch.inputs()).pooler_output is None
+    assert_same_run(MODEL, reference, fast, batch.inputs(), batch.real)
+    assert fast(**batch.inputs()).pooler_output is None
 
 
 def test_an_unused_pooler_gets_no_gradient():
     """As in transformers: DistributedDataParallel counts on knowing which parameters a loss did not touch."""
-    theirs, ours = pair(MODEL)
+    reference, fast = pair(MODEL)
     batch = make_batch("right")
-    for model in (theirs, ours):
+    for model in (reference, fast):
         model(**batch.inputs()).last_hidden_state[batch.real].sum().backward()
-    for name, parameter in ours.named_parameters():
+    for name, parameter in fast.named_parameters():
         assert (parameter.grad is None) == (name.startswith("pooler")), name
 
 
 def test_what_the_model_says_of_itself():
-    theirs, ours = pair(SEQUENCE)
-    assert ours.num_parameters() == theirs.num_parameters()
-    assert ours.num_parameters(only_trainable=True, exclude_embeddings=True) == theirs.num_parameters(True, True)
-    assert ours.get_memory_footprint() == theirs.get_memory_footprint()
-    assert ours.device == theirs.device
-    assert ours.base_model is ours.bert
-    assert ours.dummy_inputs.keys() == theirs.dummy_inputs.keys()
-    assert repr(ours) == repr(theirs)
-    assert_close("a buffer", ours.bert.embeddings.position_ids, theirs.bert.embeddings.position_ids)
+    reference, fast = pair(SEQUENCE)
+    assert fast.num_parameters() == reference.num_parameters()
+    assert fast.num_parameters(only_trainable=True, exclude_embeddings=True) == reference.num_parameters(True, True)
+    assert fast.get_memory_footprint() == reference.get_memory_footprint()
+    assert fast.device == reference.device
+    assert fast.base_model is fast.bert
+    assert fast.dummy_inputs.keys() == reference.dummy_inputs.keys()
+    assert repr(fast) == repr(reference)
+    assert_close("a buffer", fast.bert.embeddings.position_ids, reference.bert.embeddings.position_ids)

@@ -34,18 +34,18 @@ from tests.model.parity import (
 
 def fresh(head=MODEL, **changes):
     """(transformers' model, an equal one to be accelerated)."""
-    theirs, _ = pair(head, **changes)
-    return theirs, copy.deepcopy(theirs)
+    reference, _ = pair(head, **changes)
+    return reference, copy.deepcopy(reference)
 
 
-def compare(head, theirs, model, pattern="right", backward=True):
+def compare(head, reference, model, pattern="right", backward=True):
     batch = make_batch(pattern, head)
     inputs = batch.inputs(**labels_for(head, batch))
-    expected, actual = theirs(**inputs), model(**inputs)
+    expected, actual = reference(**inputs), model(**inputs)
     assert_same_outputs(actual, expected, batch.flat_real)
     if backward:
         scalars = [out.loss if out.get("loss") is not None else projection(out, batch.flat_real) for out in (actual, expected)]
-        assert_same_gradients(gradients(model, scalars[0]), gradients(theirs, scalars[1]))
+        assert_same_gradients(gradients(model, scalars[0]), gradients(reference, scalars[1]))
 
 
 def is_fast(model: nn.Module) -> bool:
@@ -54,11 +54,11 @@ def is_fast(model: nn.Module) -> bool:
 
 @pytest.mark.parametrize("head", HEADS_AND_DECODER, ids=str)
 def test_accelerate_and_restore(head):
-    theirs, model = fresh(head)
+    reference, model = fresh(head)
     before, keys = snapshot(model), list(model.state_dict())
     assert accelerate(model) is model
     assert is_fast(model)
-    assert isinstance(model, head.theirs)
+    assert isinstance(model, head.reference)
     assert isinstance(model.base_model, fastbert.BertModel)
     during = snapshot(model)
     assert {k: v for k, v in during.items() if k.startswith("parameter")} == {
@@ -68,7 +68,7 @@ def test_accelerate_and_restore(head):
         if not name.startswith("parameter"):
             assert entry[1] == before[name][1], f"accelerate left something on {name or 'the model'}"
     assert list(model.state_dict()) == keys
-    compare(head, theirs, model)
+    compare(head, reference, model)
     assert accelerate(model) is model
     assert snapshot(model) == during
     assert restore(model) is model
@@ -76,30 +76,30 @@ def test_accelerate_and_restore(head):
     assert {k: v[0] for k, v in snapshot(model).items() if isinstance(v, tuple)} == {
         k: v[0] for k, v in before.items() if isinstance(v, tuple)
     }
-    compare(head, theirs, model)
+    compare(head, reference, model)
     assert restore(model) is model
     accelerate(model)
-    compare(head, theirs, model)
+    compare(head, reference, model)
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_an_accelerated_model_equals_one_of_our_own(head):
     _, model = fresh(head)
-    _, ours = pair(head)
+    _, fast = pair(head)
     accelerate(model)
-    assert [type(module) for module in model.modules()] == [type(module) for module in ours.modules()]
+    assert [type(module) for module in model.modules()] == [type(module) for module in fast.modules()]
     batch = make_batch("holes", head)
-    assert_same_outputs(model(**batch.inputs()), ours(**batch.inputs()), None, tolerance=0.0)
+    assert_same_outputs(model(**batch.inputs()), fast(**batch.inputs()), None, tolerance=0.0)
 
 
 def test_our_own_classes_can_be_restored():
-    theirs, ours = pair(SEQUENCE)
-    classes = [type(module) for module in ours.modules()]
-    restore(ours)
-    assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
-    compare(SEQUENCE, theirs, ours)
-    accelerate(ours)
-    assert [type(module) for module in ours.modules()] == classes
+    reference, fast = pair(SEQUENCE)
+    classes = [type(module) for module in fast.modules()]
+    restore(fast)
+    assert [type(module) for module in fast.modules()] == [type(module) for module in reference.modules()]
+    compare(SEQUENCE, reference, fast)
+    accelerate(fast)
+    assert [type(module) for module in fast.modules()] == classes
 
 
 def test_mode_hooks_and_gradients_stay():
@@ -122,55 +122,55 @@ def test_mode_hooks_and_gradients_stay():
 
 
 def test_an_optimizer_made_before_still_trains_the_model():
-    theirs, model = fresh(SEQUENCE)
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (theirs, model)]
+    reference, model = fresh(SEQUENCE)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (reference, model)]
     accelerate(model)
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(SEQUENCE, batch))
     for _ in range(3):
-        for m, optimizer in zip((theirs, model), optimizers):
+        for m, optimizer in zip((reference, model), optimizers):
             optimizer.zero_grad()
             m(**inputs).loss.backward()
             optimizer.step()
-    for (name, mine), their in zip(model.named_parameters(), theirs.parameters()):
+    for (name, mine), their in zip(model.named_parameters(), reference.parameters()):
         assert_close(name, mine, their, 1e-4)
 
 
 def test_saving_an_accelerated_model(tmp_path):
-    theirs, model = fresh(SEQUENCE)
-    theirs.save_pretrained(tmp_path / "theirs")
-    accelerate(model).save_pretrained(tmp_path / "ours")
-    for path in sorted((tmp_path / "theirs").iterdir()):
-        assert (tmp_path / "ours" / path.name).read_bytes() == path.read_bytes(), path.name
-    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
-    compare(SEQUENCE, theirs, again.eval())
+    reference, model = fresh(SEQUENCE)
+    reference.save_pretrained(tmp_path / "reference")
+    accelerate(model).save_pretrained(tmp_path / "fast")
+    for path in sorted((tmp_path / "reference").iterdir()):
+        assert (tmp_path / "fast" / path.name).read_bytes() == path.read_bytes(), path.name
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "fast")
+    compare(SEQUENCE, reference, again.eval())
     assert type(again) is transformers.BertForSequenceClassification
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
 def test_copies_of_an_accelerated_model(make):
-    theirs, model = fresh(SEQUENCE)
+    reference, model = fresh(SEQUENCE)
     twin = make(accelerate(model))
     assert is_fast(twin)
-    compare(SEQUENCE, theirs, twin)
+    compare(SEQUENCE, reference, twin)
     restore(model)
     assert is_fast(twin)
-    compare(SEQUENCE, theirs, restore(twin))
+    compare(SEQUENCE, reference, restore(twin))
 
 
 def test_output_capture_after_the_swap():
     """transformers registers what a class can record when it is built; a swapped class was never built."""
-    theirs, model = fresh(MODEL, attn_implementation="eager")
+    reference, model = fresh(MODEL, attn_implementation="eager")
     # `fresh` has built one on the way
     transformers.utils.output_capturing._CAN_RECORD_REGISTRY.pop(str(fastbert.BertModel), None)
     batch = make_batch("right")
     inputs = batch.inputs(output_hidden_states=True, output_attentions=True)
-    theirs_first = theirs(**inputs)
-    assert_same_outputs(accelerate(model)(**inputs), theirs_first, batch.real)
+    reference_first = reference(**inputs)
+    assert_same_outputs(accelerate(model)(**inputs), reference_first, batch.real)
     _, again = fresh(MODEL, attn_implementation="eager")
     again(**inputs)  # hooks installed before the swap
-    assert_same_outputs(accelerate(again)(**inputs), theirs_first, batch.real)
-    assert_same_outputs(restore(again)(**inputs), theirs_first, batch.real)
+    assert_same_outputs(accelerate(again)(**inputs), reference_first, batch.real)
+    assert_same_outputs(restore(again)(**inputs), reference_first, batch.real)
 
 
 def relative(name: str, **changes) -> nn.Module:
@@ -203,9 +203,9 @@ class Answering(nn.Sequential):
 
 @pytest.mark.parametrize("build", [Pooling, lambda encoder: Answering(encoder, nn.Linear(48, 3))], ids=["dict", "sequential"])
 def test_inside_a_users_module(build):
-    theirs, other = fresh(MODEL)
+    reference, other = fresh(MODEL)
     torch.manual_seed(0)
-    expected_model = build(theirs)
+    expected_model = build(reference)
     model = build(other)
     model.load_state_dict(expected_model.state_dict())
     parameters = list(model.parameters())
@@ -221,11 +221,11 @@ def test_inside_a_users_module(build):
 
 
 def test_two_towers_sharing_one_encoder():
-    theirs, shared = fresh(MODEL)
+    reference, shared = fresh(MODEL)
     model = nn.ModuleDict({"query": shared, "document": shared})
     accelerate(model)
     assert model["query"] is model["document"] is shared
-    compare(MODEL, theirs, model["document"])
+    compare(MODEL, reference, model["document"])
 
 
 def test_a_subclass_of_the_users_own_keeps_its_forward():
@@ -268,20 +268,20 @@ def test_inside_a_peft_model(order):
     from peft import LoraConfig, get_peft_model
 
     models = []
-    for model, fast in zip(fresh(SEQUENCE), (False, True)):
-        if fast and order == "accelerate_then_peft":
+    for model, is_fast in zip(fresh(SEQUENCE), (False, True)):
+        if is_fast and order == "accelerate_then_peft":
             accelerate(model)
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False, lora_dropout=0.0))
-        if fast and order == "peft_then_accelerate":
+        if is_fast and order == "peft_then_accelerate":
             assert accelerate(model) is model
         models.append(model.eval())
-    theirs, model = models
+    reference, model = models
     assert is_fast(model)
-    compare(SEQUENCE, theirs, model)
+    compare(SEQUENCE, reference, model)
     restore(model)
     assert not is_fast(model)
-    compare(SEQUENCE, theirs, model)
+    compare(SEQUENCE, reference, model)
 
 
 @pytest.mark.parametrize("name", ["DPRQuestionEncoder", "DPRReader"])

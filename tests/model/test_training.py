@@ -72,12 +72,12 @@ def test_the_trainer_takes_the_same_steps(head, tmp_path):
         trainer, losses = train(model, head, tmp_path, gradient_accumulation_steps=2)
         prediction = trainer.predict(Examples(head))
         results.append((model, losses, trainer.evaluate()["eval_loss"], prediction))
-    (theirs, expected, expected_eval, expected_prediction), (ours, losses, eval_loss, prediction) = results
+    (reference, expected, expected_eval, expected_prediction), (fast, losses, eval_loss, prediction) = results
     assert len(losses) == 3
     assert losses == pytest.approx(expected, rel=1e-3)
     assert expected[0] != pytest.approx(expected[2], rel=1e-2)
     assert eval_loss == pytest.approx(expected_eval, rel=1e-3)
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    assert [name for name, _ in fast.named_parameters()] == [name for name, _ in reference.named_parameters()]
     assert type(prediction.predictions) is type(expected_prediction.predictions)
     if head is not QUESTION:
         assert prediction.predictions.shape == expected_prediction.predictions.shape
@@ -100,9 +100,9 @@ def test_the_trainer_saves_resumes_and_loads_the_best(tmp_path):
         "eval_steps": 1,
         "load_best_model_at_end": True,
     }
-    _, ours = pair(SEQUENCE)
-    train(ours, SEQUENCE, tmp_path, **options)
-    reloaded = SEQUENCE.theirs.from_pretrained(tmp_path / "checkpoint-3")
+    _, fast = pair(SEQUENCE)
+    train(fast, SEQUENCE, tmp_path, **options)
+    reloaded = SEQUENCE.reference.from_pretrained(tmp_path / "checkpoint-3")
     batch = make_batch("right")
     assert reloaded(**batch.inputs()).logits.shape == (5, 4)
     _, again = pair(SEQUENCE)
@@ -129,9 +129,9 @@ def test_a_lora_training_step(head):
         models.append(
             get_peft_model(model, LoraConfig(task_type=task, r=4, target_modules=["query", "value"], lora_dropout=0.0))
         )
-    theirs, ours = models
-    assert [(n, p.requires_grad) for n, p in ours.named_parameters()] == [
-        (n, p.requires_grad) for n, p in theirs.named_parameters()
+    reference, fast = models
+    assert [(n, p.requires_grad) for n, p in fast.named_parameters()] == [
+        (n, p.requires_grad) for n, p in reference.named_parameters()
     ]
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(head, batch))
@@ -139,10 +139,10 @@ def test_a_lora_training_step(head):
     for step in range(3):
         losses = [model(**inputs).loss for model in models]
         assert_close(f"loss of step {step}", losses[1], losses[0])
-        assert_same_gradients(gradients(ours, losses[1]), gradients(theirs, losses[0]))
+        assert_same_gradients(gradients(fast, losses[1]), gradients(reference, losses[0]))
         for optimizer in optimizers:
             optimizer.step()
-    assert theirs.get_nb_trainable_parameters() == ours.get_nb_trainable_parameters()
+    assert reference.get_nb_trainable_parameters() == fast.get_nb_trainable_parameters()
 
 
 @pytest.mark.parametrize("kind", ["prompt", "p_tuning", "prefix", "ia3", "bitfit_by_hand"])
@@ -188,28 +188,28 @@ def test_other_adapters(kind):
 @pytest.mark.parametrize("head", [PRETRAINING, SEQUENCE, QUESTION, HEADS_AND_DECODER[-1]], ids=str)
 def test_gradient_checkpointing(head, pattern, reentrant, dropout):
     """Equal gradients, with dropout too, since the second run draws what the first one drew; each layer checkpointed once."""
-    theirs, ours = pair(head, **dropout)
+    reference, fast = pair(head, **dropout)
     batch = make_batch(pattern, head)
     inputs = batch.inputs(**labels_for(head, batch))
-    for model in (theirs.train(), ours.train()):
+    for model in (reference.train(), fast.train()):
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     calls = []
-    for layer in ours.bert.encoder.layer:
+    for layer in fast.bert.encoder.layer:
         checkpoint = layer._gradient_checkpointing_func
         layer._gradient_checkpointing_func = lambda *args, checkpoint=checkpoint: (calls.append(1), checkpoint(*args))[1]
     torch.manual_seed(5)
-    loss = ours(**inputs).loss
+    loss = fast(**inputs).loss
     assert len(calls) == 3
-    checkpointed = {name: None if g is None else g.clone() for name, g in gradients(ours, loss).items()}
+    checkpointed = {name: None if g is None else g.clone() for name, g in gradients(fast, loss).items()}
     if not dropout:
-        assert_same_gradients(checkpointed, gradients(theirs, theirs(**inputs).loss))
-    for layer in ours.bert.encoder.layer:  # what enabling left on the embeddings stays, so that the draws are the same
+        assert_same_gradients(checkpointed, gradients(reference, reference(**inputs).loss))
+    for layer in fast.bert.encoder.layer:  # what enabling left on the embeddings stays, so that the draws are the same
         layer.gradient_checkpointing = False
     torch.manual_seed(5)
-    plain_loss = ours(**inputs).loss
+    plain_loss = fast(**inputs).loss
     assert len(calls) == 3
     assert_close("loss", loss, plain_loss)
-    assert_same_gradients(checkpointed, gradients(ours, plain_loss))
+    assert_same_gradients(checkpointed, gradients(fast, plain_loss))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -233,9 +233,9 @@ def test_gradient_checkpointing_over_a_frozen_base(reentrant):
 
 def test_checkpointing_saves_activations():
     """The layers' inner tensors are not kept: the point of the exercise."""
-    _, ours = pair(TOKEN, num_hidden_layers=8)
+    _, fast = pair(TOKEN, num_hidden_layers=8)
     batch = make_batch("right")
-    ours.train()
+    fast.train()
 
     def kept() -> int:
         sizes = {}
@@ -244,15 +244,15 @@ def test_checkpointing_saves_activations():
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        weights = {parameter.untyped_storage().data_ptr() for parameter in ours.parameters()}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in fast.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = ours(**batch.inputs(**labels_for(TOKEN, batch)))
+            out = fast(**batch.inputs(**labels_for(TOKEN, batch)))
         total = sum(size for pointer, size in sizes.items() if pointer not in weights)
         del out
         return total
 
     plain = kept()
-    ours.gradient_checkpointing_enable({"use_reentrant": False})
+    fast.gradient_checkpointing_enable({"use_reentrant": False})
     assert kept() < plain / 3
 
 
@@ -273,14 +273,14 @@ DROPOUT_SITES = {
 def test_dropout_has_transformers_mean_and_variance(head, site, pattern):
     """One row repeated many times is a sample of the dropout's distribution: a missing, doubled or shared draw shows in it."""
     repeats = 1200
-    theirs, ours = pair(head, num_hidden_layers=1, **DROPOUT_SITES[site])
-    theirs.train(), ours.train()
+    reference, fast = pair(head, num_hidden_layers=1, **DROPOUT_SITES[site])
+    reference.train(), fast.train()
     real = torch.ones(1, 6, dtype=torch.bool)
     real[:, 4:] = pattern == "no_mask"
     batch = batch_of(real, masked=pattern != "no_mask")
     inputs = {name: value.expand(repeats, -1) for name, value in batch.inputs().items()}
     samples = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         with torch.no_grad():
             logits = model(**inputs).logits.double()
         samples.append(logits[:, real[0]].flatten(1) if head is TOKEN else logits)
@@ -295,15 +295,15 @@ def test_dropout_has_transformers_mean_and_variance(head, site, pattern):
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_dropout_only_while_training_and_by_the_generator(head):
-    theirs, ours = pair(head, **WITH_DROPOUT)
+    reference, fast = pair(head, **WITH_DROPOUT)
     batch = make_batch("right", head)
     inputs = batch.inputs()
-    assert_same_outputs(ours(**inputs), theirs(**inputs), batch.flat_real)
-    ours.train()
+    assert_same_outputs(fast(**inputs), reference(**inputs), batch.flat_real)
+    fast.train()
     torch.manual_seed(1)
-    first, second = ours(**inputs), ours(**inputs)
+    first, second = fast(**inputs), fast(**inputs)
     torch.manual_seed(1)
-    again = ours(**inputs)
+    again = fast(**inputs)
     assert_same_outputs(again, first, None, tolerance=0.0)
     key = next(iter(first.keys()))
     assert (first[key] - second[key]).abs().max() > 1e-4
@@ -311,59 +311,59 @@ def test_dropout_only_while_training_and_by_the_generator(head):
 
 def test_one_module_in_eval_keeps_its_dropout_off():
     """model.train() with some parts frozen by .eval(): each module's own flag counts."""
-    _, ours = pair(MODEL, **WITH_DROPOUT)
+    _, fast = pair(MODEL, **WITH_DROPOUT)
     batch = make_batch("right")
-    evaluated = ours(**batch.inputs())
-    ours.train()
-    for module in ours.modules():
+    evaluated = fast(**batch.inputs())
+    fast.train()
+    for module in fast.modules():
         if isinstance(module, nn.Dropout) or type(module).__name__ == "BertSelfAttention":
             module.eval()
-    assert_same_outputs(ours(**batch.inputs()), evaluated, None, tolerance=1e-6)
-    ours.encoder.layer[1].output.dropout.train()
-    assert (ours(**batch.inputs()).last_hidden_state - evaluated.last_hidden_state).abs().max() > 1e-3
+    assert_same_outputs(fast(**batch.inputs()), evaluated, None, tolerance=1e-6)
+    fast.encoder.layer[1].output.dropout.train()
+    assert (fast(**batch.inputs()).last_hidden_state - evaluated.last_hidden_state).abs().max() > 1e-3
 
 
 def test_dropout_probabilities_changed_after_construction():
-    _, ours = pair(MODEL, **WITH_DROPOUT)
+    _, fast = pair(MODEL, **WITH_DROPOUT)
     batch = make_batch("right")
-    evaluated = ours(**batch.inputs())
-    ours.train()
-    for module in ours.modules():
+    evaluated = fast(**batch.inputs())
+    fast.train()
+    for module in fast.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    assert_same_outputs(ours(**batch.inputs()), evaluated, None, tolerance=1e-6)
-    ours.embeddings.dropout.p = 1.0
-    dropped = ours(**batch.inputs(), output_hidden_states=True)
+    assert_same_outputs(fast(**batch.inputs()), evaluated, None, tolerance=1e-6)
+    fast.embeddings.dropout.p = 1.0
+    dropped = fast(**batch.inputs(), output_hidden_states=True)
     assert dropped.hidden_states[0].abs().max() == 0
 
 
 def test_monte_carlo_dropout_in_an_eval_model():
     """Only the Dropout modules in training mode, the rest in eval: the usual recipe for uncertainty."""
-    _, ours = pair(SEQUENCE, **WITH_DROPOUT)
-    for module in ours.modules():
+    _, fast = pair(SEQUENCE, **WITH_DROPOUT)
+    for module in fast.modules():
         if isinstance(module, nn.Dropout):
             module.train()
     batch = make_batch("right")
-    first, second = ours(**batch.inputs()).logits, ours(**batch.inputs()).logits
+    first, second = fast(**batch.inputs()).logits, fast(**batch.inputs()).logits
     assert (first - second).abs().max() > 1e-3
 
 
 def test_gradients_through_dropout_are_those_of_the_drawn_mask():
     """A finite difference under a fixed seed, in float64."""
-    _, ours = pair(MODEL, dtype=torch.float64, num_hidden_layers=1, **WITH_DROPOUT)
-    ours.train()
+    _, fast = pair(MODEL, dtype=torch.float64, num_hidden_layers=1, **WITH_DROPOUT)
+    fast.train()
     batch = make_batch("right")
     embeds = torch.randn(5, 12, 48, dtype=torch.float64)
     direction = torch.randn_like(embeds)
 
     def value(step: float):
         torch.manual_seed(3)
-        out = ours(inputs_embeds=embeds + step * direction, attention_mask=batch.mask)
+        out = fast(inputs_embeds=embeds + step * direction, attention_mask=batch.mask)
         return projection(out, batch.real)
 
     leaf = embeds.clone().requires_grad_()
     torch.manual_seed(3)
-    (gradient,) = torch.autograd.grad(projection(ours(inputs_embeds=leaf, attention_mask=batch.mask), batch.real), leaf)
+    (gradient,) = torch.autograd.grad(projection(fast(inputs_embeds=leaf, attention_mask=batch.mask), batch.real), leaf)
     numeric = (value(1e-5) - value(-1e-5)) / 2e-5
     assert (gradient * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-6)
 
@@ -399,22 +399,22 @@ def test_sharpness_aware_steps_between_forward_and_backward_are_caught():
 
 
 def test_backward_twice_through_a_kept_graph():
-    _, ours = pair(SEQUENCE)
+    _, fast = pair(SEQUENCE)
     batch = make_batch("right")
-    loss = ours(**batch.inputs(**labels_for(SEQUENCE, batch))).loss
-    first = torch.autograd.grad(loss, list(ours.parameters()), retain_graph=True)
-    second = torch.autograd.grad(loss, list(ours.parameters()))
+    loss = fast(**batch.inputs(**labels_for(SEQUENCE, batch))).loss
+    first = torch.autograd.grad(loss, list(fast.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(fast.parameters()))
     for a, b in zip(first, second):
         assert torch.equal(a, b)
 
 
 def test_per_sample_gradients():
     """torch.func over one row at a time, as differential privacy needs them."""
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     batch = make_batch("right")
     labels = labels_for(SEQUENCE, batch)["labels"]
     results = []
-    for model in (theirs, ours):
+    for model in (reference, fast):
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
         def loss(weights, row, model=model):
@@ -422,16 +422,16 @@ def test_per_sample_gradients():
             return torch.func.functional_call(model, weights, (), inputs).loss
 
         results.append([torch.func.grad(loss)(weights, row) for row in range(2)])
-    for theirs_row, ours_row in zip(*results):
-        assert_same_gradients(ours_row, theirs_row)
+    for reference_row, fast_row in zip(*results):
+        assert_same_gradients(fast_row, reference_row)
 
 
 def test_a_parallel_wrapper_keeps_its_outputs():
-    theirs, ours = pair(SEQUENCE)
+    reference, fast = pair(SEQUENCE)
     batch = make_batch("right")
-    for model in (theirs, ours):
+    for model in (reference, fast):
         nn.DataParallel(model)
-    assert_same_outputs(nn.DataParallel(ours)(**batch.inputs()), nn.DataParallel(theirs)(**batch.inputs()), batch.real)
+    assert_same_outputs(nn.DataParallel(fast)(**batch.inputs()), nn.DataParallel(reference)(**batch.inputs()), batch.real)
 
 
 def test_distributed_data_parallel(tmp_path):
@@ -480,10 +480,10 @@ def test_fully_sharded_data_parallel(tmp_path, monkeypatch):
 
 def test_two_threads_at_once():
     """Two threads of one server share a model; each gets its own answer, also while one collects hidden states."""
-    _, ours = pair(TOKEN)
+    _, fast = pair(TOKEN)
     batches = [make_batch("right"), make_batch("holes", seed=4)]
     options = [{}, {"output_hidden_states": True}]
-    expected = [ours(**batch.inputs(), **option) for batch, option in zip(batches, options)]
+    expected = [fast(**batch.inputs(), **option) for batch, option in zip(batches, options)]
     failures, start = [], threading.Barrier(2)
 
     def work(index):
@@ -491,7 +491,7 @@ def test_two_threads_at_once():
         try:
             for _ in range(25):
                 with torch.no_grad():
-                    out = ours(**batches[index].inputs(), **options[index])
+                    out = fast(**batches[index].inputs(), **options[index])
                 assert_same_outputs(out, expected[index], None, tolerance=1e-6)
         except BaseException as error:
             failures.append(error)
@@ -508,7 +508,7 @@ def test_two_threads_at_once():
 def test_a_fresh_config_has_dropout_on_in_training():
     """transformers' default config drops 10%: the classes must not lose it on the way."""
     config = config_for(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0)
-    model = MODEL.ours(config).train()
+    model = MODEL.fast(config).train()
     batch = make_batch("no_mask")
     first, second = model(**batch.inputs()).last_hidden_state, model(**batch.inputs()).last_hidden_state
     assert at_real_tokens(first - second, batch.real).abs().max() > 1e-3
