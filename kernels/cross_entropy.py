@@ -45,7 +45,7 @@ def cross_entropy_rows_kernel(
     row = tl.program_id(0).to(tl.int64)
     offs_v = tl.arange(0, BLOCK_V)
     row_ptr = logits_ptr + row * pitch
-    label = tl.load(labels_ptr + row)  # []
+    label = tl.load(labels_ptr + row)  # scalar
     if label == ignore_index:
         tl.store(losses_ptr + row, 0.0)
         if WRITE_GRADIENT:
@@ -54,7 +54,7 @@ def cross_entropy_rows_kernel(
                 tl.store(row_ptr + start + offs_v, zeros, mask=start + offs_v < pitch)
     else:
         is_possible = (label >= 0) & (label < V)
-        target = tl.load(row_ptr + label, mask=is_possible, other=float("nan")).to(tl.float32)  # []
+        target = tl.load(row_ptr + label, mask=is_possible, other=float("nan")).to(tl.float32)  # scalar
         peak = tl.full([], -3.0e38, tl.float32)  # finite: a block of -inf must not give inf - inf
         acc = tl.zeros([BLOCK_V], tl.float32)
         for start in range(0, pitch, BLOCK_V):
@@ -105,7 +105,7 @@ def loss_kernel(
 def scale_kernel(x_ptr, grad_ptr, scale_ptr, out_ptr, numel, BLOCK: tl.constexpr):
     """out = x * grad * scale. float32 is rounded once: softmax - onehot is often exact, its roundings would show."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    factor = tl.load(grad_ptr) * tl.load(scale_ptr)  # []
+    factor = tl.load(grad_ptr) * tl.load(scale_ptr)  # scalar
     x = tl.load(x_ptr + offs, mask=offs < numel, other=0.0)  # [BLOCK]
     if out_ptr.dtype.element_ty != tl.float32:
         factor = factor.to(tl.float32)

@@ -26,8 +26,8 @@ def locate(tiles_ptr, H, ROWS: tl.constexpr, BLOCKS_PER_TILE: tl.constexpr):
     program = tl.program_id(0)
     head = program % H
     tile_ptr = tiles_ptr + program // H // BLOCKS_PER_TILE * 4
-    first = tl.load(tile_ptr + 3) + program // H % BLOCKS_PER_TILE * ROWS
-    return head, tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), first
+    first = tl.load(tile_ptr + 3) + program // H % BLOCKS_PER_TILE * ROWS  # scalar
+    return head, tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), first  # scalars
 
 
 @triton.jit

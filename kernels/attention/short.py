@@ -120,7 +120,7 @@ def _locate_pack(packs_ptr, H):
     """(head, first token, rows) of this program's tile, all scalars. Consecutive programs take consecutive heads."""
     program = tl.program_id(0)
     pack_ptr = packs_ptr + program // H * 2
-    return program % H, tl.load(pack_ptr), tl.load(pack_ptr + 1)
+    return program % H, tl.load(pack_ptr), tl.load(pack_ptr + 1)  # scalars
 
 
 @triton.jit
