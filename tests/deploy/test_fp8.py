@@ -24,10 +24,16 @@ def make(name="BertModel", layers=2, **changes):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         **{
-            "vocab_size": 90, "hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2,
-            "intermediate_size": 200, "num_labels": 4, "initializer_range": 0.1, **changes,
+            "vocab_size": 90,
+            "hidden_size": 64,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2,
+            "intermediate_size": 200,
+            "num_labels": 4,
+            "initializer_range": 0.1,
+            **changes,
         }
-    )  # fmt: skip
+    )
     return getattr(fastbert, name)(config).eval().to(DEVICE)
 
 
@@ -83,9 +89,12 @@ def test_a_layer_is_its_products_and_norms_one_by_one():
             y = fp8.linear(*fp8.quantize_ref(context), w["attention"].q, w["attention"].scale, None, out_dtype=x.dtype)
             x = attention.output.LayerNorm(y + attention.output.dense.bias + x)
             h = fp8.linear_activation(
-                *fp8.quantize_ref(x), w["intermediate"].q, w["intermediate"].scale, layer.intermediate.dense.bias,
+                *fp8.quantize_ref(x),
+                w["intermediate"].q,
+                w["intermediate"].scale,
+                layer.intermediate.dense.bias,
                 activation="gelu_erf",
-            )  # fmt: skip
+            )
             y = fp8.linear(*h, w["output"].q, w["output"].scale, None, out_dtype=x.dtype)
             x = layer.output.LayerNorm(y + layer.output.dense.bias + x)
     # A number beside a tie may round the other way after another order of sums: a step of the format in one element.

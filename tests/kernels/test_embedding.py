@@ -147,8 +147,14 @@ def test_compiles_without_a_graph_break(device):
 def test_rejects_bad_input(change, error, message):
     ids = torch.zeros(2, dtype=torch.int64)
     inputs = dict(
-        input_ids=ids, token_type_ids=ids, position_ids=ids, word_weight=torch.ones(6, 8),
-        token_type_weight=torch.ones(2, 8), position_weight=torch.ones(4, 8), weight=torch.ones(8), bias=torch.ones(8),
-    )  # fmt: skip
+        input_ids=ids,
+        token_type_ids=ids,
+        position_ids=ids,
+        word_weight=torch.ones(6, 8),
+        token_type_weight=torch.ones(2, 8),
+        position_weight=torch.ones(4, 8),
+        weight=torch.ones(8),
+        bias=torch.ones(8),
+    )
     with pytest.raises(error, match=message):
         embedding(**inputs | change)

@@ -23,9 +23,14 @@ SIDES = [("triton", dtype) for dtype in DTYPES] + [("torch", torch.float32)]
 def make_model(name, dtype, hidden_size=48, num_attention_heads=3):
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=60, hidden_size=hidden_size, num_hidden_layers=1, num_attention_heads=num_attention_heads,
-        intermediate_size=2 * hidden_size, num_labels=5, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=hidden_size,
+        num_hidden_layers=1,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=2 * hidden_size,
+        num_labels=5,
+        initializer_range=0.2,
+    )
     return getattr(fastbert, name)(config).eval().to(DEVICE, dtype)
 
 

@@ -86,12 +86,16 @@ def pipeline_results(task, head, tokenizer, inputs, call=None, **options):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize(("task", "head", "options"), [
-    ("text-classification", SEQUENCE, {"top_k": None}),
-    ("token-classification", TOKEN, {"aggregation_strategy": "none"}),
-    ("token-classification", TOKEN, {"aggregation_strategy": "simple"}),
-    ("feature-extraction", MODEL, {}),
-], ids=["text", "tokens", "entities", "features"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "head", "options"),
+    [
+        ("text-classification", SEQUENCE, {"top_k": None}),
+        ("token-classification", TOKEN, {"aggregation_strategy": "none"}),
+        ("token-classification", TOKEN, {"aggregation_strategy": "simple"}),
+        ("feature-extraction", MODEL, {}),
+    ],
+    ids=["text", "tokens", "entities", "features"],
+)
 def test_pipelines(task, head, options, batch_size, tokenizer):
     """Batches of uneven texts: the pipeline cuts padding away by the mask, so only real tokens count."""
     (expected, _), (actual, _) = pipeline_results(task, head, tokenizer, TEXTS, batch_size=batch_size, **options)

@@ -439,12 +439,18 @@ def test_an_id_out_of_range_at_padding_is_refused_or_harmless():
     assert_close("last_hidden_state", actual.last_hidden_state[batch.real], expected.last_hidden_state[batch.real])
 
 
-@pytest.mark.parametrize("call", [
-    lambda x, y: functional.linear(x, y), lambda x, y: functional.linear(y, x),
-    lambda x, y: functional.qkv_linear(x, [x, y, x]), lambda x, y: functional.feed_forward(x, x, x[0], y),
-    lambda x, y: functional.layer_norm(x, x[0], y[0]),
-    lambda x, y: functional.cross_entropy(x, y, None, torch.zeros(8, dtype=torch.int64)),
-], ids=["weight", "input", "qkv", "feed_forward", "layer_norm", "cross_entropy"])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y: functional.linear(x, y),
+        lambda x, y: functional.linear(y, x),
+        lambda x, y: functional.qkv_linear(x, [x, y, x]),
+        lambda x, y: functional.feed_forward(x, x, x[0], y),
+        lambda x, y: functional.layer_norm(x, x[0], y[0]),
+        lambda x, y: functional.cross_entropy(x, y, None, torch.zeros(8, dtype=torch.int64)),
+    ],
+    ids=["weight", "input", "qkv", "feed_forward", "layer_norm", "cross_entropy"],
+)
 def test_the_operations_refuse_a_dtype_mix(call):
     with pytest.raises(TypeError, match=r"float32.*bfloat16|bfloat16.*float32"):
         call(torch.randn(8, 8), torch.randn(8, 8).to(torch.bfloat16))
@@ -494,10 +500,11 @@ LABELS = {
     "class past the classes": (SEQUENCE, {"labels": torch.full((5,), 4)}),
     "classes of another batch": (SEQUENCE, {"labels": torch.zeros(4).long()}),
     "sentence label past the classes": (
-        PRETRAINING, {"labels": torch.ones(5, 12).long(), "next_sentence_label": torch.full((5,), 2)},
+        PRETRAINING,
+        {"labels": torch.ones(5, 12).long(), "next_sentence_label": torch.full((5,), 2)},
     ),
     "spans of another batch": (QUESTION, {"start_positions": torch.zeros(4).long(), "end_positions": torch.zeros(4).long()}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("pattern", ["no_mask", "right"])

@@ -121,16 +121,20 @@ def test_projected_gradients_for_any_mask(real, seed):
 
 @settings(bounded, max_examples=max(10, EXAMPLES // 3))
 @given(
-    change=st.fixed_dictionaries({
-        "num_attention_heads": st.sampled_from([1, 2, 3, 4, 6]), "num_hidden_layers": st.integers(1, 3),
-        "hidden_act": st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh", "mish"]),
-        "intermediate_size": st.integers(1, 130), "layer_norm_eps": st.sampled_from([1e-12, 1e-5, 0.1]),
-        "chunk_size_feed_forward": st.sampled_from([0, 0, 1]),
-        "attn_implementation": st.sampled_from(["sdpa", "sdpa", "eager"]),
-    }),
+    change=st.fixed_dictionaries(
+        {
+            "num_attention_heads": st.sampled_from([1, 2, 3, 4, 6]),
+            "num_hidden_layers": st.integers(1, 3),
+            "hidden_act": st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh", "mish"]),
+            "intermediate_size": st.integers(1, 130),
+            "layer_norm_eps": st.sampled_from([1e-12, 1e-5, 0.1]),
+            "chunk_size_feed_forward": st.sampled_from([0, 0, 1]),
+            "attn_implementation": st.sampled_from(["sdpa", "sdpa", "eager"]),
+        }
+    ),
     head=st.sampled_from([MODEL, TOKEN, SEQUENCE, QUESTION]),
     real=masks(),
-)  # fmt: skip
+)
 def test_any_architecture(change, head, real):
     real[:, 0] = True
     reference, fast = pair(head, **change)

@@ -153,9 +153,16 @@ def test_a_parameter_object_exchanged(path):
 ADAM = partial(torch.optim.AdamW, lr=1e-2, eps=1e-4)
 
 
-@pytest.mark.parametrize("build", [
-    partial(torch.optim.SGD, lr=0.1), ADAM, partial(ADAM, foreach=True), partial(ADAM, fused=True),
-], ids=["sgd", "adamw", "foreach", "fused"])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(torch.optim.SGD, lr=0.1),
+        ADAM,
+        partial(ADAM, foreach=True),
+        partial(ADAM, fused=True),
+    ],
+    ids=["sgd", "adamw", "foreach", "fused"],
+)
 @pytest.mark.parametrize("head", [PRETRAINING, SEQUENCE], ids=str)
 def test_optimizer_steps(head, build):
     reference, fast = pair(head)
@@ -328,11 +335,18 @@ def test_a_forward_pre_hook_changes_the_input(path):
     assert_follows(change, undo=lambda model, handle: handle.remove())
 
 
-@pytest.mark.parametrize("path", [
-    "embeddings.LayerNorm", "encoder.layer.1.attention.self.query", "encoder.layer.1.output.dense",
-    "encoder.layer.1.output.LayerNorm",
-    "encoder.layer.1.intermediate", "encoder.layer.1", "pooler.dense",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "embeddings.LayerNorm",
+        "encoder.layer.1.attention.self.query",
+        "encoder.layer.1.output.dense",
+        "encoder.layer.1.output.LayerNorm",
+        "encoder.layer.1.intermediate",
+        "encoder.layer.1",
+        "pooler.dense",
+    ],
+)
 def test_a_backward_hook_changes_the_gradient(path):
     reference, fast = pair(MODEL)
     before = run_and_compare(MODEL, reference, fast)
@@ -597,10 +611,17 @@ def test_a_dropout_replaced_by_something_that_is_none(path):
     assert_follows(lambda model: replace_module(model, path, lambda old: nn.Hardtanh(-0.3, 0.3)))
 
 
-@pytest.mark.parametrize("edit", [
-    lambda layers: layers[:2], lambda layers: layers[::-1], lambda layers: [*layers, layers[0]], lambda layers: [layers[1]] * 4,
-    lambda layers: [layers[0], nn.Identity(), layers[2]],
-], ids=["dropped", "reversed", "appended", "shared", "identity"])  # fmt: skip
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda layers: layers[:2],
+        lambda layers: layers[::-1],
+        lambda layers: [*layers, layers[0]],
+        lambda layers: [layers[1]] * 4,
+        lambda layers: [layers[0], nn.Identity(), layers[2]],
+    ],
+    ids=["dropped", "reversed", "appended", "shared", "identity"],
+)
 def test_the_list_of_layers_edited(edit):
     class Taking(nn.Identity):
         def forward(self, hidden_states, *args, **kwargs):

@@ -54,9 +54,18 @@ class Examples(torch.utils.data.Dataset):
 
 def train(model, head, folder, **options):
     defaults = dict(
-        output_dir=str(folder), per_device_train_batch_size=4, max_steps=3, learning_rate=1e-3, logging_steps=1, report_to=[],
-        use_cpu=True, save_strategy="no", disable_tqdm=True, seed=0, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        max_steps=3,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+        dataloader_pin_memory=False,
+    )
     arguments = transformers.TrainingArguments(**(defaults | options))
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Examples(head), eval_dataset=Examples(head))
     trainer.train()
@@ -107,9 +116,16 @@ def test_the_trainer_saves_resumes_and_loads_the_best(tmp_path):
     assert reloaded(**batch.inputs()).logits.shape == (5, 4)
     _, again = pair(SEQUENCE)
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=3, learning_rate=1e-3, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True, seed=0,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=3,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
     trainer = transformers.Trainer(model=again, args=arguments, train_dataset=Examples(SEQUENCE))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_close("resumed", again.eval()(**batch.inputs()).logits, reloaded(**batch.inputs()).logits, 1e-4)
@@ -157,7 +173,7 @@ def test_other_adapters(kind):
         "ia3": lambda: peft.IA3Config(
             task_type="SEQ_CLS", target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]
         ),
-    }  # fmt: skip
+    }
     batch = make_batch("right")
     inputs = batch.inputs(**labels_for(SEQUENCE, batch))
     outputs, grads = [], []
