@@ -20,11 +20,12 @@ from fastbert.utils.files import write_whole
 
 from .harness.conditions import conditions
 
+MODEL_TESTS = ("tests/model", "tests/deploy/test_graphs.py", "tests/deploy/test_fp8.py")
 # name, command after `python -m`, seconds at most, exit statuses that pass
 STEPS = (
     ("codegen", ["benchmarks.codegen", "--target", "sm_90", "--json", "{out}/codegen.json"], 40),
     ("kernels", ["pytest", "-q", "-n", "6", "tests/kernels", "-p", "no:cacheprovider"], 150),
-    ("model", ["pytest", "-q", "-n", "4", "tests/model", "-p", "no:cacheprovider"], 110),
+    ("model", ["pytest", "-q", "-n", "4", *MODEL_TESTS, "-p", "no:cacheprovider"], 110),
     # The headline first: a row is on disk once it has run, whatever the time limit cuts off.
     (
         "benchmarks",
