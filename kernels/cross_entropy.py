@@ -21,7 +21,7 @@ from .primitives.layout import last_contiguous
 from .primitives.reduce import column_sum
 from .registration import register, wants_grad
 
-# One chunk of logits. Smaller ones would leave the product that makes dhidden too few tiles to fill a GPU.
+# One chunk of logits. Smaller ones would leave the product that computes dhidden too few tiles to fill a GPU.
 MAX_LOGITS_BYTES = 1 << 30
 MAX_LOGITS_BYTES_INTERPRETED = 1 << 16  # so that several chunks are exercised there too
 PITCH_MULTIPLE = 64

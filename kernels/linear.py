@@ -98,7 +98,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-# Three weights of one shape, side by side. Their gradients are views of one tensor, which one product makes.
+# Three weights of one shape, side by side. Their gradients are views of one tensor, which one product computes.
 
 
 def _qkv_fwd(x, w0, w1, w2, b0, b1, b2):

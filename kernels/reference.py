@@ -63,7 +63,7 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
 
 
 def overwritable(fresh: Tensor) -> bool:
-    """Whether a tensor that was just made may be changed in place: not under autograd, functorch or a trace."""
+    """Whether a tensor that was just allocated may be changed in place: not under autograd, functorch or a trace."""
     return (
         not fresh.requires_grad
         and not is_tracing()

@@ -76,9 +76,12 @@ LOG2_E = 1.4426950408889634  # the kernels exponentiate in base 2
 class ForwardConfig:
     """ONE_BLOCK: all keys of every sequence fit one block, so the kernel has no loop. short: the tile of packed sequences.
 
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: short 74 registers (six thread blocks per
-    multiprocessor), one block 64x128 127 and 112 (four); loop 64x64 106 and 132 (four and three), 64x128 167 (three, a fifth
-    fewer instructions per score than 64x64). Not yet timed.
+    Registers, compiled for sm_90 at head_dim 64 in bf16, without / with dropout, in parentheses the thread blocks that then fit
+    a multiprocessor; no spill, not yet timed:
+      short tile          74 (6)
+      one block, 64x128   127 / 112 (4)
+      loop, 64x64         106 (4) / 132 (3)
+      loop, 64x128        167 (3), without dropout only; a fifth fewer instructions per score than 64x64
     """
 
     tile: Tile
@@ -106,9 +109,12 @@ class BackwardConfig:
     """whole: tiles that hold a whole sequence, smallest first, BLOCK_M = BLOCK_N. dq, dkdv: tiles for longer sequences.
 
     short: the tile of packed sequences, or None where they are not packed.
-    Compiled for sm_90 at head_dim 64 in bf16, without and with dropout, no spill: whole 64 150 registers, short 152 and 168,
-    whole 128 177 and 250 (one thread block per multiprocessor, but it moves 7 tensors where dq and dkdv move 12), dq 122 and
-    154, dkdv 228 at 64 rows and 210 at 32 with dropout. Not yet timed.
+    Registers, compiled for sm_90 at head_dim 64 in bf16, without / with dropout; no spill, not yet timed:
+      whole, 64 rows    150
+      short             152 / 168
+      whole, 128 rows   177 / 250 (one thread block per multiprocessor, but it moves 7 tensors where dq and dkdv move 12)
+      dq                122 / 154
+      dkdv              228 at 64 rows / 210 at 32 rows
     """
 
     whole: tuple[Tile, ...]

@@ -2,7 +2,7 @@
 
 qkv: (T, 3, H, D), D a multiple of 8 from 16 to 128. tiles: the tile lists of an `AttentionSchedule`. out: (T, H, D).
 Saved for the backward: out and lse, the log-sum-exp of the scaled scores in base 2, float32 (H, T); infinite for a sequence
-without keys. The backward draws the dropout mask again from its seed.
+without keys. The backward recomputes the dropout mask from its seed.
 """
 
 import torch

@@ -1,11 +1,11 @@
 """Attention of sequences of at most 64 rows, several to a tile: forward, and backward in one program.
 
 A tile holds neighbouring whole sequences, so it is a run of consecutive rows of the packed batch, and a row attends to the
-columns of its own sequence (`packing` makes both lists).
+columns of its own sequence (`packing` builds both lists).
 A probability of zero would not keep NaN or inf of one sequence from the others of its tile (0 * NaN is NaN). Rows that are not
 finite are therefore zeroed before products that sum over tokens, and their own sequence gets NaN back.
-Where a sequence lies in its tile, and so the order of its sums, depends on its neighbours: batch-invariant mode does not use
-these kernels.
+The position of a sequence in its tile, and so the order of its sums, depends on its neighbours: batch-invariant mode does not
+use these kernels.
 """
 
 import triton

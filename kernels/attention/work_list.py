@@ -1,4 +1,4 @@
-"""Makes the tile lists that the attention kernels read, on the device, so that the host does not wait for it.
+"""Builds the tile lists that the attention kernels read, on the device, so that the host does not wait for it.
 
 Every program scans all sequences for those of its own tiles. That reads little, and the same for all programs; walking from
 sequence to sequence would wait for one load after another.
@@ -28,7 +28,7 @@ def tile_lists_kernel(
     tile_rows = tl.where(is_low, LOW_ROWS, HIGH_ROWS)
     bound = tl.where(is_low, low_bound, high_bound)
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
-    sequence = tl.zeros([TILES], tl.int32)  # how many sequences end before the tile, which is the index of its own
+    sequence = tl.zeros([TILES], tl.int32)  # how many sequences end before the tile, which is the index of its sequence
     first_tile = tl.zeros([TILES], tl.int32)  # of that sequence
     total = 0  # tiles of the sequences so far
     for first in range(0, B, SEQUENCES):

@@ -1,4 +1,4 @@
-"""The derivative of an activation as a kernel of its own, for gradients that no product's epilogue can multiply by it."""
+"""The derivative of an activation as a separate kernel, for gradients that no product's epilogue can multiply by it."""
 
 import torch
 import triton

@@ -60,7 +60,7 @@ class Rule:
         )
 
 
-# None of these has been timed: each argues from what is moved and computed. Measured ones go in front.
+# None of these has been timed: each follows from the bytes moved and the operations computed. Measured ones go in front.
 RULES = (
     Rule(
         "library",

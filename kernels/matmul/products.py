@@ -1,7 +1,7 @@
 """Every matrix product of a linear layer: selects who computes it, then runs the Triton kernel or the library.
 
 x: (M, K); weight: (N, K); y, dy: (M, N); u: the value before an activation, rounded to y's dtype; h = activation(u).
-In the qkv products three weights of one shape stand side by side, and y and dy have 3 * N columns. The last axis of every
+In the qkv products three weights of one shape are side by side, and y and dy have 3 * N columns. The last axis of every
 operand is contiguous. Both sides give the same up to rounding.
 """
 
@@ -71,7 +71,7 @@ def qkv_dgrad(dy: Tensor, weights: Sequence[Tensor]) -> Tensor:
     choice = select_gemm("qkv_dgrad", M, N, K, dy.dtype, dy.device)
     if choice.side == "triton":
         return gemm_dgrad(dy, _same_strides(weights), config=choice.config)[0]
-    return _library(torch.mm, dy, torch.cat(tuple(weights)))  # one product rounds once, a sum of three rounds thrice
+    return _library(torch.mm, dy, torch.cat(tuple(weights)))  # one product rounds once, a sum of three products three times
 
 
 def wgrad(dy: Tensor, x: Tensor, want_sum: bool, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The forward for 16-bit tensors on Hopper and later: the tensor memory accelerator (TMA) copies whole tiles.
 
-It reads through descriptors that the host makes at each launch: the loop computes no address and keeps no mask; what lies
+It reads through descriptors that the host builds at each launch: the loop computes no address and keeps no mask; what lies
 past an edge is read as zero and never stored. `tma` has one program for each tile. `tma_persistent` has as many programs as
 fit the device at once, each walking the tiles in the order of `tile_position`; `tma_flattened` makes one loop of the walk
 and the sum, so that the next tile is being read while this one is stored. Their epilogue takes a tile in halves of its

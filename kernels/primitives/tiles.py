@@ -1,4 +1,4 @@
-"""Helpers shared by the matrix product kernels: offsets, the order of tiles, halves of a tile."""
+"""Triton functions that the matrix product kernels share: offsets, the order of tiles, halves of a tile."""
 
 import triton
 import triton.language as tl

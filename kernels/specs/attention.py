@@ -162,7 +162,7 @@ def _reference_inputs(inputs: Inputs) -> Inputs:
 
 
 def _prepare(inputs: Inputs) -> Inputs:
-    """With the schedule, which a model makes once for all its layers."""
+    """With the schedule, which a model computes once for all its layers."""
     qkv = inputs["qkv"]
     schedule = functional.attention_schedule(inputs["cu_seqlens"], inputs["max_seqlen"], qkv.shape[0], qkv)
     return inputs | {"schedule": schedule}

@@ -1,6 +1,6 @@
 """Each matrix product of keys.OPERATIONS alone, as the layers run it, and in plain PyTorch: candidates for tuning.
 
-What is computed besides the product is what a layer of BERT asks for: the forward saves nothing (as in inference), the
+Besides the product, each computes what a layer of BERT needs with it: the forward saves nothing (as in inference), the
 derivative comes with its sum over the rows and the recomputed activation, a weight gradient comes with the bias gradient
 where that is not left to another kernel.
 """
@@ -35,23 +35,23 @@ class Product:
             raise ValueError(f"expected an operation among {', '.join(OPERATIONS)}, got {self.operation!r}")
 
     def operands(self, M: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Operands:
-        """Normal ones; weights as small as keeps the product of order one. generator: of that device."""
+        """Normally distributed operands, the weight scaled so that the product is of order one. generator: of that device."""
 
         def draw(*shape: int, std: float = 1.0) -> Tensor:
             return (torch.randn(shape, dtype=torch.float32, device=device, generator=generator) * std).to(dtype)
 
         N, K = self.N, self.K
         forward = self.operation in ("linear", "linear_activation", "qkv_linear")
-        made = {"x": draw(M, K)} if forward else {"dy": draw(M, N)}
+        found = {"x": draw(M, K)} if forward else {"dy": draw(M, N)}
         if self.operation == "wgrad":
-            made["x"] = draw(M, K)
+            found["x"] = draw(M, K)
         else:
-            made["weight"] = draw(N, K, std=(K if forward else N) ** -0.5)
+            found["weight"] = draw(N, K, std=(K if forward else N) ** -0.5)
         if forward and self.with_bias:
-            made["bias"] = draw(N)
+            found["bias"] = draw(N)
         if self.operation == "dgrad_activation":
-            made["u"] = draw(M, K)
-        return made
+            found["u"] = draw(M, K)
+        return found
 
     def tiles(self, operands: Operands) -> list[GemmConfig]:
         """Every tile that ships for this product and can read these operands."""
