@@ -6,7 +6,7 @@ whenever A is the whole chunk, sentences from a random point of another document
 one. The target is seq_len - 3, or for a share `short_seq_prob` of the documents a random shorter length. A pair that is too
 long loses tokens of its longer segment, from the front or from the back.
 
-Every draw depends on (seed, duplicate, document number) alone, so the order and the process in which pairs are made change
+Every draw depends on (seed, duplicate, document number) alone, so the order and the process in which pairs are drawn change
 nothing.
 """
 

@@ -51,7 +51,7 @@ def prepare(
     names: files and data sets, see `documents`. tokenizer: a folder or hub name of a BERT tokenizer. out: see `shards` for
     the format. seq_len: most tokens of a sample. duplicates: passes over the text, each with other pairs. workers: processes,
     None for one per core; they change nothing but the time. shard_samples: about how many samples a shard has. resume:
-    continue an earlier call with the same options, or return what it made. overwrite: start over, whatever an earlier call
+    continue an earlier call with the same options, or return its result. overwrite: start over, whatever an earlier call
     left in `out`. short_seq_prob, seed: see `pairs`. say: called with a line for the user.
 
     Raises DataError for options out of range, a tokenizer without BERT's special tokens, a folder started with other options,
@@ -91,7 +91,7 @@ def prepare(
             write_whole(work / OPTIONS, json.dumps(options))
             meta = _run_stages(out, sources, opened, pairs, options, workers or num_cores(), report)
         except (DataError, OSError) as error:
-            # Text that cannot be read is another file once it is corrected, so nothing made of it can be used.
+            # Text that cannot be read is another file once it is corrected, so no work done on it can be used.
             if is_new and (isinstance(error, DataError) or not (work / STATE).is_file()):
                 clear_folder(out)
                 work.rmdir()

@@ -31,7 +31,7 @@ def open_tokenizer(name: str | Path, seq_len: int) -> Tokenizer:
     """Loads a tokenizer by folder or hub name.
 
     Raises DataError where there is none, or one that is slow, lacks one of BERT's special tokens, does not number its
-    vocabulary without gaps, or is made for fewer than `seq_len` tokens.
+    vocabulary without gaps, or is limited to fewer than `seq_len` tokens.
     """
     from transformers import AutoTokenizer
 

@@ -65,7 +65,7 @@ def begin_folder(out: Path, overwrite: bool) -> bool:
 
 
 def clear_folder(out: Path) -> None:
-    """Removes what an earlier call made, the mark of a finished folder first; nothing else."""
+    """Removes what an earlier call wrote, the mark of a finished folder first; nothing else."""
     (out / META).unlink(missing_ok=True)
     for file in out.glob("shard-*.npy"):
         file.unlink()

@@ -26,7 +26,7 @@ class ChoiceExample:
 
     prompt: str
     endings: tuple[str, ...]
-    label: int | None
+    label: int
     line: int
 
 
@@ -44,7 +44,6 @@ def read_choices(
     *,
     columns: dict[str, str] | None = None,
     header: bool = True,
-    labelled: bool = True,
     format_: str | None = None,
 ) -> Choices:
     """Reads every row of a CSV, TSV, JSON or JSONL file as an example.
@@ -52,12 +51,12 @@ def read_choices(
     columns: names for any of prompt, second (a start of every ending, or a question), label, choices (several, separated by
     commas). The others are found by their usual names: a list named choices, endings or options, or numbered columns such as
     ending0, ending1. A label is the index of the right ending or its letter, A, B, ... header: whether CSV and TSV begin with
-    the names of the columns. labelled: False reads no labels. format_: None for that of the file's suffix.
+    the names of the columns. format_: None for that of the file's suffix.
     Raises InputError, with file and line, where a column is missing, a text is empty, a label is out of range, or a row has
     another number of endings than the first.
     """
     table = read_table(file, header=header, format_=format_)
-    names, endings = _columns(table, columns or {}, labelled)
+    names, endings = _columns(table, columns or {})
     examples: list[ChoiceExample] = []
     for row in table.rows:
         prompt = text_of(table, row, names["prompt"])
@@ -66,7 +65,7 @@ def read_choices(
             raise table.error(row, f"{len(examples[0].endings)} endings as before", str(len(texts)))
         if "second" in names:
             texts = tuple(f"{text_of(table, row, names['second'])} {text}" for text in texts)
-        label = _label(table, row, names["label"], len(texts)) if labelled else None
+        label = _label(table, row, names["label"], len(texts))
         examples.append(ChoiceExample(prompt, texts, label, row.line))
     return Choices(table, names, tuple(examples))
 
@@ -90,7 +89,7 @@ def _label(table: Table, row: Row, column: str, count: int) -> int:
     return number
 
 
-def _columns(table: Table, given: dict[str, str], labelled: bool) -> tuple[dict[str, str], list[str]]:
+def _columns(table: Table, given: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """(columns by role, columns of the endings)."""
     endings = [name.strip() for name in given["choices"].split(",")] if "choices" in given else []
     for name in [*endings, *(name for role, name in given.items() if role != "choices")]:
@@ -109,9 +108,9 @@ def _columns(table: Table, given: dict[str, str], labelled: bool) -> tuple[dict[
     for role, usual_names in (("prompt", PROMPT_NAMES), ("label", LABEL_NAMES), ("second", SECOND_NAMES)):
         used = {*found.values(), *endings}
         candidates = [lower[name] for name in usual_names if name in lower and lower[name] not in used]
-        if role not in found and candidates and not (role == "label" and not labelled):
+        if role not in found and candidates:
             found[role] = candidates[0]
-    missing = [role for role in ("prompt", *(("label",) if labelled else ())) if role not in found]
+    missing = [role for role in ("prompt", "label") if role not in found]
     if len(endings) < 1 or missing:
         lacking = [*missing, *(() if endings else ("choices",))]
         raise InputError(

@@ -60,18 +60,6 @@ def entity_metrics(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence
         }
 
 
-def entity_report(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """precision, recall, f1-score and support of each entity type, by seqeval."""
-    import warnings
-
-    from seqeval.metrics import classification_report
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        report: Any = classification_report(_tag_lists(tags), _tag_lists(predictions), output_dict=True, zero_division=0)
-    return {label: {name: float(value) for name, value in row.items()} for label, row in report.items()}
-
-
 def _tag_lists(tags: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[as_bioes(tag) for tag in sentence] for sentence in tags]
 

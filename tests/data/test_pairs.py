@@ -1,4 +1,4 @@
-"""Next-sentence pairs against what the recipe promises, on made-up ids that say where they stand."""
+"""Next-sentence pairs against what the recipe promises, on made-up ids that encode their position."""
 
 import random
 

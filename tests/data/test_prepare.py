@@ -64,7 +64,7 @@ def test_an_interruption_changes_nothing(text, tokenizer, tmp_path, expected, ca
         [text], tokenizer, tmp_path / "out", **SMALL, resume=True, report=lambda stage, done, *_: stages.append((stage, done))
     )
     assert contents(tmp_path / "out") == expected
-    assert len(stages) < 40 - calls + 3  # what was finished is not made again
+    assert len(stages) < 40 - calls + 3  # what was finished is not computed again
 
 
 def test_many_interruptions_with_other_numbers_of_processes(text, tokenizer, tmp_path, expected):

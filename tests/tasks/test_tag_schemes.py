@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqeval.metrics import accuracy_score, classification_report, f1_score, precision_score, recall_score
+from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 
-from fastbert.tasks.metrics import entity_metrics, entity_report
+from fastbert.tasks.metrics import entity_metrics
 from fastbert.tasks.tagged import read_tagged, with_offsets
 from fastbert.tasks.tags import all_tags, is_tag, scheme_of, spans, word_tags
 from fastbert.utils.errors import InputError
@@ -111,10 +111,7 @@ def test_scores_of_well_formed_tags_are_those_of_the_strict_mode(scheme, right, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = f1_score([tags], [guessed], mode="strict", scheme=scheme, zero_division=0)
-        report = classification_report([tags], [guessed], mode="strict", scheme=scheme, output_dict=True, zero_division=0)
     assert entity_metrics([guessed], [tags])["f1"] == pytest.approx(wanted)
-    found = entity_report([guessed], [tags])
-    assert {name: row["support"] for name, row in found.items()} == {name: row["support"] for name, row in report.items()}
 
 
 def test_neighbours_of_bilou_are_two_entities():

@@ -100,18 +100,18 @@ def test_every_word_with_pieces_is_read_at_its_first_piece_where_it_has_most_con
     sentences = [[rng.choice([*WORDS, "\u200b", " "]) for _ in range(count)] for count in (1, 7, 150, 0, 60)]
     windows = list(word_windows(tokenizer, sentences, max_length=24, stride=10))
     for number, words in enumerate(sentences):
-        mine = [window for window in windows if window.example == number]
-        found = best_windows(mine, len(words))
+        of_sentence = [window for window in windows if window.example == number]
+        found = best_windows(of_sentence, len(words))
         for word, position in zip(words, found):
             pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
             assert (position is None) == (not pieces)
             if position is not None:
-                window, token = mine[position[0]], position[1]
+                window, token = of_sentence[position[0]], position[1]
                 assert window.input_ids[token] == pieces[0]
         for at, position in enumerate(found):
             rooms = {
                 (one, token): min(token - 1, len(window) - 2 - token)
-                for one, window in enumerate(mine)
+                for one, window in enumerate(of_sentence)
                 for token in np.flatnonzero(window.words == at).tolist()
             }
             assert position is None or rooms[position] == max(rooms.values())
