@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX file or a torch.export program, made by PyTorch's exporters and run to check it.
+"""A checkpoint as an ONNX file or a torch.export program, written by PyTorch's exporters and run to check it.
 
 fastbert's class is exported, whose code while tracing is plain PyTorch, and the file is compared with transformers' class.
 Either file holds a model of padded batches of any size and length; hidden states at padding are zeros, as in fastbert.

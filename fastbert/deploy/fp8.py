@@ -1,6 +1,6 @@
-"""`quantize` and `dequantize`: inference with the four products of each layer in fp8 (e4m3). Off unless asked for.
+"""`quantize` and `dequantize`: inference with the four products of each layer in fp8 (e4m3). Off by default.
 
-The fp8 weights stand beside the modules' own, so that checkpoints, `dequantize` and calls that fall back to transformers see
+The fp8 weights are kept beside the modules' own, so that checkpoints, `dequantize` and calls that fall back to transformers see
 the original ones.
 """
 

@@ -76,7 +76,7 @@ def moments_of(layer: Fp8BertLayer, product: str, recorded: list[Recorded]) -> M
 def keep_costliest(layers: list[Any], recorded: list[Recorded], cosine: float) -> None:
     """Takes products out of fp8 until the sum of what each of the others costs alone is at most 1 - cosine.
 
-    The first to go are those that cost most for their arithmetic.
+    Those that cost most for their arithmetic are taken out first.
     """
     weights = [layer.fp8 for layer in layers]
     flops = {(i, name): weight.bits.numel() for i, of_layer in enumerate(weights) for name, weight in of_layer.items()}

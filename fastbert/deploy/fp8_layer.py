@@ -56,7 +56,7 @@ class Fp8Weight(nn.Module):
 
 
 class Fp8BertLayer(BertLayer):
-    """A BertLayer that computes the products in its module `fp8` in that format; made in place by `begin_fp8`.
+    """A BertLayer that computes the products in its module `fp8` in that format. `begin_fp8` converts a layer in place.
 
     A call that falls back to transformers warns and runs on the original weights.
     """
@@ -187,12 +187,12 @@ def begin_fp8(layer: Any, kept: dict[str, str]) -> None:
 
 
 def remember_copied(layer: nn.Module, parameters: list[Tensor]) -> None:
-    """From now on the layer refuses to run once one of these parameters, which its fp8 weights were made of, is written."""
+    """From now on the layer refuses to run once one of these parameters, the sources of its fp8 weights, is written."""
     _copied[layer] = tuple((weakref.ref(parameter), _version(parameter)) for parameter in parameters)
 
 
 def _version(parameter: Tensor) -> int:
-    """How often the tensor was written; 0 for one made in inference mode, which does not count."""
+    """How often the tensor was written; 0 for one created in inference mode, where writes are not counted."""
     return 0 if parameter.is_inference() else parameter._version
 
 

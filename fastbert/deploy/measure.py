@@ -34,7 +34,7 @@ class Contender:
         return "library" if self.config is None else self.config.name
 
     def timed(self, microseconds: float) -> Timed:
-        """The row of a table that says so."""
+        """This contender's time as an entry of the table."""
         if self.config is None:
             return Timed("library", None, microseconds)
         return Timed("triton", self.config.name, microseconds)
@@ -46,7 +46,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """entry: None where no contender ran and was right. excluded: who was not timed, or not to the end, and why."""
+    """entry: None where no contender ran and was right. excluded: who was not timed to the end, and why."""
 
     product: "Product"
     rows: int
@@ -93,11 +93,11 @@ def _check(
         except Exception as error:  # one that does not compile or launch does not end the run of the others
             excluded[contender.name] = failure_reason(error)
             continue
-        error_of = _inaccuracy(results, same_dtype, exact, rows)
-        if error_of is None:
+        inaccuracy = _inaccuracy(results, same_dtype, exact, rows)
+        if inaccuracy is None:
             ready.append(contender)
         else:
-            excluded[contender.name] = f"wrong: {error_of}"
+            excluded[contender.name] = f"wrong: {inaccuracy}"
     return ready, excluded
 
 

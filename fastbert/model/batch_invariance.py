@@ -60,7 +60,7 @@ def one_sequence() -> Iterator[None]:
 
 
 def refuse_where_invariant(why: str) -> None:
-    """Raises RuntimeError in batch-invariant mode, which transformers' encoder does not have.
+    """Raises RuntimeError in batch-invariant mode, which transformers' encoder does not support.
 
     why: why the call needs transformers' encoder.
     """

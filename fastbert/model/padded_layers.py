@@ -28,14 +28,14 @@ class PaddedLayers:
 
     def _attention_mask(self, padded: Tensor) -> Any:
         if not self.masks:
-            mask = self.batch.attention_mask
-            made, _ = self.model._create_attention_masks(
-                attention_mask=self.batch.layout.real_tokens() if mask is None else mask,
+            given = self.batch.attention_mask
+            mask, _ = self.model._create_attention_masks(
+                attention_mask=self.batch.layout.real_tokens() if given is None else given,
                 encoder_attention_mask=None,
                 embedding_output=padded,
                 encoder_hidden_states=None,
                 **{CACHE: None},
             )
-            self.masks.append(made)
+            self.masks.append(mask)
         mask = self.masks[0]
         return mask.to(padded.device) if isinstance(mask, Tensor) else mask

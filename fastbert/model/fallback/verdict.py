@@ -96,7 +96,7 @@ def _is_traced(tensor: Tensor) -> bool:
     return type(tensor).__name__ in ("FakeTensor", "FunctionalTensor")
 
 
-# Parameters that FSDP2 gathers around each call, by id: set while a model is looked at between its calls.
+# Parameters that FSDP2 gathers around each call, by id: set while `explain` inspects a model between its calls.
 _gathered: ContextVar[frozenset[int]] = ContextVar("gathered", default=frozenset())
 
 

@@ -47,7 +47,7 @@ class Layout:
         return flat if self.indices is None else flat.index_select(0, self.indices)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(R, ...) -> (B, S, ...), zeros where no row belongs."""
+        """(R, ...) -> (B, S, ...), zeros at positions that no row holds."""
         if self.indices is not None:
             x = x.new_zeros(self.batch_size * self.seqlen, *x.shape[1:]).index_copy(0, self.indices, x)
         return x.reshape(self.batch_size, self.seqlen, *x.shape[1:])
@@ -96,7 +96,7 @@ class Layout:
 
 
 class Plan(NamedTuple):
-    """A layout, and what else is known of the batch once it is made.
+    """A layout, and what else is known of the batch once it is computed.
 
     traced: every position is a row because values could not be read. loss_reads_padding: a loss does. padding_read: a loss or
     a pooler reads padding. tokens_at_padding: see tokens_to_check of `plan_layout`. has_empty: some sequence has no real
@@ -127,8 +127,8 @@ def plan_layout(
 
     keep: bool (B, S), the real tokens, or None where every position is one. loss_positions: bool (B, S), where a loss reads
     hidden states. output_positions: bool (B, S), positions to be counted. pooled: a pooler reads the first position of each
-    sequence. tokens_to_check: bool (B, S), where something else than the padding token stands; the plan then says whether any
-    of them is at a padding position.
+    sequence. tokens_to_check: bool (B, S), True where the token is not the padding token; the plan then says whether any of
+    them is at a padding position.
     """
     if values_hidden(device if keep is None else keep):
         read = keep is not None and (pooled or loss_positions is not None)

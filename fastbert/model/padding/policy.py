@@ -127,7 +127,7 @@ def record_plan(bert: nn.Module, plan: Plan) -> None:
 
 
 def tokens_to_check(bert: Any, ids: Tensor | None, keep: Tensor | None, caller: Caller | None) -> Tensor | None:
-    """bool (B, S), where something else than the padding token stands; None where a warning does not depend on it."""
+    """bool (B, S), True where the token is not the padding token; None where a warning does not depend on it."""
     pad = bert.config.pad_token_id
     if caller is not None or keep is None or ids is None or pad is None or torch.compiler.is_compiling():
         return None
@@ -137,7 +137,7 @@ def tokens_to_check(bert: Any, ids: Tensor | None, keep: Tensor | None, caller: 
 
 
 def warn_of_readers(bert: nn.Module, plan: Plan, caller: Caller | None) -> None:
-    """Warns once that padding holds zeros, where somebody may read them who did not choose so."""
+    """Warns once that padding holds zeros, where code that did not choose so may read them."""
     if plan.layout.keep is None or plan.loss_reads_padding or policy_of(bert).chosen:
         return
     if plan.traced and not torch.compiler.is_dynamo_compiling():
@@ -161,7 +161,7 @@ def warn_of_readers(bert: nn.Module, plan: Plan, caller: Caller | None) -> None:
     )
 
 
-# Modules that read the states of tokens one beside another, whatever the mask says.
+# Modules that combine the states of several tokens, whatever the mask says.
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _POOLS = (
@@ -184,7 +184,7 @@ _MASKED_READERS = frozenset(
 
 def surrounding_policy(model: nn.Module) -> PaddingPolicy | None:
     """What the modules around a BertModel need: exact where one reads token states regardless of the mask, zeros where all
-    are known to respect it, None where nobody can tell."""
+    are known to respect it, None where neither is known."""
     named = [(name, part) for name, part in _around(model) if not isinstance(part, hf.BertModel)]
     around = [part for _, part in named]
     for name, part in named:

@@ -22,7 +22,7 @@ from fastbert.utils.errors import InputError
 
 
 class LastTokenBertModel(BertModel):
-    """A BertModel whose pooler_output is of the last real token of each sequence; `pool_last_token` makes one."""
+    """A BertModel whose pooler_output is of the last real token of each sequence; `pool_last_token` converts one."""
 
     def forward(
         self,
