@@ -1,4 +1,4 @@
-"""A task's data: features for training and evaluation, and metrics; and helpers of the files that load them."""
+"""A task's data: features for training and evaluation, and metrics; and functions that the files which load them share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

@@ -19,7 +19,7 @@ from .data import DataOptions, TaskData, length_limit
 class Spans(TaskData):
     """Questions about contexts.
 
-    asked: the evaluation data. windows: of which each feature of it is made. with_none: questions may have no answer.
+    asked: the evaluation data. windows: one for each of its features. with_none: questions may have no answer.
     """
 
     asked: Questions

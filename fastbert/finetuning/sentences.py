@@ -16,6 +16,7 @@ from fastbert.utils.errors import InputError
 from .data import DataOptions, TaskData, cut_note, in_order_of_checkpoint, label_settings, length_limit, sorted_labels
 
 MAX_LENGTH = 512
+SHOWN_LABELS = 12
 
 
 @dataclass
@@ -123,9 +124,9 @@ def load_choices(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
             raise one.table.error(one.examples[0].line, f"{count} endings as in training", str(len(one.examples[0].endings)))
         columns = ", ".join(f"{role} = {name}" for role, name in one.columns.items())
         notes.append(f"{one.table.file}: {len(one.examples):,} rows of {count} endings, {columns}")
-        made, cut = _choice_features(one, tokenizer, max_length)
-        notes += cut_note(f"{one.table.file}, endings", cut, len(made) * count, max_length)
-        features.append(made)
+        rows, cut = _choice_features(one, tokenizer, max_length)
+        notes += cut_note(f"{one.table.file}, endings", cut, len(rows) * count, max_length)
+        features.append(rows)
     settings = {"num_labels": count, "fastbert_task": {"task": "choice", "max_length": max_length}}
     expected = np.array([feature.labels["labels"] for feature in features[1]])
     return Chosen(features[0], features[1], settings, notes, expected)
@@ -160,6 +161,6 @@ def _best(outputs: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([int(np.argmax(one)) for one in outputs])
 
 
-def _some(names: Sequence[str], most: int = 12) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN_LABELS
+    return ", ".join(names[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")

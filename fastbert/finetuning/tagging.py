@@ -22,7 +22,7 @@ MAX_LENGTH, STRIDE = 512, 128
 
 @dataclass
 class Tags(TaskData):
-    """Tags of words. tagged: the evaluation data. windows: of which each feature of it is made."""
+    """Tags of words. tagged: the evaluation data. windows: one for each of its features."""
 
     tagged: Tagged
     windows: list[WordWindow]
@@ -51,7 +51,7 @@ class Tags(TaskData):
         return 0.0
 
     def confusion(self, outputs: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray] | None:
-        """Of entity types, word by word; the marks of the scheme (B, I, ...) are not told apart."""
+        """Of entity types, word by word; the marks of the scheme (B, I, ...) are not distinguished."""
         types = list(dict.fromkeys(tag_type(name) for name in self.settings["id2label"].values()))
         counts = np.zeros((len(types), len(types)), np.int64)
         for example, tags in zip(self.tagged.examples, self.predicted_tags(outputs)):

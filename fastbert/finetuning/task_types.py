@@ -12,7 +12,7 @@ TASKS = ("classify", "pair", "qa", "tag", "choice")
 
 
 def load_task(name: str, data: DataOptions, checkpoint: Checkpoint) -> TaskData:
-    """The features and metrics of a task, one of TASKS, made with the checkpoint's tokenizer."""
+    """The features and metrics of a task, one of TASKS, built with the checkpoint's tokenizer."""
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     if name in ("classify", "pair"):
         return load_sentences(data, tokenizer, config, pair=name == "pair")

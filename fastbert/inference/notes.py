@@ -1,4 +1,4 @@
-"""What was done to rows beyond running them, such as cutting one: counted, with the first rows it was done to."""
+"""Counts of rows that were cut, empty and the like, with the locations of the first ones."""
 
 import warnings
 from dataclasses import dataclass, field

@@ -80,8 +80,8 @@ def make_head(
     if folder is None:
         return Head([Pooling([pooling or "mean"])], width, truncate_dim, normalize is not False)
     widths = {TOKENS: width}
-    made = [_make(folder.path, module, widths, pooling) for module in folder.modules]
-    modules = [module for module in made if module is not None]
+    built = [_build(folder.path, module, widths, pooling) for module in folder.modules]
+    modules = [module for module in built if module is not None]
     if SENTENCE not in widths:
         raise InputError(f"expected a module Pooling in modules.json of {folder.path}, got none")
     if normalize is False:
@@ -91,7 +91,7 @@ def make_head(
     return Head(modules, widths[SENTENCE], size, normalize is True).eval().requires_grad_(False)
 
 
-def _make(path: str, module: Module, widths: dict[str, int], pooling: str | None) -> nn.Module | None:
+def _build(path: str, module: Module, widths: dict[str, int], pooling: str | None) -> nn.Module | None:
     """The module, None for one that does nothing at inference. widths: of the features so far; its own are added."""
     settings, file = module.settings, f"{module.folder}/config.json of {path}"
     if module.kind == "Pooling":

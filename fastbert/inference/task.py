@@ -1,4 +1,4 @@
-"""What a task of inference defines, and what it is given: rows, the sequences made of them, packed batches of these."""
+"""What a task of inference defines, and its inputs: rows, their sequences of tokens, and packed batches of these."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

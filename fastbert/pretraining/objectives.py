@@ -79,7 +79,7 @@ class Objective:
         return BertForPreTraining(config) if self.next_sentence else BertForMaskedLM(config)
 
     def masker(self, tokenizer: Any, **options: Any) -> Masker:
-        """What makes inputs and labels from samples. Raises InputError for options of masks where nothing is masked."""
+        """Turns samples into inputs and labels. Raises InputError for options of masks where nothing is masked."""
         if self.direction == "both":
             return Masker.of(tokenizer, **options)
         for name in ("whole_words", "max_predictions"):

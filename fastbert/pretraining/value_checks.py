@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 
-def check_number(name: str, value: Any, minimum: float = 0.0, *, above: bool = False, below: float = math.inf) -> None:
-    """Raises TypeError unless value is a real number, ValueError unless minimum <= value < below (minimum < value if above)."""
-    expected = f"expected {name} to be a finite number {'above' if above else 'of at least'} {minimum:g}"
+def check_number(name: str, value: Any, *, above: bool = False, below: float = math.inf) -> None:
+    """Raises TypeError unless value is a real number, ValueError unless 0 <= value < below (0 < value if above)."""
+    expected = f"expected {name} to be a finite number {'above' if above else 'of at least'} 0"
     expected += f" and below {below:g}" if below < math.inf else ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{expected}, got {value!r}")
-    if not (minimum < value if above else minimum <= value) or not value < below:
+    if not (0 < value if above else 0 <= value) or not value < below:
         raise ValueError(f"{expected}, got {value!r}")
 
 

@@ -17,7 +17,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class Damaged(ValueError):
-    """A checkpoint does not match its manifest; the message names the file, what was expected and what came."""
+    """A checkpoint does not match its manifest; the message names the file, what was expected and what was found."""
 
 
 def staging(out: Path, step: int) -> Path:

@@ -161,6 +161,6 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Prevents that an epoch which a signal cut short is evaluated, or saved again."""
+        """Skips the evaluation, and a second checkpoint, of an epoch that a signal cut short."""
         if self.trainer.stop_signal is not None and state.global_step < state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = False

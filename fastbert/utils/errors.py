@@ -6,11 +6,11 @@ MAX_MESSAGE_CHARACTERS = 300  # of another library's message
 
 
 class InputError(ValueError):
-    """What the user named cannot be used; the message says what was expected and what came."""
+    """What the user named cannot be used; the message says what was expected and what was found."""
 
 
 class DataError(ValueError):
-    """Training data, prepared or to be prepared, cannot be used; the message says what was expected and what came."""
+    """Training data, prepared or to be prepared, cannot be used; the message says what was expected and what was found."""
 
 
 class Resumable(Exception):

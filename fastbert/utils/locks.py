@@ -45,7 +45,7 @@ def locked_file(file: Path, say: Say) -> Iterator[None]:
 
 @contextmanager
 def locked_replacement(folder: Path, say: Say) -> Iterator[None]:
-    """`locked_folder` for a folder that is replaced as a whole: the lock file lies beside it."""
+    """`locked_folder` for a folder that is replaced as a whole: the lock file is beside it."""
     with _made(folder.parent), locked_file(folder, say):
         yield
 

@@ -68,11 +68,9 @@ def verify(
         yield from verify_kernels(device, samples_per_operation)
 
 
-def verify_model(
-    checkpoint: Checkpoint, texts: list[str], dtype: torch.dtype, device: torch.device, class_name: str | None = None
-) -> Iterator[Row]:
-    """Weights, hidden states, outputs and gradients of one class on one checkpoint, one row at a time."""
-    models = load_three_models(checkpoint, class_name or checkpoint.class_name, dtype, device)
+def verify_model(checkpoint: Checkpoint, texts: list[str], dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    """Weights, hidden states, outputs and gradients of a checkpoint in its own class, one row at a time."""
+    models = load_three_models(checkpoint, checkpoint.class_name, dtype, device)
     yield Row("weights", "every parameter", models.weights, models.num_weights)
     batch = tokenize(checkpoint, texts, device)
     keep = batch["attention_mask"].bool()

@@ -81,7 +81,7 @@ def _print_timings(timings: dict[str, Timing], labels: dict[str, str], rounds: i
 
 
 def _print_masked_words(console: Console) -> None:
-    """The likeliest words by the checkpoint in this package, which `fastbert pretrain` made."""
+    """The likeliest words by the checkpoint in this package, which `fastbert pretrain` trained."""
     table = Table(title="Masked words, by the small checkpoint pre-trained with fastbert", expand=True)
     table.add_column("text", ratio=3)
     table.add_column("likeliest, with probability", ratio=2)
