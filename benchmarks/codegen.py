@@ -1,4 +1,4 @@
-"""What the compiler makes of every shipped kernel, on a machine without a GPU: `python -m benchmarks.codegen`.
+"""Registers, spills and instructions of every shipped kernel, without a GPU: `python -m benchmarks.codegen`.
 
 Compiles each variant of each operation's spec for each target and prints one row: registers, spilled bytes, shared memory,
 thread blocks per multiprocessor, matrix instructions and bulk copies. Exit status 1 on a spill, on shared memory that does

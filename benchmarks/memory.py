@@ -39,7 +39,7 @@ class Case:
 
 
 def saved_bytes(name: str, case: Case, batch_size: int) -> int:
-    """Bytes that autograd holds between the forward and the backward of one step, parameters apart."""
+    """Bytes that autograd holds between the forward and the backward of one step, without the parameters."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _model(name, case)
         parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

@@ -86,7 +86,7 @@ def measured(path: Path, contender: str, case: str | None) -> tuple[Record, Row,
 
 
 def table(step: Step, cluster: Cluster, published: Sequence[Published]) -> Table:
-    """A line per number of GPUs, with what is published for it beside."""
+    """A line per number of GPUs, beside what is published for it."""
     out = Table(title="Predicted on paper, not measured", caption=TABLE_NOTE)
     names = ["GPUs", "DDP tokens/s", "efficiency", "FSDP tokens/s", "efficiency", "DDP sequences/s"]
     more = ["MLPerf sequences/s", "per GPU, of 8 GPUs'", "sequences per GPU", "minutes to target"]

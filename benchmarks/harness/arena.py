@@ -13,11 +13,11 @@ import torch
 
 from fastbert.utils.timing import Call, Timer, Turns, failure_reason
 
-from .records import ABSENT, FAILED, TIMED, WRONG, Contender
+from .records import ABSENT, FAILED, FASTBERT, TIMED, WRONG, Contender
 
 
 class Absent(Exception):
-    """A contender is not installed, or not made for this device or case; the message says why."""
+    """A contender is not installed, or not available for this device or case; the message says why."""
 
 
 @dataclass
@@ -98,12 +98,11 @@ def compete(
     *,
     kernel: bool = False,
     benchmark: Any = None,
-    measured: str = "fastbert",
 ) -> tuple[Contender, ...]:
     """Runs every candidate and returns them in their order, the baseline first.
 
-    benchmark: pytest-benchmark's fixture, its timer set to CLOCK, which then times the contender named `measured`; the others
-    take their turns in its set-up.
+    benchmark: pytest-benchmark's fixture, its timer set to CLOCK, which then times fastbert; the others take their turns in its
+    set-up.
     """
     timer = PeakTimer(device, kernel)
     found: dict[str, Contender] = {}
@@ -119,7 +118,7 @@ def compete(
             peaks[name] = max(peaks.get(name, 0), ready[name].resident_bytes + timer.peak_bytes)
 
     turns = Turns({name: prepared.step for name, prepared in ready.items()}, timer, on_turn=keep_peak)
-    _run(turns, pace, benchmark, measured)
+    _run(turns, pace, benchmark, FASTBERT)
 
     def result(name: str) -> Contender:
         if name in turns.failures:

@@ -63,7 +63,7 @@ class Case:
 class Contender:
     """How one implementation did on a case.
 
-    status: 'timed'; 'absent', not installed or not made for this device; 'failed', it raised; 'wrong', its output was. reason:
+    status: 'timed'; 'absent', not installed or not for this device; 'failed', it raised; 'wrong', its output was. reason:
     why there is no number. seconds: one per round, in order. peak_bytes: device memory above what was allocated before.
     real_tokens, flops: of one call where it chose its own batch, else None. details: facts that let a reader trust it.
     """
@@ -156,7 +156,7 @@ class Record:
 def load(path: Path) -> Record:
     """Reads one file that `pytest benchmarks --record FILE` (or `--benchmark-json=FILE`) wrote.
 
-    Raises ValueError where it is none.
+    Raises ValueError for any other file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -168,7 +168,7 @@ def load(path: Path) -> Record:
 
 
 def load_all(folder: Path) -> list[Record]:
-    """Every record below a folder, oldest first. Files of other kinds are passed over."""
+    """Every record below a folder, oldest first. Other files are skipped."""
     records = []
     for path in sorted(folder.rglob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))

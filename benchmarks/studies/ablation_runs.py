@@ -38,7 +38,7 @@ class Ablation:
     """What is the same in all runs.
 
     text, held_out: to pre-train on, and for the perplexity. config: of the models, options of BertConfig. learning_rate: of
-    pre-training. setting: of fine-tuning, the seed apart.
+    pre-training. setting: of fine-tuning, but for the seed.
     """
 
     text: Path

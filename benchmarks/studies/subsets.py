@@ -33,7 +33,7 @@ def subset(task: TaskData, train: int | None, evaluation: int | None) -> TaskDat
 
 
 def _windows(task: Spans | Tags, chosen: Sequence[int]) -> dict[str, Any]:
-    """The windows of the chosen examples, renumbered, and the features made of them."""
+    """The windows of the chosen examples, renumbered, and their features."""
     position = {number: i for i, number in enumerate(chosen)}
     pairs = [(window, feature) for window, feature in zip(task.windows, task.evaluation) if window.example in position]
     windows: list[Any] = [replace(window, example=position[window.example]) for window, _ in pairs]
