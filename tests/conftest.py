@@ -25,8 +25,8 @@ if not HAS_GPU and importlib.util.find_spec("triton") is not None:
     def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         """The interpreter's, with every row of a product summed in one order, as a matrix unit does.
 
-        numpy hands the product to a BLAS, some of which sum a row by its place in the tile: whether a kernel gives a row the
-        same bits in any batch could not be told.
+        numpy hands the product to a BLAS, some of which sum a row by its position in the tile: whether a kernel gives a row
+        the same bits in any batch could not be tested.
         """
         if 8 in (a.dtype.primitive_bitwidth, b.dtype.primitive_bitwidth):
             return _dot(self, a, b, d, input_precision, max_num_imprecise_acc)

@@ -1,4 +1,4 @@
-"""The floors of the house: what a file may import. Imports inside functions count, for the arrow is there all the same.
+"""The floors of the code: what a file may import. Imports inside functions count: they are dependencies like any other.
 
 Data flows one way: leaves, shared Triton functions, operations, their public face, then the model, what uses the model, and the
 command line on top. A planted import of each forbidden kind shows that the rules are looked at.

@@ -222,7 +222,7 @@ def call(places: dict[str, Path], command: str, **changes: Path):
 
 @contextmanager
 def without_rights() -> Iterator[None]:
-    """As a user who may write nowhere but in what is everybody's."""
+    """As a user who may write only to folders that every user may write to."""
     if os.geteuid() != 0:
         yield
         return

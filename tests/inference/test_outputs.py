@@ -1,4 +1,4 @@
-"""Outputs that exist: refused, gone on with, or replaced, by one rule for every command of inference."""
+"""Outputs that exist: refused, continued, or replaced, by one rule for every command of inference."""
 
 import json
 import subprocess

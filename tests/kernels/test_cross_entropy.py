@@ -131,7 +131,7 @@ def test_backward_twice(device):
 
 
 def test_a_loss_scale_is_not_too_late(device):
-    """probability / count lies below float16; as PyTorch does, the gradients must survive once the scale is in."""
+    """probability / count is below float16's range; as PyTorch does, the gradients must survive once the scale is in."""
     inputs = make(400, 32, 1000, device, torch.float16)
     results = [
         forward_backward(function, inputs, NAMES, dtype, lambda out: torch.full_like(out, 4096.0))
@@ -179,7 +179,7 @@ def test_ignored_rows_in_the_kernel(device):
 
 
 def test_impossible_labels_are_loud_and_stay_inside(device):
-    """Where labels are not looked at, one outside the vocabulary makes NaN, and nothing beside its row is touched."""
+    """Where label values are not checked, one outside the vocabulary gives NaN, and only in its own row."""
     V, pitch = 30, 64
     logits = torch.zeros(6, pitch, device=device)
     losses = torch.zeros(6, device=device)

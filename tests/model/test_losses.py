@@ -65,7 +65,7 @@ def test_one_label_on_one_padding_position(head, pattern):
 @pytest.mark.parametrize("pattern", ["left", "holes", "first_token_masked"])
 @pytest.mark.parametrize("head", [LM_HEAD, LM_DECODER], ids=str)
 def test_the_shifted_loss_reads_the_padding_before_a_real_token(head, pattern):
-    """No label stands on padding, yet the first real token of a row is predicted from the padding before it."""
+    """No label is on padding, yet the first real token of a row is predicted from the padding before it."""
     reference, fast = pair(head)
     batch = make_batch(pattern)
     labels = torch.where(batch.real, batch.input_ids, IGNORED)

@@ -182,10 +182,10 @@ def test_packed_hidden_states(chosen):
     expected = reference(**batch.inputs(), output_hidden_states=chosen).hidden_states
     actual = fast(**packed_inputs(batch), output_hidden_states=chosen).hidden_states
     assert len(actual) == len(expected)
-    for index, (mine, their) in enumerate(zip(actual, expected)):
-        assert (mine is None) == (their is None)
-        if mine is not None:
-            assert_close(f"hidden_states[{index}]", mine, their[batch.real])
+    for index, (state, wanted) in enumerate(zip(actual, expected)):
+        assert (state is None) == (wanted is None)
+        if state is not None:
+            assert_close(f"hidden_states[{index}]", state, wanted[batch.real])
 
 
 def test_packed_as_tuples():
@@ -194,8 +194,8 @@ def test_packed_as_tuples():
     inputs = packed_inputs(batch, **labels_for(SEQUENCE, batch))
     out, as_tuple = fast(**inputs), fast(**inputs, return_dict=False)
     assert isinstance(as_tuple, tuple)
-    for mine, their in zip(as_tuple, out.to_tuple(), strict=True):
-        assert torch.equal(mine, their)
+    for value, named in zip(as_tuple, out.to_tuple(), strict=True):
+        assert torch.equal(value, named)
 
 
 def test_a_longer_max_seqlen_changes_nothing():

@@ -360,11 +360,11 @@ def test_bfloat16_is_as_near_to_the_truth_as_transformers_is(head):
     reference, fast = pair(head, dtype=torch.bfloat16)
     exact.load_state_dict({name: value.double() for name, value in reference.state_dict().items()})
     batch = make_batch("right")
-    truth, rounded, mine = (model(**batch.inputs()).logits for model in (exact, reference, fast))
-    assert mine.dtype == torch.bfloat16
+    truth, rounded, actual = (model(**batch.inputs()).logits for model in (exact, reference, fast))
+    assert actual.dtype == torch.bfloat16
     errors = [
         (at_real_tokens(value.double(), batch.real) - at_real_tokens(truth, batch.real)).abs().max().item()
-        for value in (mine, rounded)
+        for value in (actual, rounded)
     ]
     assert errors[0] <= 2 * errors[1], f"error {errors[0]:.3g}, transformers' own {errors[1]:.3g}"
 
@@ -392,9 +392,9 @@ def test_autocast_gives_transformers_dtypes(head, pattern, dtype):
         expected, actual = reference(**inputs), fast(**inputs)
     assert_same_outputs(actual, expected, batch.flat_real, tolerance=0.1)
     loss = [out.loss if out.get("loss") is not None else projection(out, batch.flat_real) for out in (actual, expected)]
-    for (name, mine), their in zip(gradients(fast, loss[0]).items(), gradients(reference, loss[1]).values()):
-        assert (mine is None) == (their is None), name
-        assert mine is None or mine.dtype == torch.float32, name
+    for (name, gradient), wanted in zip(gradients(fast, loss[0]).items(), gradients(reference, loss[1]).values()):
+        assert (gradient is None) == (wanted is None), name
+        assert gradient is None or gradient.dtype == torch.float32, name
 
 
 def test_double_backward():

@@ -62,10 +62,10 @@ def test_outputs_for_any_mask(real, seed, name):
         # A sequence without any token has no pooled state of its own to compare.
         filled = real.any(1)
         for key in expected.keys():
-            mine, their = at_real_tokens(actual[key], real), at_real_tokens(expected[key], real)
-            if mine.shape[0] == real.shape[0]:
-                mine, their = mine[filled], their[filled]
-            assert_close(key, mine, their)
+            got, wanted = at_real_tokens(actual[key], real), at_real_tokens(expected[key], real)
+            if got.shape[0] == real.shape[0]:
+                got, wanted = got[filled], wanted[filled]
+            assert_close(key, got, wanted)
     else:
         assert_same_outputs(actual, expected, real)
     assert all(value.isfinite().all() for value in actual.values())

@@ -177,8 +177,8 @@ def test_optimizer_steps(head, build):
             optimizer.step()
             losses.append(loss)
         assert_close(f"loss of step {step}", losses[1], losses[0], 1e-3)
-    for (name, mine), their in zip(fast.named_parameters(), reference.parameters()):
-        assert_close(name, mine, their, 5e-4)
+    for (name, parameter), wanted in zip(fast.named_parameters(), reference.parameters()):
+        assert_close(name, parameter, wanted, 5e-4)
 
 
 @pytest.mark.parametrize("assign", [False, True])

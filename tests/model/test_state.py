@@ -60,9 +60,9 @@ def test_classes_are_transformers_own_by_inheritance_and_name(head):
     assert head.fast.__name__ == head.reference.__name__
     reference, fast = pair(head)
     assert [name for name, _ in fast.named_modules()] == [name for name, _ in reference.named_modules()]
-    for (name, mine), their in zip(fast.named_modules(), reference.modules()):
-        assert isinstance(mine, type(their)), name
-        assert type(mine).__name__ == type(their).__name__, name
+    for (name, module), original in zip(fast.named_modules(), reference.modules()):
+        assert isinstance(module, type(original)), name
+        assert type(module).__name__ == type(original).__name__, name
 
 
 @every_head

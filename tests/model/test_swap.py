@@ -132,8 +132,8 @@ def test_an_optimizer_made_before_still_trains_the_model():
             optimizer.zero_grad()
             m(**inputs).loss.backward()
             optimizer.step()
-    for (name, mine), their in zip(model.named_parameters(), reference.parameters()):
-        assert_close(name, mine, their, 1e-4)
+    for (name, parameter), wanted in zip(model.named_parameters(), reference.parameters()):
+        assert_close(name, parameter, wanted, 1e-4)
 
 
 def test_saving_an_accelerated_model(tmp_path):

@@ -146,7 +146,7 @@ def test_a_killed_run_is_resumed_to_the_same_end_and_is_fine_tuned(prepared, con
         shared = again.bert.left.embeddings.word_embeddings.weight, again.bert.right.embeddings.word_embeddings.weight
         assert shared[0] is shared[1]
         name = "logits" if "logits" in first else "start_logits"
-        assert all(torch.equal(mine, saved) for mine, saved in zip(again.parameters(), model.parameters(), strict=True))
+        assert all(torch.equal(loaded, saved) for loaded, saved in zip(again.parameters(), model.parameters(), strict=True))
         # Elsewhere in memory some BLAS sum in another order.
         torch.testing.assert_close(again(input_ids=ids, **inputs, **more)[name], first[name], rtol=1e-6, atol=1e-6)
         with pytest.raises(ValueError, match="of a packed batch, got"):

@@ -109,7 +109,7 @@ def test_split_sums_of_other_dtypes(dtype, device):
 @pytest.mark.skipif(GPU, reason="a GPU's matrix instructions may add in another order within a step")
 @pytest.mark.parametrize("pair", [(WIDE, TMA_WIDE), (LARGE, TMA_LARGE), (LARGE, TMA[-1])], ids=lambda pair: pair[1].name)
 def test_bits_are_those_of_the_default_structure(pair, device):
-    """The same tile adds in the same order, whoever copies the operands."""
+    """The same tile adds in the same order, however its operands are copied."""
     x, weights, biases = make(150, 264, 136, device=device)
     pointers, copied = (gemm_fwd(x, weights, biases, "gelu_erf", True, config=config) for config in pair)
     assert torch.equal(pointers[0], copied[0])
