@@ -305,7 +305,7 @@ def test_mask_tokens_at_padding_are_noticed_without_gradients():
         for _ in range(3):
             fast(ids, attention_mask=mask)
     assert len(messages) == 1
-    assert "other tokens than padding stand where attention_mask is 0" in messages[0]
+    assert "tokens other than padding are where attention_mask is 0" in messages[0]
     assert "padding='exact'" in messages[0]
 
 

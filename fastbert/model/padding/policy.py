@@ -143,7 +143,7 @@ def warn_of_readers(bert: nn.Module, plan: Plan, caller: Caller | None) -> None:
     if plan.traced and not torch.compiler.is_dynamo_compiling():
         return
     if plan.tokens_at_padding:
-        reason = "other tokens than padding stand where attention_mask is 0, as in retrieval models that read their states"
+        reason = "tokens other than padding are where attention_mask is 0, as in retrieval models that read their states"
     elif not torch.is_grad_enabled():
         return
     elif caller is None:
