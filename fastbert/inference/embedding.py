@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastbert.model.bert import berts
-from fastbert.utils.checkpoints import packaged_checkpoint
+from fastbert.utils.checkpoints import CLASS_NAMES, packaged_checkpoint
 from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
@@ -20,17 +20,6 @@ from .task import Batch, Encoded, Row, Task, to_host
 from .tokenizing import TextTokenizer
 
 OUTPUT_DTYPES = ("float32", "float16")
-CLASSES = (
-    "BertModel",
-    "BertForPreTraining",
-    "BertForMaskedLM",
-    "BertLMHeadModel",
-    "BertForNextSentencePrediction",
-    "BertForSequenceClassification",
-    "BertForMultipleChoice",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-)
 
 
 class Embedding(Task[np.ndarray]):
@@ -61,7 +50,7 @@ class Embedding(Task[np.ndarray]):
             raise InputError(f"expected output_dtype to be {' or '.join(OUTPUT_DTYPES)}, got {output_dtype!r}")
         model = packaged_checkpoint() if model is None else model
         only = {} if isinstance(model, tuple) else {"add_pooling_layer": False}
-        super().__init__(load(model, CLASSES, device=device, dtype=dtype, sentences=ENCODER, **only))
+        super().__init__(load(model, CLASS_NAMES, device=device, dtype=dtype, sentences=ENCODER, **only))
         self.bert = next(iter(berts(self.loaded.model)))
         folder = self.loaded.folder
         self.prompt = (folder or SentenceFolder(self.loaded.name)).prompt(prompt, prompt_name)

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,32 +18,31 @@ def write_whole(file: Path, content: str | bytes | Callable[[BinaryIO], Any]) ->
     content: text (as UTF-8), bytes, or a function that fills an open binary file. The folder must exist. Raises OSError that
     names the file.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as handle:
-            if callable(content):
-                content(handle)
-            else:
-                handle.write(content.encode() if isinstance(content, str) else content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(file)
-    except OSError as error:
-        name_file(error, file)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with _replacing(file) as partial, partial.open("wb") as handle:
+        if callable(content):
+            content(handle)
+        else:
+            handle.write(content.encode() if isinstance(content, str) else content)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def copy_whole(source: Path, file: Path) -> None:
     """Copies a file on the same disk, whole or not at all; as a hard link, which needs no room, where the disk has them."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with _replacing(file) as partial:
         partial.unlink(missing_ok=True)
         try:
             os.link(source, partial)
         except OSError:
             shutil.copyfile(source, partial)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to, renamed to `file` at the end; removed after an error, which names `file`."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield partial
         partial.replace(file)
     except OSError as error:
         name_file(error, file)
