@@ -165,8 +165,8 @@ class Lamb(_AdamMoments):
     trust_ratio: which groups it scales. "decayed": those with weight_decay above 0, so neither biases nor LayerNorm of
         `parameter_groups`, as in the authors' BERT code; "all"; "none": the update of AdamW.
     trust_clip: bounds the trust ratio from above; None: no bound.
-    normalize_gradients: divides the gradients by the L2 norm of all of them together first (NVIDIA's variant, NVLAMB), which
-        makes clipping by global norm void.
+    normalize_gradients: divides the gradients by the L2 norm of all of them together first (NVIDIA's variant, NVLAMB), so
+        that clipping by global norm has no effect.
 
     Raises TypeError, ValueError at an option it cannot use.
     """
