@@ -168,9 +168,9 @@ def _empty(hidden: Tensor) -> Tensor:
 def _cross_entropy_fwd(hidden, weight, bias, labels, ignore_index, is_mean, want_hidden, want_weight, want_bias):
     M, V = hidden.shape[0], weight.shape[0]
     losses = torch.empty((M,), dtype=torch.float32, device=hidden.device)
-    loss, scale, *gradients = _cross_entropy_fwd_fake(
-        hidden, weight, bias, labels, ignore_index, is_mean, *((False,) * 3 if M else (want_hidden, want_weight, want_bias))
-    )
+    # Gradients are allocated here only where there are no rows, and by the chunks otherwise.
+    wants = (False, False, False) if M else (want_hidden, want_weight, want_bias)
+    loss, scale, *gradients = _cross_entropy_fwd_fake(hidden, weight, bias, labels, ignore_index, is_mean, *wants)
     if M == 0:
         dhidden, dweight, dbias = (gradient.zero_() for gradient in gradients)
     else:

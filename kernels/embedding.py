@@ -162,7 +162,8 @@ def _embedding_bwd(*inputs):
     want_word, want_token_type, want_position, want_norm = wanted
     in_registers = want_token_type and tables[1].shape[0] <= REGISTER_TOKEN_TYPES
     others = (want_word, want_token_type and not in_registers, want_position)  # tables not summed in registers
-    sorts, adds = (tuple(want and deterministic is choice for want in others) for choice in (True, False))
+    sorts = tuple(want and deterministic for want in others)
+    adds = tuple(want and not deterministic for want in others)
 
     dz = torch.empty((M if any(sorts) else 0, N), dtype=tables[0].dtype, device=dy.device)
     dtables = [
