@@ -30,7 +30,7 @@ def locked_folder(folder: Path, say: Say) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"expected a folder to write to, got the file {folder}")
-    with _made(folder), _locked(folder / NAME, folder, say):
+    with _created(folder), _locked(folder / NAME, folder, say):
         yield
 
 
@@ -46,12 +46,12 @@ def locked_file(file: Path, say: Say) -> Iterator[None]:
 @contextmanager
 def locked_replacement(folder: Path, say: Say) -> Iterator[None]:
     """`locked_folder` for a folder that is replaced as a whole: the lock file is beside it."""
-    with _made(folder.parent), locked_file(folder, say):
+    with _created(folder.parent), locked_file(folder, say):
         yield
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _created(folder: Path) -> Iterator[None]:
     """Creates a folder and those above it; afterwards removes the new ones that are still empty."""
     new: list[Path] = []
     while not (missing := new[-1].parent if new else folder).exists():
