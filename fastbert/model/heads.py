@@ -41,12 +41,15 @@ from fastbert.model.registry import replaces
 from fastbert.model.span_logits import fill_padding_logits, pad_packed_logits, span_loss
 
 
-class _Head(BertPreTrainedModel):
-    """The option `padding` of `BertModel`, for a head of transformers that builds one."""
+class _Head:
+    """The option `padding` of `BertModel`, for a head of transformers, which comes behind this class among the bases."""
+
+    bert: Any
 
     def __init__(self, config: BertConfig, *, padding: str | None = None) -> None:
         policy = policy_from_option(padding, type(self).__name__)
-        super().__init__(config)
+        build: Any = super().__init__
+        build(config)
         set_policy(self.bert, policy)
 
 
@@ -59,7 +62,7 @@ class BertForPreTrainingOutput(hf.BertForPreTrainingOutput):
 
 
 @replaces(hf.BertForPreTraining)
-class BertForPreTraining(_Head, hf.BertForPreTraining):
+class BertForPreTraining(_Head, hf.BertForPreTraining, BertPreTrainedModel):
     """Masked language model and next-sentence prediction."""
 
     @can_return_tuple
@@ -121,7 +124,7 @@ class BertForPreTraining(_Head, hf.BertForPreTraining):
 
 
 @replaces(hf.BertForMaskedLM)
-class BertForMaskedLM(_Head, hf.BertForMaskedLM):
+class BertForMaskedLM(_Head, hf.BertForMaskedLM, BertPreTrainedModel):
     """Masked language model."""
 
     @can_return_tuple
@@ -159,7 +162,7 @@ class BertForMaskedLM(_Head, hf.BertForMaskedLM):
 
 
 @replaces(hf.BertLMHeadModel)
-class BertLMHeadModel(_Head, hf.BertLMHeadModel):
+class BertLMHeadModel(_Head, hf.BertLMHeadModel, BertPreTrainedModel):
     """Left-to-right language model."""
 
     @can_return_tuple
@@ -221,7 +224,7 @@ class BertLMHeadModel(_Head, hf.BertLMHeadModel):
 
 
 @replaces(hf.BertForNextSentencePrediction)
-class BertForNextSentencePrediction(_Head, hf.BertForNextSentencePrediction):
+class BertForNextSentencePrediction(_Head, hf.BertForNextSentencePrediction, BertPreTrainedModel):
     """Whether the second sentence follows the first."""
 
     def forward(
@@ -242,7 +245,7 @@ class BertForNextSentencePrediction(_Head, hf.BertForNextSentencePrediction):
 
 
 @replaces(hf.BertForSequenceClassification)
-class BertForSequenceClassification(_Head, hf.BertForSequenceClassification):
+class BertForSequenceClassification(_Head, hf.BertForSequenceClassification, BertPreTrainedModel):
     """One label, several or a number per sequence."""
 
     def forward(
@@ -263,7 +266,7 @@ class BertForSequenceClassification(_Head, hf.BertForSequenceClassification):
 
 
 @replaces(hf.BertForMultipleChoice)
-class BertForMultipleChoice(_Head, hf.BertForMultipleChoice):
+class BertForMultipleChoice(_Head, hf.BertForMultipleChoice, BertPreTrainedModel):
     """Which of several sequences fits."""
 
     @can_return_tuple
@@ -303,7 +306,7 @@ class BertForMultipleChoice(_Head, hf.BertForMultipleChoice):
 
 
 @replaces(hf.BertForTokenClassification)
-class BertForTokenClassification(_Head, hf.BertForTokenClassification):
+class BertForTokenClassification(_Head, hf.BertForTokenClassification, BertPreTrainedModel):
     """A label per token."""
 
     def forward(
@@ -326,7 +329,7 @@ class BertForTokenClassification(_Head, hf.BertForTokenClassification):
 
 
 @replaces(hf.BertForQuestionAnswering)
-class BertForQuestionAnswering(_Head, hf.BertForQuestionAnswering):
+class BertForQuestionAnswering(_Head, hf.BertForQuestionAnswering, BertPreTrainedModel):
     """Where an answer starts and ends.
 
     Its loss is a softmax over all positions, padding included, so with labels every padding position is computed.

@@ -123,6 +123,16 @@ def ways(model) -> set[str]:
     return {value for name, value in fastbert.explain(model).notes.items() if name.startswith("last call")}
 
 
+def test_a_head_of_transformers_with_our_base_behind_it():
+    class Mixed(transformers.BertForSequenceClassification, fastbert.BertPreTrainedModel):
+        pass
+
+    model = fastbert.accelerate(Mixed(config_for()))
+    assert isinstance(model, fastbert.BertForSequenceClassification)
+    assert Mixed in type(model).__mro__
+    assert type(fastbert.restore(model)) is Mixed
+
+
 @every_model
 @every_source
 @pytest.mark.parametrize("pattern", ["no_mask", "right", "left", "holes"])
