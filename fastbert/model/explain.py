@@ -137,8 +137,7 @@ def _model_decisions(bert: BertModel, prefix: str) -> list[Decision]:
 
 def _layer_decisions(layer: nn.Module, causal: bool, fused: str) -> list[Decision]:
     """The lines of one layer; components are named from the layer on."""
-    layer = unwrap(layer)
-    plan = plan_layer(layer, causal)
+    plan, layer = plan_layer(layer, causal), unwrap(layer)
     if plan.layer.path is Path.TRANSFORMERS:
         return [Decision("", "transformers on padded tensors", plan.layer.why)]
     parts = parts_of(layer)

@@ -5,8 +5,10 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import activations
 
+import fastbert
 from fastbert.model.fallback.activations import activation_verdict, fused_activation
 from fastbert.model.fallback.hooks import difference_from, find_hook, find_intervention, is_plain, origin_of
 from fastbert.model.fallback.plan import (
@@ -19,7 +21,7 @@ from fastbert.model.fallback.plan import (
 )
 from fastbert.model.fallback.verdict import FUSED, Path, linear_verdict, norm_verdict, weights_verdict
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, class_named
-from tests.model.parity import MASKED_LM, MODEL, pair
+from tests.model.parity import MASKED_LM, MODEL, assert_close, at_real_tokens, make_batch, pair
 
 PARTS = [name for name in LayerPlan._fields if name not in ("layer", "activation")]
 
@@ -95,6 +97,29 @@ def test_a_layer_falls_back_as_a_whole(change, why):
     assert why in plan.layer.why
     assert all(getattr(plan, name) is plan.layer for name in PARTS)
     assert plan.activation is None
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_hook_on_a_wrapper_sees_what_transformers_gives_it(changes):
+    reference, fast = pair(MODEL)
+    batch = make_batch("right")
+    shapes = []
+
+    def hook(module, args, output):
+        shapes.append(tuple(output.shape))
+        return 1.5 * output if changes else None
+
+    for model in (reference, fast):
+        model.encoder.layer[0] = checkpoint_wrapper(checkpoint_wrapper(model.encoder.layer[0]))
+    assert plan_of(fast).layer is FUSED
+    for model in (reference, fast):
+        model.encoder.layer[0].register_forward_hook(hook)
+    assert plan_of(fast).layer.why == "a forward hook on CheckpointWrapper"
+    assert "a forward hook on CheckpointWrapper" in str(fastbert.explain(fast))
+    with torch.no_grad():
+        expected, actual = reference(**batch.inputs()).last_hidden_state, fast(**batch.inputs()).last_hidden_state
+    assert_close("states", at_real_tokens(actual, batch.real), at_real_tokens(expected, batch.real))
+    assert shapes == [tuple(expected.shape)] * 2
 
 
 def test_verdicts_on_one_module():

@@ -58,8 +58,13 @@ def weights_of(module: Any) -> tuple[Tensor, Tensor | None]:
 
 def unwrap(layer: nn.Module) -> nn.Module:
     """The layer inside wrappers that pass their arguments through: FSDP1 and PyTorch's checkpoint wrapper."""
+    inside = inside_wrapper(layer)
+    return layer if inside is None else unwrap(inside)
+
+
+def inside_wrapper(module: Any) -> Any:
+    """The module that such a wrapper holds, or None where `module` is no wrapper."""
     for name in ("_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
-        if name in layer._modules and type(layer).__module__.startswith("torch.distributed."):
-            inner: Any = layer._modules[name]
-            return unwrap(inner)
-    return layer
+        if name in module._modules and type(module).__module__.startswith("torch.distributed."):
+            return module._modules[name]
+    return None

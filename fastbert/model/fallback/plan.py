@@ -24,7 +24,7 @@ from fastbert.model.fallback.hooks import (
     is_touched,
     origin_of,
 )
-from fastbert.model.fallback.parts import LayerParts, parts_of, unwrap, weights_of
+from fastbert.model.fallback.parts import LayerParts, inside_wrapper, parts_of, unwrap, weights_of
 from fastbert.model.fallback.verdict import (
     FUSED,
     NORM_WITHOUT_WEIGHTS,
@@ -64,8 +64,9 @@ class LayerPlan(NamedTuple):
 
 def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
     """How this layer is computed, from its live modules. causal: whether the model masks the future."""
+    why = _find_on_wrappers(layer)
     layer = unwrap(layer)
-    why = _find_in_containers(layer)
+    why = why or _find_in_containers(layer)
     if why is not None:
         return _padded_plan(Verdict(Path.TRANSFORMERS, why))
     parts = parts_of(layer)
@@ -94,6 +95,15 @@ def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
 
 def _padded_plan(verdict: Verdict) -> LayerPlan:
     return LayerPlan(verdict, verdict, verdict, verdict, verdict, verdict, verdict, None)
+
+
+def _find_on_wrappers(layer: Any) -> str | None:
+    """The first hook or replaced forward on the modules that wrap a layer, or None."""
+    why, inside = None, inside_wrapper(layer)
+    while why is None and inside is not None:
+        why, layer = find_intervention(layer, called=True), inside
+        inside = inside_wrapper(layer)
+    return why
 
 
 def _find_in_containers(layer: Any) -> str | None:
