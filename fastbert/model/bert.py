@@ -33,17 +33,9 @@ from fastbert.model.padded_layers import PaddedLayers
 from fastbert.model.padding.layout import Layout, packed_layout, plan_layout, split_sequences
 from fastbert.model.padding.packed_batch import PackedBatch, PaddedBatch, PaddingFreeBatch
 from fastbert.model.padding.padding_free import Boundaries, boundaries_of_call, check_one_sequence_per_row, given_arguments
-from fastbert.model.padding.policy import (
-    Caller,
-    choose_padding,
-    padding_verdict,
-    policy_from_option,
-    policy_of,
-    record_plan,
-    set_policy,
-    tokens_to_check,
-    warn_of_readers,
-)
+from fastbert.model.padding.policy import Caller, policy_from_option, policy_of, set_policy
+from fastbert.model.padding.reads import padding_verdict, record_plan, tokens_to_check, warn_of_readers
+from fastbert.model.padding.surroundings import choose_padding
 from fastbert.model.registry import adopt, replaces
 
 

@@ -9,7 +9,8 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert.model import heads as _heads  # noqa: F401  (registers its classes)
 from fastbert.model.calls import forget
-from fastbert.model.padding.policy import choose_padding, policy_from_option, set_policy
+from fastbert.model.padding.policy import policy_from_option, set_policy
+from fastbert.model.padding.surroundings import choose_padding
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, adopt, register_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
