@@ -2,8 +2,8 @@
 
 x: (M, K); weight: (N, K); y, dy: (M, N); u: the value before an activation, rounded to y's dtype.
 The products are those of matmul/products.py. Saved for the backward: x, the weights, and u where there is an activation. Bias
-gradients are float32 sums taken where a kernel reads the tensor anyway: in the wgrad, or with the activation's derivative; no
-atomics. In a backward operator, an input that is None was not saved, because no gradient that needs it is wanted.
+gradients are float32 sums in a fixed order, with the activation's derivative or in a pass of their own; no atomics. In a
+backward operator, an input that is None was not saved, because no gradient that needs it is wanted.
 """
 
 from collections.abc import Sequence

@@ -101,7 +101,7 @@ SMALL = GemmConfig(64, 64, 64, num_warps=4, num_stages=4)
 TF32_LARGE = GemmConfig(128, 128, 32, num_warps=8, num_stages=3)
 TF32_SMALL = GemmConfig(64, 64, 32, num_warps=8, num_stages=3)
 IEEE = GemmConfig(64, 64, 16, num_warps=8, num_stages=3)
-IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # a larger one spills once it sums the bias gradient
+IEEE_WGRAD = GemmConfig(32, 64, 16, num_warps=4, num_stages=3)  # not yet tried: a larger one
 TMA_WIDE = replace(WIDE, structure="tma_persistent", min_per_multiprocessor=1)  # 176 KiB of shared memory
 TMA_LARGE = replace(LARGE, structure="tma_persistent", programs=2)  # 112 KiB, at most 128 registers
 TMA = (

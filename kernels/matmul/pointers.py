@@ -124,35 +124,14 @@ def gemm_dgrad_kernel(
         )
 
 
-@triton.jit
-def _wgrad_tile(
-    dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, SUM_ROWS: tl.constexpr,
-):  # fmt: skip
-    """dy.T @ x over the rows first to last, and the sum of these rows of dy where SUM_ROWS."""
-    BLOCK_N: tl.constexpr = mask_n.shape[0]
-    BLOCK_K: tl.constexpr = mask_k.shape[0]
-    offs_m = tl.arange(0, BLOCK_M)
-    zero_64 = tl.zeros([], tl.int64)
-    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    row_sum = tl.zeros([BLOCK_N], tl.float32)
-    for m in range(first, last, BLOCK_M):
-        mask_m = (offs_m < last - m)[:, None]
-        dy = tl.load(dy_ptrs + (zero_64 + m) * stride_dy_row, mask=mask_m & mask_n[None, :], other=0.0)  # [BLOCK_M, BLOCK_N]
-        x = tl.load(x_ptrs + (zero_64 + m) * stride_x_row, mask=mask_m & mask_k[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
-        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)  # [BLOCK_N, BLOCK_K]
-        if SUM_ROWS:
-            row_sum += tl.sum(dy.to(tl.float32), axis=0)  # [BLOCK_N]
-    return acc, row_sum
-
-
 @triton.jit(do_not_specialize=["M", "rows_per_split"])
 def gemm_wgrad_kernel(
-    dy_ptr, x_ptr, dweight_ptr, partial_ptr,
+    dy_ptr, x_ptr, dweight_ptr,
     M, N, K, stride_dy_row, stride_x_row, rows_per_split,
-    WRITE_PARTIAL: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, GROUP_ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, GROUP_ROWS: tl.constexpr,
 ):  # fmt: skip
+    """dweight[split] = dy.T @ x over the rows of the split. Nothing else may read a loaded tile of dy or x: Triton would then
+    give it fewer slots in shared memory than stages, and on Hopper a copy would overwrite what a product still reads."""
     split = tl.program_id(1)
     pid_n, pid_k = tile_position(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K), GROUP_ROWS)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -164,18 +143,14 @@ def gemm_wgrad_kernel(
     tl.assume(first < last)
     dy_ptrs = dy_ptr + offsets(offs_m, offs_n, stride_dy_row)
     x_ptrs = x_ptr + offsets(offs_m, offs_k, stride_x_row)
-    slot = split.to(tl.int64) * N
-    # Only the programs of the first column of tiles pay for the bias gradient.
-    if WRITE_PARTIAL and pid_k == 0:
-        acc, row_sum = _wgrad_tile(
-            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, PRECISION, BLOCK_M, True
-        )
-        tl.store(partial_ptr + slot + offs_n, row_sum, mask=mask_n)
-    else:
-        acc, _ = _wgrad_tile(
-            dy_ptrs, x_ptrs, first, last, mask_n, mask_k, stride_dy_row, stride_x_row, PRECISION, BLOCK_M, False
-        )
-    out = dweight_ptr + slot * K + offsets(offs_n, offs_k, K)
+    zero_64 = tl.zeros([], tl.int64)
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for m in range(first, last, BLOCK_M):
+        mask_m = (offs_m < last - m)[:, None]
+        dy = tl.load(dy_ptrs + (zero_64 + m) * stride_dy_row, mask=mask_m & mask_n[None, :], other=0.0)  # [BLOCK_M, BLOCK_N]
+        x = tl.load(x_ptrs + (zero_64 + m) * stride_x_row, mask=mask_m & mask_k[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        acc = tl.dot(tl.trans(dy), x, acc, input_precision=PRECISION)  # [BLOCK_N, BLOCK_K]
+    out = dweight_ptr + split.to(tl.int64) * N * K + offsets(offs_n, offs_k, K)
     tl.store(out, acc.to(dweight_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
 
@@ -252,28 +227,22 @@ def gemm_dgrad(
     return dx, sum_partials(partial, out_dtype) if want_sum else dx.new_empty(0), h
 
 
-def gemm_wgrad(
-    dy: Tensor, x: Tensor, want_sum: bool = False, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None
-) -> tuple[Tensor, Tensor]:
-    """(dy.T @ x, the sum of dy over the rows or an empty tensor). out_dtype: dy's where None."""
+def gemm_wgrad(dy: Tensor, x: Tensor, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None) -> Tensor:
+    """dy.T @ x. out_dtype: dy's where None."""
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
     config = _for_pointers("wgrad", config) or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
     splits = config.splits or wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = cdiv(cdiv(M, splits), config.inner) * config.inner
     splits = cdiv(M, rows_per_split)
     dweight = torch.empty((splits, N, K), dtype=out_dtype if splits == 1 else torch.float32, device=dy.device)
-    partial = torch.empty((splits if want_sum else 0, N), dtype=torch.float32, device=dy.device)
     gemm_wgrad_kernel[(config.num_tiles(N, K), splits)](
-        dy, x, dweight, partial,
+        dy, x, dweight,
         M, N, K, dy.stride(0), x.stride(0), rows_per_split,
-        WRITE_PARTIAL=want_sum, PRECISION=dot_precision(dy.dtype, architecture(dy.device)),
+        PRECISION=dot_precision(dy.dtype, architecture(dy.device)),
         BLOCK_N=config.rows, BLOCK_K=config.columns, BLOCK_M=config.inner, GROUP_ROWS=GROUP_ROWS,
         **config.launch,
     )  # fmt: skip
-    return (
-        dweight[0] if splits == 1 else sum_partials(dweight, out_dtype),
-        sum_partials(partial, out_dtype) if want_sum else torch.empty(0, dtype=out_dtype, device=dy.device),
-    )
+    return dweight[0] if splits == 1 else sum_partials(dweight, out_dtype)
 
 
 def _for_pointers(product: str, config: GemmConfig | None) -> GemmConfig | None:

@@ -79,8 +79,9 @@ def wgrad(dy: Tensor, x: Tensor, want_sum: bool, out_dtype: torch.dtype | None =
     (M, N), K = dy.shape, x.shape[1]
     choice = select_gemm("wgrad", M, N, K, dy.dtype, dy.device)
     if choice.side == "triton":
-        return gemm_wgrad(dy, x, want_sum, out_dtype=out_dtype, config=choice.config)
-    dweight = _library_mm(dy.t(), x, out_dtype)
+        dweight = gemm_wgrad(dy, x, out_dtype=out_dtype, config=choice.config)
+    else:
+        dweight = _library_mm(dy.t(), x, out_dtype)
     return dweight, column_sum(dy, dweight.dtype) if want_sum else dweight.new_empty(0)
 
 

@@ -163,7 +163,7 @@ def _variants() -> list[KernelVariant]:
     variants = []
     for dtype in ("bf16", "fp32"):
         variants += [_rows_variant(dtype, False), _rows_variant(dtype, True), column_sum_variant(dtype), _scale_variant(dtype)]
-    products = (*dgrad_variants(), *wgrad_variants(want_sum=True))
+    products = (*dgrad_variants(), *wgrad_variants())
     return [
         *variants,
         *(_to_float32(variant) for variant in products if variant.signature["dy_ptr"] != "*fp32"),

@@ -173,8 +173,7 @@ def _linear_variants() -> list[KernelVariant]:
         *forward_variants(even=False, main_target_only=True),
         *dgrad_variants(),
         *dgrad_variants(even=False, main_target_only=True),
-        *wgrad_variants(want_sum=True),
-        *wgrad_variants(want_sum=False, main_target_only=True),
+        *wgrad_variants(),
         *activation_backward_variants(),
         *(column_sum_variant(dtype) for dtype in ("bf16", "fp16", "fp32")),
     ]

@@ -77,15 +77,8 @@ def dgrad_variants(
     )
 
 
-def wgrad_variants(*, want_sum: bool, main_target_only: bool = False) -> list[KernelVariant]:
-    return _pointers_variants(
-        f"wgrad{' +sum' * want_sum}",
-        "wgrad",
-        gemm_wgrad_kernel,
-        ("BLOCK_N", "BLOCK_K", "BLOCK_M"),
-        dict(WRITE_PARTIAL=want_sum),
-        main_target_only,
-    )
+def wgrad_variants() -> list[KernelVariant]:
+    return _pointers_variants("wgrad", "wgrad", gemm_wgrad_kernel, ("BLOCK_N", "BLOCK_K", "BLOCK_M"), {}, False)
 
 
 def activation_backward_variants() -> list[KernelVariant]:
