@@ -236,3 +236,10 @@ def test_the_declared_packages_are_those_there_are():
     folders = {file.parent for top in ("fastbert", "kernels") for file in (ROOT / top).rglob("*.py")}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert declared == {name if name.startswith("fastbert") else f"fastbert._{name}" for name in names}
+
+
+def test_only_kernels_are_laid_out_by_hand():
+    """Their signatures and launches, of twenty arguments and more; everything else is as the formatter leaves it."""
+    mark = "# fmt: " + "skip"
+    files = (file for top in ("fastbert", "benchmarks", "tests") for file in (ROOT / top).rglob("*.py"))
+    assert not [str(file.relative_to(ROOT)) for file in files if mark in file.read_text(encoding="utf-8")]

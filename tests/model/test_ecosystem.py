@@ -131,10 +131,19 @@ def test_text_generation_pipeline(tokenizer):
 
 
 @pytest.mark.parametrize("pattern", ["no_mask", "left"])
-@pytest.mark.parametrize("options", [
-    {}, {"use_cache": False}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"do_sample": True, "top_k": 7},
-    {"cache_implementation": "static"}, {"output_scores": True, "return_dict_in_generate": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_cache": False},
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"do_sample": True, "top_k": 7},
+        {"cache_implementation": "static"},
+        {"output_scores": True, "return_dict_in_generate": True},
+    ],
+    ids=str,
+)
 def test_generation_token_for_token(pattern, options):
     reference, fast = pair(LM_DECODER, bos_token_id=2, eos_token_id=None)
     batch = make_batch(pattern)

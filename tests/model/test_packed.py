@@ -320,51 +320,60 @@ BAD_INPUTS = {
     "too long": (lambda: {"input_ids": torch.zeros(1, 65, dtype=torch.int64)}, ValueError, r"64.*65"),
     "too long, packed": (
         lambda: {"input_ids": torch.zeros(65, dtype=torch.int64), "cu_seqlens": cu(0, 65), "max_seqlen": 65},
-        ValueError, r"64.*65",
+        ValueError,
+        r"64.*65",
     ),
     "too long, embeds": (lambda: {"inputs_embeds": torch.zeros(1, 65, 48)}, ValueError, r"64.*65"),
     "id past the vocabulary": (lambda: padded(input_ids=torch.full((5, 12), 120)), ValueError, r"input_ids.*120.*120"),
     "negative id": (lambda: padded(input_ids=torch.full((5, 12), -1)), ValueError, r"input_ids.*120.*-1"),
     "id past the vocabulary, packed": (
         lambda: packed(input_ids=torch.full((TOKENS,), 500)),
-        ValueError, r"input_ids.*120.*500",
+        ValueError,
+        r"input_ids.*120.*500",
     ),
     "token type past the table": (lambda: padded(token_type_ids=torch.full((5, 12), 2)), ValueError, r"token_type_ids.*2.*2"),
     "position past the table": (lambda: padded(position_ids=torch.full((5, 12), 64)), ValueError, r"position_ids.*64.*64"),
     "position past the table without token types": (
         lambda: padded(position_ids=torch.full((5, 12), 64), token_type_ids=None),
-        ValueError, r"position_ids.*64.*64",
+        ValueError,
+        r"position_ids.*64.*64",
     ),
     "ids of a float dtype": (lambda: padded(input_ids=torch.zeros(5, 12)), TypeError, r"input_ids.*int64.*float32"),
     "token types of a float dtype": (
         lambda: padded(token_type_ids=torch.zeros(5, 12)),
-        TypeError, r"token_type_ids.*int64.*float32",
+        TypeError,
+        r"token_type_ids.*int64.*float32",
     ),
     "positions of a float dtype": (lambda: padded(position_ids=torch.zeros(5, 12)), TypeError, r"position_ids.*int64.*float32"),
     "mask too short": (lambda: padded(attention_mask=torch.ones(5, 11)), ValueError, r"attention_mask.*\(5, 12\).*\(5, 11\)"),
     "mask too long": (lambda: padded(attention_mask=torch.ones(5, 13)), ValueError, r"attention_mask.*\(5, 12\).*\(5, 13\)"),
     "mask of another batch": (
         lambda: padded(attention_mask=torch.ones(4, 12)),
-        ValueError, r"attention_mask.*\(5, 12\).*\(4, 12\)",
+        ValueError,
+        r"attention_mask.*\(5, 12\).*\(4, 12\)",
     ),
     "mask of one dimension": (lambda: padded(attention_mask=torch.ones(11)), ValueError, r"attention_mask.*\(5, 12\).*\(11,\)"),
     "token types of another shape": (
         lambda: padded(token_type_ids=torch.zeros(5, 11).long()),
-        ValueError, r"token_type_ids.*\(5, 12\).*\(5, 11\)",
+        ValueError,
+        r"token_type_ids.*\(5, 12\).*\(5, 11\)",
     ),
     "positions of another shape": (
         lambda: padded(position_ids=torch.zeros(3, 12).long()),
-        ValueError, r"position_ids.*\(5, 12\).*\(3, 12\)",
+        ValueError,
+        r"position_ids.*\(5, 12\).*\(3, 12\)",
     ),
     "ids and embeds": (
         lambda: padded(inputs_embeds=torch.zeros(5, 12, 48)),
-        ValueError, "exactly one of input_ids or inputs_embeds",
+        ValueError,
+        "exactly one of input_ids or inputs_embeds",
     ),
     "neither": (lambda: padded(input_ids=None), ValueError, "exactly one of input_ids or inputs_embeds"),
     "ids of one dimension": (lambda: {"input_ids": torch.zeros(7, dtype=torch.int64)}, ValueError, r"\(batch, seq\).*\(7,\)"),
     "ids of three dimensions": (
         lambda: {"input_ids": torch.zeros(2, 3, 7, dtype=torch.int64)},
-        ValueError, r"\(batch, seq\).*\(2, 3, 7\)",
+        ValueError,
+        r"\(batch, seq\).*\(2, 3, 7\)",
     ),
     "embeds of two dimensions": (lambda: {"inputs_embeds": torch.zeros(7, 48)}, ValueError, r"\(batch, seq, 48\).*\(7, 48\)"),
     "cu_seqlens not from 0": (lambda: packed(cu_seqlens=cu(1, 7, 19, 20, 25, 35)), ValueError, r"start at 0.*1"),
@@ -384,10 +393,11 @@ BAD_INPUTS = {
     "packed with padded ids": (lambda: packed(input_ids=torch.ones(5, 7).long()), ValueError, r"\(tokens,\).*\(5, 7\)"),
     "packed with padded token types": (
         lambda: packed(token_type_ids=torch.ones(5, 7).long()),
-        ValueError, r"\(35,\).*\(5, 7\)",
+        ValueError,
+        r"\(35,\).*\(5, 7\)",
     ),
     "packed with too few positions": (lambda: packed(position_ids=torch.ones(34).long()), ValueError, r"\(35,\).*\(34,\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("training", [False, True])

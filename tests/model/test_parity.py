@@ -63,14 +63,32 @@ def test_it_is_the_same_function_and_not_a_near_one(head, pattern):
     assert_same_run(head, reference, fast, inputs, batch.flat_real, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("change", [
-    {"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"hidden_act": "silu"}, {"hidden_act": "gelu_pytorch_tanh"},
-    {"layer_norm_eps": 1e-3}, {"num_attention_heads": 1}, {"num_attention_heads": 3}, {"num_attention_heads": 4},
-    {"num_hidden_layers": 1}, {"num_hidden_layers": 0}, {"type_vocab_size": 5}, {"pad_token_id": 3}, {"pad_token_id": None},
-    {"chunk_size_feed_forward": 4}, {"intermediate_size": 7}, {"hidden_size": 40, "num_attention_heads": 1},
-    {"hidden_size": 192, "num_attention_heads": 1}, {"hidden_size": 32, "num_attention_heads": 4},
-    {"attn_implementation": "eager"}, {"attn_implementation": "sdpa"},
-], ids=lambda change: ",".join(f"{key}={value}" for key, value in change.items()))  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "gelu_new"},
+        {"hidden_act": "relu"},
+        {"hidden_act": "silu"},
+        {"hidden_act": "gelu_pytorch_tanh"},
+        {"layer_norm_eps": 1e-3},
+        {"num_attention_heads": 1},
+        {"num_attention_heads": 3},
+        {"num_attention_heads": 4},
+        {"num_hidden_layers": 1},
+        {"num_hidden_layers": 0},
+        {"type_vocab_size": 5},
+        {"pad_token_id": 3},
+        {"pad_token_id": None},
+        {"chunk_size_feed_forward": 4},
+        {"intermediate_size": 7},
+        {"hidden_size": 40, "num_attention_heads": 1},
+        {"hidden_size": 192, "num_attention_heads": 1},
+        {"hidden_size": 32, "num_attention_heads": 4},
+        {"attn_implementation": "eager"},
+        {"attn_implementation": "sdpa"},
+    ],
+    ids=lambda change: ",".join(f"{key}={value}" for key, value in change.items()),
+)
 @pytest.mark.parametrize("pattern", ["no_mask", "right"])
 def test_every_architecture_of_the_config(change, pattern):
     """Head sizes without a kernel (12, 192, 8) included: they take transformers' path."""
@@ -79,10 +97,22 @@ def test_every_architecture_of_the_config(change, pattern):
     assert_same_run(MASKED_LM, reference, fast, batch.inputs(**labels_for(MASKED_LM, batch)), batch.real)
 
 
-@pytest.mark.parametrize("convert", [
-    torch.Tensor.bool, torch.Tensor.int, torch.Tensor.long, torch.Tensor.float, torch.Tensor.half, torch.Tensor.double,
-    lambda mask: mask.to(torch.uint8), lambda mask: 3 * mask, lambda mask: -1 * mask, lambda mask: 0.25 * mask,
-], ids=["bool", "int32", "int64", "float32", "float16", "float64", "uint8", "threes", "minus_ones", "quarters"])  # fmt: skip
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.Tensor.bool,
+        torch.Tensor.int,
+        torch.Tensor.long,
+        torch.Tensor.float,
+        torch.Tensor.half,
+        torch.Tensor.double,
+        lambda mask: mask.to(torch.uint8),
+        lambda mask: 3 * mask,
+        lambda mask: -1 * mask,
+        lambda mask: 0.25 * mask,
+    ],
+    ids=["bool", "int32", "int64", "float32", "float16", "float64", "uint8", "threes", "minus_ones", "quarters"],
+)
 @pytest.mark.parametrize("head", [MODEL, TOKEN], ids=str)
 def test_mask_dtypes(head, convert):
     reference, fast = pair(head)
@@ -133,10 +163,21 @@ def test_a_general_3d_mask_gives_what_transformers_gives():
 
 
 @pytest.mark.parametrize("pattern", COMMON)
-@pytest.mark.parametrize("change", [
-    "no_segments", "segments_of_one_row", "positions", "positions_of_one_row", "positions_without_segments", "int32_ids",
-    "strided_ids", "positional", "embeds", "embeds_without_segments",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        "no_segments",
+        "segments_of_one_row",
+        "positions",
+        "positions_of_one_row",
+        "positions_without_segments",
+        "int32_ids",
+        "strided_ids",
+        "positional",
+        "embeds",
+        "embeds_without_segments",
+    ],
+)
 @pytest.mark.parametrize("head", [MODEL, TOKEN], ids=str)
 def test_ids_in_every_form(head, change, pattern):
     reference, fast = pair(head)

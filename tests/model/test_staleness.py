@@ -35,14 +35,34 @@ from tests.model.parity import (
 )
 
 INNER_MODULES = [
-    "attention.self.query", "attention.self.key", "attention.self.value", "attention.self", "attention.output.dense",
-    "attention.output.LayerNorm", "attention.output", "attention", "intermediate.dense", "intermediate.intermediate_act_fn",
-    "intermediate", "output.dense", "output.LayerNorm", "output", "",
-]  # fmt: skip
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.self",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "attention.output",
+    "attention",
+    "intermediate.dense",
+    "intermediate.intermediate_act_fn",
+    "intermediate",
+    "output.dense",
+    "output.LayerNorm",
+    "output",
+    "",
+]
 OUTER_MODULES = [
-    "embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings", "embeddings.LayerNorm",
-    "embeddings", "encoder", "pooler.dense", "pooler.activation", "pooler", "",
-]  # fmt: skip
+    "embeddings.word_embeddings",
+    "embeddings.position_embeddings",
+    "embeddings.token_type_embeddings",
+    "embeddings.LayerNorm",
+    "embeddings",
+    "encoder",
+    "pooler.dense",
+    "pooler.activation",
+    "pooler",
+    "",
+]
 MODULES = [f"encoder.layer.1.{name}".rstrip(".") for name in INNER_MODULES] + OUTER_MODULES
 DROPOUTS = ["embeddings.dropout", "encoder.layer.1.attention.output.dropout", "encoder.layer.1.output.dropout"]
 LINEARS = [f"encoder.layer.1.{name}" for name in INNER_MODULES if name.endswith(("query", "key", "value", "dense"))] + [

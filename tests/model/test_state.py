@@ -68,10 +68,20 @@ def test_classes_are_transformers_own_by_inheritance_and_name(head):
 @every_head
 def test_class_attributes_that_tools_read(head):
     for name in (
-        "config_class", "base_model_prefix", "main_input_name", "_no_split_modules", "_tied_weights_keys",
-        "_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing", "supports_gradient_checkpointing",
-        "_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend", "input_modalities",
-    ):  # fmt: skip
+        "config_class",
+        "base_model_prefix",
+        "main_input_name",
+        "_no_split_modules",
+        "_tied_weights_keys",
+        "_keys_to_ignore_on_load_unexpected",
+        "_keys_to_ignore_on_load_missing",
+        "supports_gradient_checkpointing",
+        "_supports_sdpa",
+        "_supports_flash_attn",
+        "_supports_flex_attn",
+        "_supports_attention_backend",
+        "input_modalities",
+    ):
         assert getattr(head.fast, name) == getattr(head.reference, name), name
     assert head.fast.can_generate() == head.reference.can_generate()
 

@@ -339,11 +339,21 @@ def test_models_spread_by_a_device_map(tmp_path):
         assert_same_outputs(model(**batch.inputs()), expected, None)
 
 
-@pytest.mark.parametrize("build", [
-    lambda: nn.Linear(3, 3), lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU()), lambda: relative("Roberta"),
-    lambda: relative("Electra", embedding_size=48), lambda: relative("DistilBert", dim=48, n_heads=2, hidden_dim=96),
-    lambda: config_for(), lambda: transformers.BertModel, lambda: "bert-base-uncased", lambda: None,
-], ids=["linear", "sequential", "roberta", "distilbert", "electra", "config", "class", "name", "none"])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Linear(3, 3),
+        lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU()),
+        lambda: relative("Roberta"),
+        lambda: relative("Electra", embedding_size=48),
+        lambda: relative("DistilBert", dim=48, n_heads=2, hidden_dim=96),
+        lambda: config_for(),
+        lambda: transformers.BertModel,
+        lambda: "bert-base-uncased",
+        lambda: None,
+    ],
+    ids=["linear", "sequential", "roberta", "distilbert", "electra", "config", "class", "name", "none"],
+)
 @pytest.mark.parametrize("function", [accelerate, restore, explain])
 def test_what_is_not_bert_is_refused_by_type(function, build):
     model = build()
