@@ -268,12 +268,12 @@ def test_inside_a_peft_model(order):
     from peft import LoraConfig, get_peft_model
 
     models = []
-    for model, is_fast in zip(fresh(SEQUENCE), (False, True)):
-        if is_fast and order == "accelerate_then_peft":
+    for model, swapped in zip(fresh(SEQUENCE), (False, True)):
+        if swapped and order == "accelerate_then_peft":
             accelerate(model)
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False, lora_dropout=0.0))
-        if is_fast and order == "peft_then_accelerate":
+        if swapped and order == "peft_then_accelerate":
             assert accelerate(model) is model
         models.append(model.eval())
     reference, model = models
