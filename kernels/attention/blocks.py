@@ -10,6 +10,12 @@ from torch import Tensor
 
 from ..primitives.philox import half_words, random_half_words, random_words
 
+# Integer arguments of which no launch compiles a kernel of its own: what a kernel gains from their values it is told.
+SCALARS = (
+    "T", "H", "head_dim", "stride_token", "stride_part", "stride_head", "stride_dout_token", "stride_dout_head",
+    "keep_threshold", "stream", "min_seqlen",
+)  # fmt: skip
+
 
 def grid(tiles: Tensor, heads: int, blocks_per_tile: int) -> tuple[int]:
     """One program per head and block of a tile, on one axis: the others are limited to 65535 programs."""
@@ -31,29 +37,46 @@ def locate(tiles_ptr, H, ROWS: tl.constexpr, BLOCKS_PER_TILE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    ptr, stride_row, num_rows, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
-):
-    """ROWS rows of HEAD_DIM elements as [ROWS, BLOCK_D]: zero past HEAD_DIM and, where MASKED, past num_rows."""
+def known_multiple(x, N: tl.constexpr):
+    """x, a multiple of N, computed so that the compiler knows that it is one."""
+    return x // N * N
+
+
+@triton.jit
+def qkv_strides(qkv_ptr, stride_token, stride_part, stride_head):
+    """The strides, the last two in int64, as multiples of 16 bytes (`operands`), so that loads move 16 bytes at a time."""
+    VECTOR: tl.constexpr = 128 // qkv_ptr.dtype.element_ty.primitive_bitwidth
+    stride_part, stride_head = tl.cast(stride_part, tl.int64), tl.cast(stride_head, tl.int64)
+    return known_multiple(stride_token, VECTOR), known_multiple(stride_part, VECTOR), known_multiple(stride_head, VECTOR)
+
+
+@triton.jit
+def dout_strides(dout_ptr, stride_token, stride_head):
+    """As `qkv_strides`."""
+    VECTOR: tl.constexpr = 128 // dout_ptr.dtype.element_ty.primitive_bitwidth
+    return known_multiple(stride_token, VECTOR), known_multiple(tl.cast(stride_head, tl.int64), VECTOR)
+
+
+@triton.jit
+def load_rows(ptr, stride_row, num_rows, ROWS: tl.constexpr, head_dim, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """num_rows rows of head_dim elements as [ROWS, BLOCK_D]: zero past them. MASKED: whether they may be fewer than that."""
     offs_r = tl.arange(0, ROWS)
     offs_d = tl.arange(0, BLOCK_D)
     ptrs = ptr + offs_r[:, None] * stride_row + offs_d[None, :]
     if MASKED:
-        mask = (offs_r < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        mask = (offs_r < num_rows)[:, None] & (offs_d < head_dim)[None, :]
         tile = tl.load(ptrs, mask=mask, other=0.0)  # [ROWS, BLOCK_D]
-    elif HEAD_DIM < BLOCK_D:
-        tile = tl.load(ptrs, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)  # [ROWS, BLOCK_D]
     else:
         tile = tl.load(ptrs)  # [ROWS, BLOCK_D]
     return tile
 
 
 @triton.jit
-def store_rows(ptr, tile, stride_row, num_rows, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes the first num_rows rows and HEAD_DIM columns of tile [ROWS, BLOCK_D]."""
+def store_rows(ptr, tile, stride_row, num_rows, ROWS: tl.constexpr, head_dim, BLOCK_D: tl.constexpr):
+    """Writes the first num_rows rows and head_dim columns of tile [ROWS, BLOCK_D]."""
     offs_r = tl.arange(0, ROWS)
     offs_d = tl.arange(0, BLOCK_D)
-    mask = (offs_r < num_rows)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    mask = (offs_r < num_rows)[:, None] & (offs_d < head_dim)[None, :]
     tl.store(ptr + offs_r[:, None] * stride_row + offs_d[None, :], tile.to(ptr.dtype.element_ty), mask=mask)
 
 

@@ -11,33 +11,47 @@ from torch import Tensor
 
 from ..batch_invariance import LONGEST, is_batch_invariant
 from ..dropout import scale, threshold
-from .blocks import attention_mask, dropout_keep, grid, load_rows, locate, softmax_numerator, store_rows
+from .blocks import (
+    SCALARS,
+    attention_mask,
+    dropout_keep,
+    grid,
+    known_multiple,
+    load_rows,
+    locate,
+    qkv_strides,
+    softmax_numerator,
+    store_rows,
+)
 from .config import LOG2_E, ForwardConfig, Problem
+from .operands import dense, with_aligned_rows
 from .schedule import TILE_ROWS, packs_short_sequences
 from .short import attention_fwd_short_kernel
 
 
-@triton.jit(do_not_specialize=["T", "keep_threshold", "stream", "min_seqlen"])
+@triton.jit(do_not_specialize=SCALARS)
 def attention_fwd_kernel(
     qkv_ptr, tiles_ptr, seed_ptr, out_ptr, lse_ptr,
-    T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream, min_seqlen,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS_PER_TILE: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr, SAVE_LSE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    T, H, head_dim, stride_token, stride_part: tl.int64, stride_head: tl.int64, scale_log2, keep_threshold, keep_scale, stream,
+    min_seqlen, BLOCK_D: tl.constexpr, IS_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCKS_PER_TILE: tl.constexpr, ONE_BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out, and lse where SAVE_LSE, for BLOCK_M rows of one head of a sequence of at least min_seqlen rows."""
     head, start, seqlen, num_keys, first_row = locate(tiles_ptr, H, BLOCK_M, BLOCKS_PER_TILE)
     if (seqlen < min_seqlen) | (first_row >= seqlen):
         return
+    head_dim = known_multiple(head_dim, 8) if IS_PADDED else BLOCK_D
+    stride_token, stride_part, stride_head = qkv_strides(qkv_ptr, stride_token, stride_part, stride_head)
     token = start + first_row
     token_64 = token.to(tl.int64)
     num_rows = seqlen - first_row
     seed = tl.load(seed_ptr) if HAS_DROPOUT else 0  # scalar
-    q_ptr = qkv_ptr + head * tl.cast(stride_head, tl.int64)
-    k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
-    v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
+    q_ptr = qkv_ptr + head * stride_head
+    k_ptr = q_ptr + stride_part
+    v_ptr = k_ptr + stride_part
     q_ptr += token_64 * stride_token
-    q = load_rows(q_ptr, stride_token, num_rows, BLOCK_M, HEAD_DIM, BLOCK_D, True)  # [BLOCK_M, BLOCK_D]
+    q = load_rows(q_ptr, stride_token, num_rows, BLOCK_M, head_dim, BLOCK_D, True)  # [BLOCK_M, BLOCK_D]
 
     # m_i is the running maximum: of the raw scores in float32, which is more exact, else of the scores scaled for exp2.
     RAW_MAX: tl.constexpr = q.dtype == tl.float32
@@ -54,8 +68,8 @@ def attention_fwd_kernel(
     if num_keys > 0:
         row = first_row + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
         block = (start + last).to(tl.int64) * stride_token
-        k = load_rows(k_ptr + block, stride_token, num_keys - last, BLOCK_N, HEAD_DIM, BLOCK_D, True)  # [BLOCK_N, BLOCK_D]
-        v = load_rows(v_ptr + block, stride_token, num_keys - last, BLOCK_N, HEAD_DIM, BLOCK_D, True)  # [BLOCK_N, BLOCK_D]
+        k = load_rows(k_ptr + block, stride_token, num_keys - last, BLOCK_N, head_dim, BLOCK_D, True)  # [BLOCK_N, BLOCK_D]
+        v = load_rows(v_ptr + block, stride_token, num_keys - last, BLOCK_N, head_dim, BLOCK_D, True)  # [BLOCK_N, BLOCK_D]
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         column = last + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
         s = tl.where(attention_mask(row, column, num_keys, CAUSAL), s, float("-inf"))
@@ -70,7 +84,7 @@ def attention_fwd_kernel(
         if last > 0:
             for key in range(0, last, BLOCK_N):
                 block = (start + key).to(tl.int64) * stride_token
-                k = load_rows(k_ptr + block, stride_token, BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D, False)  # [BLOCK_N, BLOCK_D]
+                k = load_rows(k_ptr + block, stride_token, BLOCK_N, BLOCK_N, head_dim, BLOCK_D, IS_PADDED)  # [BLOCK_N, BLOCK_D]
                 s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
                 m_new = tl.maximum(m_i, tl.max(s, axis=1) * score_to_m)  # [BLOCK_M]
                 p = softmax_numerator(s, m_new, scale_log2, RAW_MAX)  # [BLOCK_M, BLOCK_N]
@@ -79,7 +93,7 @@ def attention_fwd_kernel(
                 acc *= alpha[:, None]
                 if HAS_DROPOUT:
                     p = tl.where(dropout_keep(seed, stream, head, token, key, keep_threshold, BLOCK_M, BLOCK_N), p, 0.0)
-                v = load_rows(v_ptr + block, stride_token, BLOCK_N, BLOCK_N, HEAD_DIM, BLOCK_D, False)  # [BLOCK_N, BLOCK_D]
+                v = load_rows(v_ptr + block, stride_token, BLOCK_N, BLOCK_N, head_dim, BLOCK_D, IS_PADDED)  # [BLOCK_N, BLOCK_D]
                 acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)  # [BLOCK_M, BLOCK_D]
                 m_i = m_new
 
@@ -88,8 +102,8 @@ def attention_fwd_kernel(
         acc = acc / l_i[:, None] * keep_scale
     else:
         acc *= (keep_scale / l_i)[:, None]
-    out_ptr += (token_64 * H + head) * HEAD_DIM
-    store_rows(out_ptr, acc, H * HEAD_DIM, num_rows, BLOCK_M, HEAD_DIM, BLOCK_D)
+    out_ptr += (token_64 * H + head) * head_dim
+    store_rows(out_ptr, acc, H * head_dim, num_rows, BLOCK_M, head_dim, BLOCK_D)
     if SAVE_LSE:
         offs_m = tl.arange(0, BLOCK_M)
         lse = tl.where(num_keys > 0, m_i * m_to_log2 + tl.log2(l_i), float("inf"))  # [BLOCK_M]
@@ -102,13 +116,13 @@ def launch_forward(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
     out, lse = empty_outputs(qkv, save)
     if T == 0:
         return out, lse
+    qkv, seed = with_aligned_rows(qkv), dense(seed) if dropout_p > 0 else None
     is_invariant = is_batch_invariant()
-    problem = Problem.of(qkv, LONGEST if is_invariant else max_seqlen, dropout_p)
+    problem = Problem.of(qkv, LONGEST if is_invariant else max_seqlen, dropout_p, causal)
     config = ForwardConfig.choose(problem)
-    scalars = (T, H, *qkv.stride()[:3], softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream)
-    flags = dict(
-        HEAD_DIM=D, BLOCK_D=triton.next_power_of_2(D), CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision
-    )
+    scalars = (T, H, D, *qkv.stride()[:3], softmax_scale * LOG2_E, threshold(dropout_p), scale(dropout_p), stream)
+    BLOCK_D = triton.next_power_of_2(D)
+    flags = dict(BLOCK_D=BLOCK_D, IS_PADDED=D < BLOCK_D, CAUSAL=causal, HAS_DROPOUT=dropout_p > 0, PRECISION=problem.precision)
     min_seqlen = 1  # shorter sequences have their output
     if config.short is not None and not is_invariant and packs_short_sequences(tiles, T, max_seqlen):
         _, _, packs, spans = tiles

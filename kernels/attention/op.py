@@ -12,13 +12,9 @@ from ..registration import register, wants_grad
 from .backward import launch_backward
 from .forward import empty_outputs, launch_forward
 
-MAX_STRIDE = (2**31 - 1) // 128  # offsets inside a tile are int32; those of the tile itself are int64
-
 
 def attention(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, seed, stream) -> Tensor:
     """The kernel behind `functional.attention`, which documents and checks the arguments."""
-    if qkv.stride(-1) != 1 or qkv.stride(0) > MAX_STRIDE:
-        qkv = qkv.contiguous()
     save = wants_grad(qkv)
     return attention_fwd(qkv, list(tiles), max_seqlen, softmax_scale, causal, dropout_p, seed, stream, save)[0]
 
@@ -41,8 +37,6 @@ def _backward(ctx, dout, _):
     no_grads = ([None] * len(tiles), *(None,) * 7)
     if dout is None:
         return None, *no_grads
-    if dout.stride(-1) != 1 or dout.stride(0) > MAX_STRIDE:
-        dout = dout.contiguous()
     dqkv = attention_bwd(
         dout, qkv, out, lse, tiles, ctx.max_seqlen, ctx.softmax_scale, ctx.causal, ctx.dropout_p, seed, ctx.stream
     )

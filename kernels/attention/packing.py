@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..device import cdiv
 from ..registration import register
+from .operands import dense
 from .schedule import CHUNK, PACK_ROWS, num_packs_bound
 
 LANES = 128  # runs, all packed by one program; runs are longer where there are more than LANES * CHUNK sequences
@@ -78,13 +79,13 @@ def _launch(cu_seqlens, seqused_k, total_tokens):
     B = cu_seqlens.shape[0] - 1
     if B == 0 or total_tokens == 0:
         return packs, spans
-    cu_seqlens = cu_seqlens.contiguous()
+    cu_seqlens = dense(cu_seqlens)
     chunk = min(max(CHUNK, cdiv(B, LANES)), B)
-    packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4)
-    used = cu_seqlens if seqused_k is None else seqused_k.contiguous()
+    packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4, num_stages=2)
+    used = cu_seqlens if seqused_k is None else dense(seqused_k)
     spans_kernel[(cdiv(B, SPAN_SEQUENCES),)](
         cu_seqlens, used, spans, B, total_tokens,
-        HAS_UNUSED=seqused_k is not None, SEQUENCES=SPAN_SEQUENCES, ROWS=PACK_ROWS, num_warps=4,
+        HAS_UNUSED=seqused_k is not None, SEQUENCES=SPAN_SEQUENCES, ROWS=PACK_ROWS, num_warps=4, num_stages=2,
     )  # fmt: skip
     return packs, spans
 

@@ -11,27 +11,38 @@ use these kernels.
 import triton
 import triton.language as tl
 
-from .blocks import dropout_keep_packed, load_rows, softmax_numerator, store_rows
+from .blocks import (
+    SCALARS,
+    dout_strides,
+    dropout_keep_packed,
+    known_multiple,
+    load_rows,
+    qkv_strides,
+    softmax_numerator,
+    store_rows,
+)
 
 
-@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
+@triton.jit(do_not_specialize=SCALARS)
 def attention_fwd_short_kernel(
     qkv_ptr, packs_ptr, spans_ptr, seed_ptr, out_ptr, lse_ptr,
-    T, H, stride_token, stride_part, stride_head, scale_log2, keep_threshold, keep_scale, stream,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    T, H, head_dim, stride_token, stride_part: tl.int64, stride_head: tl.int64, scale_log2, keep_threshold, keep_scale, stream,
+    BLOCK_D: tl.constexpr, IS_PADDED: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out, and lse where SAVE_LSE, of one head of a tile."""
     head, start, num_rows = _locate_pack(packs_ptr, H)
     if num_rows == 0:
         return
+    head_dim = known_multiple(head_dim, 8) if IS_PADDED else BLOCK_D
+    stride_token, stride_part, stride_head = qkv_strides(qkv_ptr, stride_token, stride_part, stride_head)
     first_token = start.to(tl.int64)
-    q_ptr = qkv_ptr + first_token * stride_token + head * tl.cast(stride_head, tl.int64)
-    k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
-    v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
-    q = load_rows(q_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
-    k = load_rows(k_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
-    v = load_rows(v_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    q_ptr = qkv_ptr + first_token * stride_token + head * stride_head
+    k_ptr = q_ptr + stride_part
+    v_ptr = k_ptr + stride_part
+    q = load_rows(q_ptr, stride_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    k = load_rows(k_ptr, stride_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    v = load_rows(v_ptr, stride_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
     first_column, num_keys = _load_spans(spans_ptr, T, start, num_rows, BLOCK)  # [BLOCK]
     v, nan = _zero_nonfinite_rows(v)
 
@@ -54,33 +65,36 @@ def attention_fwd_short_kernel(
         acc = acc / l_i[:, None] * keep_scale
     else:
         acc *= (keep_scale / l_i)[:, None]
-    store_rows(out_ptr + (first_token * H + head) * HEAD_DIM, acc, H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
+    store_rows(out_ptr + (first_token * H + head) * head_dim, acc, H * head_dim, num_rows, BLOCK, head_dim, BLOCK_D)
     if SAVE_LSE:
         lse = tl.where(num_keys > 0, m_i * m_to_log2 + tl.log2(l_i), float("inf"))  # [BLOCK]
         tl.store(lse_ptr + head.to(tl.int64) * T + start + offs, lse, mask=offs < num_rows)
 
 
-@triton.jit(do_not_specialize=["T", "keep_threshold", "stream"])
+@triton.jit(do_not_specialize=SCALARS)
 def attention_bwd_short_kernel(
     qkv_ptr, dout_ptr, lse_ptr, packs_ptr, spans_ptr, seed_ptr, dqkv_ptr,
-    T, H, stride_token, stride_part, stride_head, stride_dout_token, stride_dout_head,
+    T, H, head_dim, stride_token, stride_part: tl.int64, stride_head: tl.int64, stride_dout_token, stride_dout_head: tl.int64,
     softmax_scale, scale_log2, keep_threshold, keep_scale, stream,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    BLOCK_D: tl.constexpr, IS_PADDED: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dv of one head of a tile. No product sums v over tokens, so its NaN stay in their sequence."""
     head, start, num_rows = _locate_pack(packs_ptr, H)
     if num_rows == 0:
         return
+    head_dim = known_multiple(head_dim, 8) if IS_PADDED else BLOCK_D
+    stride_token, stride_part, stride_head = qkv_strides(qkv_ptr, stride_token, stride_part, stride_head)
+    stride_dout_token, stride_dout_head = dout_strides(dout_ptr, stride_dout_token, stride_dout_head)
     first_token = start.to(tl.int64)
-    q_ptr = qkv_ptr + first_token * stride_token + head * tl.cast(stride_head, tl.int64)
-    k_ptr = q_ptr + tl.cast(stride_part, tl.int64)
-    v_ptr = k_ptr + tl.cast(stride_part, tl.int64)
-    do_ptr = dout_ptr + first_token * stride_dout_token + head * tl.cast(stride_dout_head, tl.int64)
-    q = load_rows(q_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
-    k = load_rows(k_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
-    v = load_rows(v_ptr, stride_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
-    do = load_rows(do_ptr, stride_dout_token, num_rows, BLOCK, HEAD_DIM, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    q_ptr = qkv_ptr + first_token * stride_token + head * stride_head
+    k_ptr = q_ptr + stride_part
+    v_ptr = k_ptr + stride_part
+    do_ptr = dout_ptr + first_token * stride_dout_token + head * stride_dout_head
+    q = load_rows(q_ptr, stride_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    k = load_rows(k_ptr, stride_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    v = load_rows(v_ptr, stride_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
+    do = load_rows(do_ptr, stride_dout_token, num_rows, BLOCK, head_dim, BLOCK_D, True)  # [BLOCK, BLOCK_D]
     first_column, num_keys = _load_spans(spans_ptr, T, start, num_rows, BLOCK)  # [BLOCK]
     offs = tl.arange(0, BLOCK)
     lse_ptr += head.to(tl.int64) * T
@@ -109,10 +123,10 @@ def attention_bwd_short_kernel(
     dk = tl.dot(ds, q, input_precision=PRECISION) * (softmax_scale * keep_scale)  # [BLOCK, BLOCK_D]
     dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * (softmax_scale * keep_scale)  # [BLOCK, BLOCK_D]
 
-    dq_ptr = dqkv_ptr + (first_token * 3 * H + head) * HEAD_DIM
-    store_rows(dq_ptr, dq, 3 * H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
-    store_rows(dq_ptr + H * HEAD_DIM, dk, 3 * H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
-    store_rows(dq_ptr + 2 * H * HEAD_DIM, dv, 3 * H * HEAD_DIM, num_rows, BLOCK, HEAD_DIM, BLOCK_D)
+    dq_ptr = dqkv_ptr + (first_token * 3 * H + head) * head_dim
+    store_rows(dq_ptr, dq, 3 * H * head_dim, num_rows, BLOCK, head_dim, BLOCK_D)
+    store_rows(dq_ptr + H * head_dim, dk, 3 * H * head_dim, num_rows, BLOCK, head_dim, BLOCK_D)
+    store_rows(dq_ptr + 2 * H * head_dim, dv, 3 * H * head_dim, num_rows, BLOCK, head_dim, BLOCK_D)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ def test_causal_caps_the_rows(tile, causal, expected):
     ("max_seqlen", "expected"), [(1, [64]), (64, [64]), (65, [64, 128]), (128, [64, 128]), (129, [64]), (512, [64])]
 )
 def test_whole_sequence_tiles_worth_a_launch(max_seqlen, expected):
-    config = BackwardConfig.choose(Problem(max_seqlen, 64, torch.bfloat16, "ieee", False, "sm_90"))
+    config = BackwardConfig.choose(Problem(max_seqlen, 64, torch.bfloat16, "ieee", False, False, "sm_90"))
     assert [tile.BLOCK_M for tile in config.whole_tiles_for(max_seqlen)] == expected
     assert set(expected) <= set(TILE_ROWS)
     assert BackwardConfig((), Tile(64, 64), Tile(64, 64)).whole_tiles_for(max_seqlen) == ()
@@ -36,8 +36,8 @@ def test_tiles_of_every_target_match_float64(target, precision, device, monkeypa
     """The interpreter computes with the tiles that each architecture would get; numbers and dropout mask must not move."""
     chosen = set()
 
-    def of(qkv, max_seqlen, dropout_p):
-        problem = Problem(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, target)
+    def of(qkv, max_seqlen, dropout_p, causal):
+        problem = Problem(max_seqlen, qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, causal, target)
         chosen.add(problem)
         return problem
 

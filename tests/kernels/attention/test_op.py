@@ -5,12 +5,13 @@ import mmap
 import pytest
 import torch
 
-from fastbert.kernels.attention.op import MAX_STRIDE, attention_bwd, attention_fwd
+from fastbert.kernels.attention.op import attention_bwd, attention_fwd
+from fastbert.kernels.attention.operands import MAX_STRIDE, with_aligned_rows
 from fastbert.kernels.attention.packing import attention_packs
 from fastbert.kernels.functional import attention
 from fastbert.kernels.specs.spec import generator, normal, seed_tensor
 from tests.kernels.attention.batches import LONG, SHORT, packed_batch, tiles_of
-from tests.kernels.harness import GPU, forward_backward
+from tests.kernels.harness import DTYPES, GPU, forward_backward
 
 
 def test_gradient_reaches_the_buffer_behind_a_view(device):
@@ -31,6 +32,24 @@ def test_axes_of_one_element_may_have_any_stride(device):
     expanded = attention(qkv.requires_grad_(), cu_seqlens, 1)
     expanded.sum().backward()  # a gradient of strides 0
     torch.testing.assert_close(qkv.grad[:, 2], torch.ones_like(expanded))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seqlens", [SHORT, LONG], ids=["short", "loops"])
+def test_gradients_of_any_layout(seqlens, dtype, device):
+    """The gradient of the output may start or continue off multiples of 16 bytes, or be the same for all tokens."""
+    qkv, cu_seqlens, max_seqlen = packed_batch(seqlens, head_dim=24, dtype=dtype, device=device)
+    out = attention(qkv.requires_grad_(), cu_seqlens, max_seqlen)
+    dout = normal(out.shape, dtype, device, generator(1))
+    (expected,) = torch.autograd.grad(out, qkv, dout, retain_graph=True)
+    odd = dout.new_zeros((*out.shape[:2], 25))[..., 1:].copy_(dout)
+    shifted = dout.new_zeros(out.numel() + 1)[1:].view(out.shape).copy_(dout)
+    heads_first = dout.transpose(0, 1).contiguous().transpose(0, 1)
+    for layout in (odd, shifted, heads_first):
+        assert torch.equal(torch.autograd.grad(out, qkv, layout, retain_graph=True)[0], expected)
+    for same in (dout[:1].expand(out.shape), dout[:1, :1, :1].expand(out.shape)):
+        (expected,) = torch.autograd.grad(out, qkv, same.clone(), retain_graph=True)
+        assert torch.equal(torch.autograd.grad(out, qkv, same, retain_graph=True)[0], expected)
 
 
 def test_lse_is_base_two(device):
@@ -106,6 +125,7 @@ def test_strides_past_two_to_the_31_elements(axis):
         length += 3 * H * D
     far = reserve(length)[before:].as_strided(qkv.shape, (*strides, 1))
     far.copy_(qkv)
+    assert with_aligned_rows(far) is far
     arguments = dict(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
     expected = forward_backward(attention, dict(qkv=qkv, **arguments), ("qkv",), None, torch.cos)
     for name, value in forward_backward(attention, dict(qkv=far, **arguments), ("qkv",), None, torch.cos).items():
