@@ -104,6 +104,8 @@ def _check_embedding_sizes(ids: dict[str, Tensor], tables: dict[str, Tensor], we
     for (name, table), (ids_name, values) in zip(tables.items(), ids.items()):
         if table.dim() != 2 or table.shape[1] != N:
             raise ValueError(f"embedding: expected {name} of shape (rows, {N}), got {shape_of(table)}")
+        if table.shape[0] == 0 and values.numel() > 0:  # the kernels read the first row where an id names none
+            raise ValueError(f"embedding: expected {name} with a row for each of {ids_name}, got {shape_of(table)}")
         if values.shape != shape:
             raise ValueError(f"embedding: expected {ids_name} of shape {tuple(shape)} like input_ids, got {shape_of(values)}")
         check_ids(ids_name, values, name, table.shape[0])

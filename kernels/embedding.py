@@ -1,10 +1,11 @@
 """The embedding of BERT: y = dropout(norm(word[id] + token_type[id] + position[id])), forward and backward.
 
-input_ids, token_type_ids, position_ids: (M,) int32 or int64; tables: (rows, N); weight, bias: (N,); mean, rstd: (M,)
-float32. Saved for the backward: mean and rstd. The backward gathers the rows of the tables again, which reads no more than
-a saved sum of them would. Gradients of the layer norm, and of a token type table of at most two rows: float32 partial sums per
-program, added in a fixed order. Gradients of the other tables: by sorting the ids (segment_sum), or with float32 atomics where
-the caller allows them.
+input_ids, token_type_ids, position_ids: (M,) int32 or int64; tables: (rows, N), with a row at least; weight, bias: (N,); mean,
+rstd: (M,) float32. A token with an id outside its table has NaN for its output and, through rstd, for all that it adds to a
+gradient; no row is read or written for that id. Saved for the backward: mean and rstd. The backward gathers the rows of the
+tables again, which reads no more than a saved sum of them would. Gradients of the layer norm, and of a token type table of at
+most two rows: float32 partial sums per program, added in a fixed order. Gradients of the other tables: by sorting the ids
+(segment_sum), or with float32 atomics where the caller allows them.
 """
 
 import torch
@@ -25,11 +26,32 @@ from .registration import register, wants_grad
 REGISTER_TOKEN_TYPES = 2  # up to this many rows, the gradient of the token type table is summed in registers
 
 
-@triton.jit(do_not_specialize=["M", "keep_threshold", "stream"])
+@triton.jit
+def _is_row(ids, num_rows):
+    """Whether ids name rows of a table that has num_rows of them."""
+    return (ids >= 0) & (ids < num_rows)
+
+
+@triton.jit
+def _row_or_none(ids, num_rows):
+    """ids as int32, -1 where they name no row of the table."""
+    return tl.where(_is_row(ids, num_rows), ids, -1).to(tl.int32)
+
+
+@triton.jit
+def _at_least_0(row):
+    return tl.maximum(row, 0).to(tl.int64)
+
+
+_ROWS = ["num_words", "num_token_types", "num_positions"]  # of the tables: one kernel for every size
+
+
+@triton.jit(do_not_specialize=["M", *_ROWS, "keep_threshold", "stream"])
 def embedding_fwd_kernel(
     input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr, bias_ptr,
     seed_ptr, y_ptr, mean_ptr, rstd_ptr,
-    M, N, stride_word_row, stride_token_type_row, stride_position_row, eps, keep_threshold, keep_scale, stream,
+    M, N, num_words, num_token_types, num_positions, stride_word_row, stride_token_type_row, stride_position_row,
+    eps, keep_threshold, keep_scale, stream,
     HAS_DROPOUT: tl.constexpr, SAVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -41,11 +63,15 @@ def embedding_fwd_kernel(
     word = tl.load(input_ids_ptr + offs_m, mask=mask_m, other=0)  # [BLOCK_M]
     token_type = tl.load(token_type_ids_ptr + offs_m, mask=mask_m, other=0)  # [BLOCK_M]
     position = tl.load(position_ids_ptr + offs_m, mask=mask_m, other=0)  # [BLOCK_M]
-    z = tl.load(word_ptr + offsets(word, offs_n, stride_word_row), mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    exist = _is_row(word, num_words) & _is_row(token_type, num_token_types) & _is_row(position, num_positions)  # [BLOCK_M]
+    mask_z = (mask_m & exist)[:, None] & mask_n[None, :]
+    poison = tl.where(exist, 0.0, float("nan")).to(word_ptr.dtype.element_ty)[:, None]  # [BLOCK_M, 1]
+    z = tl.load(word_ptr + offsets(word, offs_n, stride_word_row), mask=mask_z, other=poison)  # [BLOCK_M, BLOCK_N]
+    z = z.to(tl.float32)
     token_type_ptrs = token_type_ptr + offsets(token_type, offs_n, stride_token_type_row)
-    z += tl.load(token_type_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    z += tl.load(token_type_ptrs, mask=mask_z, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
     position_ptrs = position_ptr + offsets(position, offs_n, stride_position_row)
-    z += tl.load(position_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+    z += tl.load(position_ptrs, mask=mask_z, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_N]
 
     mean = tl.sum(z, axis=1) / N  # [BLOCK_M]
     centred = tl.where(mask_n[None, :], z - mean[:, None], 0.0)  # [BLOCK_M, BLOCK_N]
@@ -63,20 +89,95 @@ def embedding_fwd_kernel(
         tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
 
 
-@triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
+@triton.jit
+def _ids_of(ids_ptrs, row, table_rows):
+    """(word, token type, position) of a token as int32, -1 where a table has no such row."""
+    word = _row_or_none(tl.load(ids_ptrs[0] + row), table_rows[0])  # scalar
+    token_type = _row_or_none(tl.load(ids_ptrs[1] + row), table_rows[1])  # scalar
+    position = _row_or_none(tl.load(ids_ptrs[2] + row), table_rows[2])  # scalar
+    return word, token_type, position
+
+
+@triton.jit
+def _dy_and_xhat(
+    row, ids, dy_ptr, table_ptrs, mean_ptr, rstd_ptr, seed_ptr, strides, first_column, mask_n,
+    keep_threshold, keep_scale, stream,
+    HAS_DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the layer norm's output and its normalised input, both [BLOCK_N]. strides: of dy and of the tables."""
+    word, token_type, position = ids
+    row_64 = row + tl.zeros([], tl.int64)
+    offs_n = first_column + tl.arange(0, BLOCK_N)
+    dy = tl.load(dy_ptr + row_64 * strides[0] + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    # Where there is no row, the first one is read: rstd is NaN, whatever z is.
+    word_ptrs = table_ptrs[0] + _at_least_0(word) * strides[1] + offs_n
+    z = tl.load(word_ptrs, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    token_type_ptrs = table_ptrs[1] + _at_least_0(token_type) * strides[2] + offs_n
+    z += tl.load(token_type_ptrs, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    position_ptrs = table_ptrs[2] + _at_least_0(position) * strides[3] + offs_n
+    z += tl.load(position_ptrs, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+    rstd = tl.load(rstd_ptr + row)  # scalar
+    mean = tl.load(mean_ptr + row)  # scalar
+    xhat = tl.where(mask_n, (z - mean) * rstd, 0.0)  # [BLOCK_N]
+    if HAS_DROPOUT:
+        seed = tl.load(seed_ptr)  # scalar
+        rows = row + tl.zeros([1], tl.int32)
+        keep = keep_adjacent(seed, stream, rows, keep_threshold, 1, BLOCK_N, first_column)  # [1, BLOCK_N]
+        dy = tl.where(keep.reshape(BLOCK_N), dy * keep_scale, 0.0)
+    return dy, xhat
+
+
+@triton.jit(do_not_specialize=[*_ROWS, "keep_threshold", "stream"])
+def embedding_bwd_means_kernel(
+    dy_ptr, input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr,
+    mean_ptr, rstd_ptr, seed_ptr, means_ptr,
+    N, num_words, num_token_types, num_positions, stride_dy_row, stride_word_row, stride_token_type_row,
+    stride_position_row, keep_threshold, keep_scale, stream,
+    HAS_DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The means over a row of dy * weight * xhat and of dy * weight, BLOCK_N columns at a time."""
+    row = tl.program_id(0)
+    table_ptrs = (word_ptr, token_type_ptr, position_ptr)
+    strides = (stride_dy_row, stride_word_row, stride_token_type_row, stride_position_row)
+    ids_ptrs = (input_ids_ptr, token_type_ids_ptr, position_ids_ptr)
+    ids = _ids_of(ids_ptrs, row, (num_words, num_token_types, num_positions))
+    with_xhat = tl.zeros([BLOCK_N], tl.float32)
+    alone = tl.zeros([BLOCK_N], tl.float32)
+    for first_column in range(0, N, BLOCK_N):
+        offs_n = first_column + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < N
+        dy, xhat = _dy_and_xhat(
+            row, ids, dy_ptr, table_ptrs, mean_ptr, rstd_ptr, seed_ptr, strides, first_column, mask_n,
+            keep_threshold, keep_scale, stream, HAS_DROPOUT, BLOCK_N,
+        )  # fmt: skip
+        g = dy * tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        with_xhat += g * xhat
+        alone += g
+    out_ptr = means_ptr + 2 * row.to(tl.int64)
+    tl.store(out_ptr, tl.sum(with_xhat, axis=0) / N)
+    tl.store(out_ptr + 1, tl.sum(alone, axis=0) / N)
+
+
+@triton.jit(do_not_specialize=["M", *_ROWS, "rows_per_program", "keep_threshold", "stream"])
 def embedding_bwd_kernel(
     dy_ptr, input_ids_ptr, token_type_ids_ptr, position_ids_ptr, word_ptr, token_type_ptr, position_ptr, weight_ptr,
-    mean_ptr, rstd_ptr, seed_ptr,
+    mean_ptr, rstd_ptr, seed_ptr, means_ptr,
     dz_ptr, dword_ptr, dtoken_type_ptr, dposition_ptr, norm_partial_ptr, token_type_partial_ptr,
-    M, N, stride_dy_row, stride_word_row, stride_token_type_row, stride_position_row, rows_per_program, padding_idx,
-    keep_threshold, keep_scale, stream,
+    M, N, num_words, num_token_types, num_positions, stride_dy_row, stride_word_row, stride_token_type_row,
+    stride_position_row, rows_per_program, padding_idx, keep_threshold, keep_scale, stream,
     HAS_DROPOUT: tl.constexpr, WRITE_DZ: tl.constexpr, ADD_WORD: tl.constexpr, ADD_TOKEN_TYPE: tl.constexpr,
-    ADD_POSITION: tl.constexpr, SUM_NORM: tl.constexpr, SUM_TOKEN_TYPE: tl.constexpr, BLOCK_N: tl.constexpr,
+    ADD_POSITION: tl.constexpr, SUM_NORM: tl.constexpr, SUM_TOKEN_TYPE: tl.constexpr, IN_BLOCKS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """WRITE_DZ: stores dz, the gradient of the summed rows. ADD_*: adds dz to a float32 table with atomics. SUM_*: stores this
-    program's partial sums for the layer norm's parameters, and for token types 0 and 1."""
+    program's partial sums for the layer norm's parameters, and for token types 0 and 1. IN_BLOCKS: as in
+    `layer_norm_bwd_kernel`, after `embedding_bwd_means_kernel`."""
     program = tl.program_id(0)
-    offs_n = tl.arange(0, BLOCK_N)
+    table_ptrs = (word_ptr, token_type_ptr, position_ptr)
+    strides = (stride_dy_row, stride_word_row, stride_token_type_row, stride_position_row)
+    ids_ptrs = (input_ids_ptr, token_type_ids_ptr, position_ids_ptr)
+    first_column = tl.program_id(1) * BLOCK_N if IN_BLOCKS else 0
+    offs_n = first_column + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
     dweight = tl.zeros([BLOCK_N], tl.float32)
@@ -87,34 +188,33 @@ def embedding_bwd_kernel(
     first = program * rows_per_program
     for row in range(first, tl.minimum(first + rows_per_program, M)):
         row_64 = row + tl.zeros([], tl.int64)
-        word = tl.load(input_ids_ptr + row).to(tl.int64)  # scalar
-        token_type = tl.load(token_type_ids_ptr + row).to(tl.int64)  # scalar
-        position = tl.load(position_ids_ptr + row).to(tl.int64)  # scalar
-        dy = tl.load(dy_ptr + row_64 * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
-        z = tl.load(word_ptr + word * stride_word_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
-        token_type_ptrs = token_type_ptr + token_type * stride_token_type_row + offs_n
-        z += tl.load(token_type_ptrs, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
-        z += tl.load(position_ptr + position * stride_position_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        ids = _ids_of(ids_ptrs, row, (num_words, num_token_types, num_positions))
+        word, token_type, position = ids
+        dy, xhat = _dy_and_xhat(
+            row, ids, dy_ptr, table_ptrs, mean_ptr, rstd_ptr, seed_ptr, strides, first_column, mask_n,
+            keep_threshold, keep_scale, stream, HAS_DROPOUT, BLOCK_N,
+        )  # fmt: skip
         rstd = tl.load(rstd_ptr + row)  # scalar
-        mean = tl.load(mean_ptr + row)  # scalar
-        xhat = tl.where(mask_n, (z - mean) * rstd, 0.0)  # [BLOCK_N]
-        if HAS_DROPOUT:
-            seed = tl.load(seed_ptr)  # scalar
-            keep = keep_adjacent(seed, stream, row + tl.zeros([1], tl.int32), keep_threshold, 1, BLOCK_N)  # [1, BLOCK_N]
-            dy = tl.where(keep.reshape(BLOCK_N), dy * keep_scale, 0.0)
         g = dy * weight
-        c1 = tl.sum(g * xhat, axis=0) / N
-        c2 = tl.sum(g, axis=0) / N
+        if IN_BLOCKS:
+            c1 = tl.load(means_ptr + 2 * row_64)  # scalar
+            c2 = tl.load(means_ptr + 2 * row_64 + 1)  # scalar
+        else:
+            c1 = tl.sum(g * xhat, axis=0) / N
+            c2 = tl.sum(g, axis=0) / N
         dz = (g - (xhat * c1 + c2)) * rstd  # [BLOCK_N]
         if WRITE_DZ:
             tl.store(dz_ptr + row_64 * N + offs_n, dz.to(dz_ptr.dtype.element_ty), mask=mask_n)
         if ADD_WORD:
-            counted = word + tl.zeros([BLOCK_N], tl.int64) != padding_idx  # [BLOCK_N]: Triton 3.9 takes no scalar here
-            tl.atomic_add(dword_ptr + word * N + offs_n, dz, mask=mask_n & counted, sem="relaxed")
+            words = word + tl.zeros([BLOCK_N], tl.int32)  # [BLOCK_N]: Triton 3.9 takes no scalar in the mask
+            counted = mask_n & (words >= 0) & (words != padding_idx)
+            tl.atomic_add(dword_ptr + word.to(tl.int64) * N + offs_n, dz, mask=counted, sem="relaxed")
         if ADD_TOKEN_TYPE:
-            tl.atomic_add(dtoken_type_ptr + token_type * N + offs_n, dz, mask=mask_n, sem="relaxed")
+            token_type_ptrs = dtoken_type_ptr + token_type.to(tl.int64) * N + offs_n
+            tl.atomic_add(token_type_ptrs, dz, mask=mask_n & (token_type >= 0), sem="relaxed")
         if ADD_POSITION:
-            tl.atomic_add(dposition_ptr + position * N + offs_n, dz, mask=mask_n, sem="relaxed")
+            position_ptrs = dposition_ptr + position.to(tl.int64) * N + offs_n
+            tl.atomic_add(position_ptrs, dz, mask=mask_n & (position >= 0), sem="relaxed")
         if SUM_NORM:
             dweight += dy * xhat
             dbias += dy
@@ -140,7 +240,8 @@ def _embedding_fwd(*inputs):
     config = LayerNormConfig.for_size(N)
     embedding_fwd_kernel[(cdiv(M, config.BLOCK_M),)](
         *tensors, seed, y, mean, rstd,
-        M, N, *(table.stride(0) for table in tensors[3:6]), eps, threshold(dropout_p), scale(dropout_p), stream,
+        M, N, *(table.shape[0] for table in tensors[3:6]), *(table.stride(0) for table in tensors[3:6]),
+        eps, threshold(dropout_p), scale(dropout_p), stream,
         HAS_DROPOUT=dropout_p > 0, SAVE=save, BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
     )  # fmt: skip
     return y, mean, rstd
@@ -170,20 +271,31 @@ def _embedding_bwd(*inputs):
         torch.zeros((table.shape[0] if add else 0, N), dtype=torch.float32, device=dy.device)
         for table, add in zip(tables, adds)
     ]
-    config = LayerNormConfig.for_size(N)
-    programs = min(M, num_programs(dy.device, config.programs_per_multiprocessor))
+    config = LayerNormConfig.for_backward(N)
+    columns = cdiv(N, config.BLOCK_N)
+    programs = min(M, cdiv(num_programs(dy.device, config.programs_per_multiprocessor), columns))
     rows_per_program = cdiv(M, programs)
     programs = cdiv(M, rows_per_program)
     norm_partial, token_type_partial = (
         torch.empty((programs if want else 0, 2, N), dtype=torch.float32, device=dy.device)
         for want in (want_norm, in_registers)
     )
-    embedding_bwd_kernel[(programs,)](
-        dy, *ids, *tables, weight, mean, rstd, seed, dz, *dtables, norm_partial, token_type_partial,
-        M, N, dy.stride(0), *(table.stride(0) for table in tables), rows_per_program,
+    sizes, strides = [table.shape[0] for table in tables], [table.stride(0) for table in tables]
+    means = None
+    if columns > 1:
+        means = torch.empty((M, 2), dtype=torch.float32, device=dy.device)
+        embedding_bwd_means_kernel[(M,)](
+            dy, *ids, *tables, weight, mean, rstd, seed, means,
+            N, *sizes, dy.stride(0), *strides, threshold(dropout_p), scale(dropout_p), stream,
+            HAS_DROPOUT=dropout_p > 0, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
+        )  # fmt: skip
+    embedding_bwd_kernel[(programs, columns)](
+        dy, *ids, *tables, weight, mean, rstd, seed, means, dz, *dtables, norm_partial, token_type_partial,
+        M, N, *sizes, dy.stride(0), *strides, rows_per_program,
         -1 if padding_idx is None else padding_idx, threshold(dropout_p), scale(dropout_p), stream,
         HAS_DROPOUT=dropout_p > 0, WRITE_DZ=any(sorts), ADD_WORD=adds[0], ADD_TOKEN_TYPE=adds[1], ADD_POSITION=adds[2],
-        SUM_NORM=want_norm, SUM_TOKEN_TYPE=in_registers, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
+        SUM_NORM=want_norm, SUM_TOKEN_TYPE=in_registers, IN_BLOCKS=columns > 1,
+        BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
     )  # fmt: skip
 
     for i, (table, skip) in enumerate(zip(tables, (padding_idx, None, None))):

@@ -65,13 +65,15 @@ def layer_norm_fwd_kernel(
 @triton.jit(do_not_specialize=["M", "rows_per_program", "keep_threshold", "stream"])
 def layer_norm_bwd_kernel(
     dy_ptr, saved_ptr, weight_ptr, mean_ptr, rstd_ptr, seed_ptr,
-    dx_ptr, dresidual_ptr, partial_ptr,
+    means_ptr, dx_ptr, dresidual_ptr, partial_ptr,
     M, N, stride_dy_row, stride_saved_row, rows_per_program, keep_threshold, keep_scale, stream,
     SAVED_IS_X: tl.constexpr, HAS_DROPOUT: tl.constexpr, WRITE_DX: tl.constexpr, WRITE_DRESIDUAL: tl.constexpr,
-    WRITE_PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr,
+    WRITE_PARTIAL: tl.constexpr, IN_BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """IN_BLOCKS: a program has BLOCK_N columns of its rows, whose means `layer_norm_bwd_means_kernel` has stored."""
     program = tl.program_id(0)
-    offs_n = tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(1) * BLOCK_N if IN_BLOCKS else 0
+    offs_n = first_column + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     weight = tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
     dweight = tl.zeros([BLOCK_N], tl.float32)
@@ -88,13 +90,18 @@ def layer_norm_bwd_kernel(
             mean = tl.load(mean_ptr + row)  # scalar
             xhat = tl.where(mask_n, (xhat - mean) * rstd, 0.0)
         g = dy * weight
-        c1 = tl.sum(g * xhat, axis=0) / N
-        c2 = tl.sum(g, axis=0) / N
+        if IN_BLOCKS:
+            c1 = tl.load(means_ptr + 2 * row_64)  # scalar
+            c2 = tl.load(means_ptr + 2 * row_64 + 1)  # scalar
+        else:
+            c1 = tl.sum(g * xhat, axis=0) / N
+            c2 = tl.sum(g, axis=0) / N
         dz = (g - (xhat * c1 + c2)) * rstd  # [BLOCK_N]
         dx = dz
         if HAS_DROPOUT:
             seed = tl.load(seed_ptr)  # scalar
-            keep = keep_adjacent(seed, stream, row + tl.zeros([1], tl.int32), keep_threshold, 1, BLOCK_N)  # [1, BLOCK_N]
+            rows = row + tl.zeros([1], tl.int32)
+            keep = keep_adjacent(seed, stream, rows, keep_threshold, 1, BLOCK_N, first_column)  # [1, BLOCK_N]
             dx = tl.where(keep.reshape(BLOCK_N), dz * keep_scale, 0.0)
         if WRITE_DRESIDUAL:
             tl.store(dresidual_ptr + row_64 * N + offs_n, dz.to(dresidual_ptr.dtype.element_ty), mask=mask_n)
@@ -111,9 +118,41 @@ def layer_norm_bwd_kernel(
         tl.store(partial + 2 * N, dx_bias, mask=mask_n)
 
 
+@triton.jit
+def layer_norm_bwd_means_kernel(
+    dy_ptr, saved_ptr, weight_ptr, mean_ptr, rstd_ptr, means_ptr,
+    N, stride_dy_row, stride_saved_row,
+    SAVED_IS_X: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The means over a row of dy * weight * xhat and of dy * weight, BLOCK_N columns at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    rstd = tl.load(rstd_ptr + row)  # scalar
+    with_xhat = tl.zeros([BLOCK_N], tl.float32)
+    alone = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, N, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < N
+        dy = tl.load(dy_ptr + row * stride_dy_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        xhat = tl.load(saved_ptr + row * stride_saved_row + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        if SAVED_IS_X:
+            mean = tl.load(mean_ptr + row)  # scalar
+            xhat = tl.where(mask_n, (xhat - mean) * rstd, 0.0)
+        g = dy * tl.load(weight_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)  # [BLOCK_N]
+        with_xhat += g * xhat
+        alone += g
+    tl.store(means_ptr + 2 * row, tl.sum(with_xhat, axis=0) / N)
+    tl.store(means_ptr + 2 * row + 1, tl.sum(alone, axis=0) / N)
+
+
+MAX_BACKWARD_BLOCK = 4096  # columns of a row that a backward holds in registers, with the sums for its parameters
+
+
 @dataclass(frozen=True)
 class LayerNormConfig:
     """The tile for a row length. With a warp per row, reductions stay inside the warp; longer rows get several warps.
+
+    A forward holds a row of MAX_NORM_SIZE in registers; a backward holds more for each element, and takes rows of more than
+    MAX_BACKWARD_BLOCK in two passes: first the two means of each row, then every column on its own.
 
     Compiled for sm_90 at BLOCK_N = 1024: forward 4 rows x 4 warps, backward 1 row x 4 warps, no spill; not yet timed.
     """
@@ -129,6 +168,10 @@ class LayerNormConfig:
         if BLOCK_N <= 1024:
             return cls(BLOCK_N, BLOCK_M=4, num_warps=4)
         return cls(BLOCK_N, BLOCK_M=1, num_warps=4 if BLOCK_N == 2048 else 8 if BLOCK_N <= 8192 else 16)
+
+    @classmethod
+    def for_backward(cls, N: int) -> "LayerNormConfig":
+        return cls.for_size(min(N, MAX_BACKWARD_BLOCK))
 
 
 def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save):
@@ -165,16 +208,25 @@ def _layer_norm_bwd(dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual
     )
     if M == 0:
         return dx, dresidual, parameters.zero_()
-    config = LayerNormConfig.for_size(N)
-    programs = min(M, num_programs(dy.device, config.programs_per_multiprocessor))
+    config = LayerNormConfig.for_backward(N)
+    columns = cdiv(N, config.BLOCK_N)
+    programs = min(M, cdiv(num_programs(dy.device, config.programs_per_multiprocessor), columns))
     rows_per_program = cdiv(M, programs)
     programs = cdiv(M, rows_per_program)
     partial = torch.empty((programs, 3, N) if want_parameters else (0,), dtype=torch.float32, device=dy.device)
-    layer_norm_bwd_kernel[(programs,)](
-        dy, saved, weight, mean, rstd, seed, dx, dresidual, partial,
+    means = None
+    if columns > 1:
+        means = torch.empty((M, 2), dtype=torch.float32, device=dy.device)
+        layer_norm_bwd_means_kernel[(M,)](
+            dy, saved, weight, mean, rstd, means,
+            N, dy.stride(0), saved.stride(0),
+            SAVED_IS_X=saved_is_x, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
+        )  # fmt: skip
+    layer_norm_bwd_kernel[(programs, columns)](
+        dy, saved, weight, mean, rstd, seed, means, dx, dresidual, partial,
         M, N, dy.stride(0), saved.stride(0), rows_per_program, threshold(dropout_p), scale(dropout_p), stream,
         SAVED_IS_X=saved_is_x, HAS_DROPOUT=dropout_p > 0, WRITE_DX=want_dx, WRITE_DRESIDUAL=want_dresidual,
-        WRITE_PARTIAL=want_parameters, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
+        WRITE_PARTIAL=want_parameters, IN_BLOCKS=columns > 1, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
     )  # fmt: skip
     if want_parameters:
         parameters = sum_partials(partial, weight.dtype)

@@ -37,12 +37,12 @@ def half_words(w0, w1, w2, w3):
 
 
 @triton.jit
-def keep_adjacent(seed, stream, rows, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Which elements of rows [BLOCK_M] and columns 0 to BLOCK_N are kept: int1 [BLOCK_M, BLOCK_N].
+def keep_adjacent(seed, stream, rows, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, first_column=0):
+    """Which elements of rows [BLOCK_M] and BLOCK_N columns are kept: int1 [BLOCK_M, BLOCK_N]. first_column: a multiple of 8.
 
     One counter serves eight neighbouring columns: element (row, column) is half-word column % 8 of counter
     (row, column // 8, 0, stream).
     """
-    groups = tl.arange(0, BLOCK_N // 8)
+    groups = first_column // 8 + tl.arange(0, BLOCK_N // 8)
     words = random_half_words(seed, rows[:, None], groups[None, :], 0, stream)  # [BLOCK_M, BLOCK_N // 8, 8]
     return words.reshape(BLOCK_M, BLOCK_N) >= threshold

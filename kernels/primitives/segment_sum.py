@@ -101,7 +101,9 @@ def segment_sum(rows: Tensor, ids: Tensor, num_segments: int, skip: int | None, 
     out = torch.zeros((num_segments, N), dtype=out_dtype, device=rows.device)
     if M == 0:
         return out
-    sorted_ids, order = torch.sort(ids.to(torch.int32), stable=True)
+    if ids.dtype != torch.int32:  # whose lower half might name a row
+        ids = ids.clamp(-1, num_segments).to(torch.int32)
+    sorted_ids, order = torch.sort(ids, stable=True)
     skip = -1 if skip is None else skip
     num_chunks = cdiv(M, CHUNK)
     partial = torch.empty((num_chunks, 2, N), dtype=torch.float32, device=rows.device)

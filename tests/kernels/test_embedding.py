@@ -13,6 +13,7 @@ from fastbert.kernels.primitives.segment_sum import segment_sum
 from fastbert.kernels.specs.embedding import SPECS
 from fastbert.kernels.specs.layer_norm import dropout_mask
 from fastbert.kernels.specs.spec import seed_tensor
+from tests.kernels.bad_ids import check_bad_ids
 from tests.kernels.harness import compare, forward_backward, random_gradient
 
 (SPEC,) = SPECS
@@ -130,12 +131,28 @@ def test_compiles_without_a_graph_break(device):
         torch.testing.assert_close(got[name], value)
 
 
+@pytest.mark.parametrize(("deterministic", "dropout_p"), [(True, 0.1), (False, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("table", range(3), ids=TABLES)
+@pytest.mark.parametrize("token_types", [2, 3])  # summed in registers, and as the other tables are
+def test_ids_outside_their_table_give_nan_and_touch_no_row(table, token_types, dtype, dropout_p, deterministic, device):
+    check_bad_ids(table, token_types, dtype, dropout_p, deterministic, device)
+
+
+def test_segment_sum_does_not_cut_ids_to_a_row_that_exists(device):
+    """2^32 has the lower half of 0."""
+    ids = torch.tensor([1 << 32, 0, -(1 << 32) + 1, 1], device=device)
+    rows = torch.tensor([[float("nan")], [1.0], [float("nan")], [2.0]], device=device)
+    assert segment_sum(rows, ids, 2, None, torch.float32).flatten().tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (dict(input_ids=torch.tensor([0, 6])), ValueError, r"input_ids in \[0, 6\).*word_weight, got values from 0 to 6"),
         (dict(token_type_ids=torch.tensor([-1, 0])), ValueError, r"token_type_ids in \[0, 2\).*from -1 to 0"),
         (dict(position_ids=torch.tensor([4, 1])), ValueError, r"position_ids in \[0, 4\).*from 1 to 4"),
+        (dict(token_type_weight=torch.ones(0, 8)), ValueError, r"token_type_weight with a row.*got \(0, 8\)"),
         (dict(position_ids=torch.zeros(3, dtype=torch.int64)), ValueError, r"position_ids of shape \(2,\).*got \(3,\)"),
         (dict(input_ids=torch.zeros(2)), TypeError, "input_ids of dtype int64 or int32, got torch.float32"),
         (dict(position_weight=torch.ones(4, 7)), ValueError, r"position_weight of shape \(rows, 8\), got \(4, 7\)"),
