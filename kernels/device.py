@@ -3,6 +3,8 @@
 The only file that tells devices apart. Imports no Triton. `pretend` lets tests and tools act as if a GPU were there.
 """
 
+import importlib.metadata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from torch.torch_version import TorchVersion
 
+FENCED_COPIES = "3.7.1"  # the first Triton that puts a fence between asynchronous copies and wgmma (triton-lang/triton#9610)
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # of an A100, an H100 SXM and a B200
 
 
@@ -73,7 +77,24 @@ def _architecture(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         return properties.gcnArchName.split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    found = f"sm_{properties.major}{properties.minor}"
+    if (fault := compiler_fault(found)) is not None:
+        warnings.warn(f"fastbert on {properties.name}: {fault}", UserWarning, stacklevel=2)
+    return found
+
+
+def compiler_fault(arch: str) -> str | None:
+    """What the installed Triton is known to compile wrongly for this architecture, and what to do; None where nothing is."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # not installed, or under another name, which brings its own version
+        return None
+    if not arch.startswith("sm_90") or TorchVersion(version) >= FENCED_COPIES:
+        return None
+    return (
+        f"triton {version} leaves out the fence between asynchronous copies and Hopper's matrix products, which may so read "
+        f"old data: install triton {FENCED_COPIES} or newer, which comes with torch 2.13"
+    )
 
 
 def has_wide_matrix_unit(arch: str) -> bool:
@@ -93,7 +114,12 @@ def is_nvidia(arch: str) -> bool:
 
 
 def dot_precision(dtype: torch.dtype, arch: str) -> Literal["ieee", "tf32"]:
-    """The input_precision of tl.dot: tf32 for float32 tensors where PyTorch allows it and the hardware has it, else ieee."""
+    """The input_precision of tl.dot: tf32 for float32 tensors where PyTorch allows it and the hardware has it, else ieee.
+
+    tf32 on an NVIDIA GPU cuts operands to 10 bits after the point: Triton compiles no conversion that rounds, and the matrix
+    unit ignores the lower bits. Errors are 2.5 to 4.5 times those of operands rounded to the nearest (measured by emulating
+    the compiled kernels, not on a GPU).
+    """
     if dtype != torch.float32 or not (is_nvidia(arch) or arch == "gfx942"):
         return "ieee"
     # The older name, allow_tf32, raises where the user has set this newer one.

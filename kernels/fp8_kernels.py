@@ -118,11 +118,13 @@ def fp8_gemm_kernel(
             mask_k = (offs_k < K - k)[None, :]
             x = tl.load(x_ptrs, mask=mask_k, other=0.0)  # [BLOCK_M, BLOCK_K]
             w = tl.load(w_ptrs, mask=mask_k, other=0.0)  # [BLOCK_N, BLOCK_K]
+        # Each BLOCK_K columns have their own sum: with acc as the operand and max_num_imprecise_acc, Triton adds before
+        # it waits on Hopper, and the assembler puts in a wait that serialises. Elsewhere Triton makes acc the operand again.
+        sums = tl.dot(x, tl.trans(w))  # [BLOCK_M, BLOCK_N]
         if GROUPED:
-            acc += tl.dot(x, tl.trans(w)) * tl.load(scale_ptrs)[:, None]  # [BLOCK_M, BLOCK_N] * [BLOCK_M, 1]
+            sums *= tl.load(scale_ptrs)[:, None]  # [BLOCK_M, 1]
             scale_ptrs += 1
-        else:
-            acc = tl.dot(x, tl.trans(w), acc, max_num_imprecise_acc=BLOCK_K)  # [BLOCK_M, BLOCK_N]
+        acc += sums
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..batch_invariance import is_batch_invariant
 from ..device import architecture, dot_precision, index_of, is_gpu
-from .config import GemmConfig, unsupported_reason
+from .config import DIVISIBILITY, GemmConfig, are_whole_vectors, unsupported_reason
 from .keys import GEMM_PRODUCTS, OPERATIONS, Entry, Measured, Side, Timed, row_bucket
 from .table import measured_on
 
@@ -81,7 +81,6 @@ RULES = (
     ),
     Rule("library", "nothing is left to fuse into a plain product; not yet timed"),
 )
-DIVISIBILITY = 16  # elements: what Triton must know of a row to load and store it 16 bytes at a time
 
 
 def _checked(name: str, source: str) -> Gemm:
@@ -136,8 +135,9 @@ def select_gemm(
 ) -> GemmChoice:
     """Who computes a product of a linear layer with weight (N, K) on M rows, on which tile, and why.
 
-    operation: a key of OPERATIONS. device: need not exist on this machine. x, weights: the tensors of a forward; a measured
-    tile that cannot read them (a view whose rows are not aligned, say) is left out of the choice.
+    operation: a key of OPERATIONS. device: need not exist on this machine. x, weights: the operands, dy in place of x in a
+    backward, and x in place of the weights of a wgrad; a tile that cannot read them, or only element by element, is left out
+    of the choice.
     Raises ValueError for another operation, RuntimeError where the library is forced in batch-invariant mode, TableError or
     OSError where a table that the user named cannot be used.
     """
@@ -156,9 +156,15 @@ def select_gemm(
     else:
         arch = architecture(device)
         choice = _select(operation, M, N, K, dtype, dot_precision(dtype, arch), arch, _measured(device, arch))
-    if choice.config is not None and x is not None and unsupported_reason(choice.config, x, weights) is not None:
+    if choice.config is not None and x is not None and not _can_take(choice.config, (N, K), x, weights):
         return GemmChoice(choice.side, choice.reason)
     return choice
+
+
+def _can_take(config: GemmConfig, sizes: tuple[int, int], x: Tensor, weights: Sequence[Tensor]) -> bool:
+    if config.needs_whole_vectors and not are_whole_vectors(sizes, x, *weights):
+        return False
+    return unsupported_reason(config, x, weights) is None
 
 
 @lru_cache(maxsize=4096)

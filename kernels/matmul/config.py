@@ -46,10 +46,17 @@ class GemmConfig:
     programs: int = 1
 
     @classmethod
-    def for_shape(cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> "GemmConfig":
-        """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest."""
+    def for_shape(
+        cls, product: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device, whole_vectors: bool = True
+    ) -> "GemmConfig":
+        """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest.
+
+        whole_vectors: as `are_whole_vectors` says; where not, the smallest tile, the only one that then spills no register.
+        """
         arch = architecture(device)
         *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
+        if not whole_vectors:
+            return smallest
         if is_batch_invariant():
             return larger[-1] if larger else smallest
         multiprocessors = num_programs(device, 1)
@@ -68,6 +75,11 @@ class GemmConfig:
         if name not in known:
             raise ValueError(f"expected a tile of {product} among {', '.join(map(repr, known))}, got {name!r}")
         return known[name]
+
+    @property
+    def needs_whole_vectors(self) -> bool:
+        """Whether it spills registers where operands are read element by element (compiled for sm_90 and sm_80)."""
+        return self.rows * self.columns > SMALL.rows * SMALL.columns or self.splits is not None
 
     @property
     def name(self) -> str:
@@ -115,6 +127,7 @@ TMA = (
 SPLIT = tuple(GemmConfig(64, 64, 128, num_warps=4, num_stages=4, splits=splits) for splits in (2, 4, 8))
 GROUP_ROWS = 8  # rows of tiles that are walked column by column, so that their operands stay in L2
 MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
+DIVISIBILITY = 16  # elements of a row, bytes of an address: what Triton must know of them to load 16 bytes at a time
 
 
 def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
@@ -171,6 +184,14 @@ def unsupported_reason(config: GemmConfig, x: Tensor, weights: Sequence[Tensor])
         if tensor.stride(1) != 1 or tensor.stride(0) % 8 or tensor.data_ptr() % 16:
             return f"{name} must start at a multiple of 16 bytes and have contiguous rows a multiple of 16 bytes apart"
     return None
+
+
+def are_whole_vectors(sizes: Sequence[int], *tensors: Tensor | None) -> bool:
+    """Whether Triton compiles loads and stores of 16 bytes: sizes, strides between rows and addresses are multiples of 16."""
+    strides = (tensor.stride(0) for tensor in tensors if tensor is not None)
+    if any(size % DIVISIBILITY for size in (*sizes, *strides)):
+        return False
+    return not any(tensor.data_ptr() % DIVISIBILITY for tensor in tensors if tensor is not None)
 
 
 def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..device import architecture, cdiv, dot_precision
 from ..primitives.reduce import sum_partials
 from ..primitives.tiles import halves, offsets, tile_position
-from .config import GROUP_ROWS, GemmConfig, unsupported_reason, wgrad_splits
+from .config import GROUP_ROWS, GemmConfig, are_whole_vectors, unsupported_reason, wgrad_splits
 from .epilogue import store_activated, store_dx, store_half_dx
 from .split_k import gemm_fwd_split
 from .tma import gemm_fwd_tma
@@ -172,7 +172,9 @@ def gemm_fwd(
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
-    config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device)
+    if config is None:
+        whole = are_whole_vectors((N, K), x, *weights)
+        config = GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device, whole)
     if (reason := unsupported_reason(config, x, weights)) is not None:
         raise ValueError(f"a forward cannot take {config.name}: {reason}")
     if config.structure != "pointers":
@@ -211,7 +213,10 @@ def gemm_dgrad(
     M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
     product = "dgrad" if activation is None else "dgrad_activation"
-    config = _for_pointers(product, config) or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device)
+    if config is None:
+        whole = are_whole_vectors((N, K), dy, *weights, u)
+        config = GemmConfig.for_shape(product, M, K, dy.dtype, dy.device, whole)
+    _check_for_pointers(product, config)
     row_tiles = cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
     h = torch.empty((M if want_h else 0, K), dtype=dy.dtype, device=dy.device)
@@ -230,7 +235,8 @@ def gemm_dgrad(
 def gemm_wgrad(dy: Tensor, x: Tensor, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None) -> Tensor:
     """dy.T @ x. out_dtype: dy's where None."""
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
-    config = _for_pointers("wgrad", config) or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device)
+    config = config or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device, are_whole_vectors((N, K), dy, x))
+    _check_for_pointers("wgrad", config)
     splits = config.splits or wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = cdiv(cdiv(M, splits), config.inner) * config.inner
     splits = cdiv(M, rows_per_split)
@@ -245,10 +251,9 @@ def gemm_wgrad(dy: Tensor, x: Tensor, out_dtype: torch.dtype | None = None, conf
     return dweight[0] if splits == 1 else sum_partials(dweight, out_dtype)
 
 
-def _for_pointers(product: str, config: GemmConfig | None) -> GemmConfig | None:
-    if config is not None and (config.structure != "pointers" or (config.splits is not None and product != "wgrad")):
+def _check_for_pointers(product: str, config: GemmConfig) -> None:
+    if config.structure != "pointers" or (config.splits is not None and product != "wgrad"):
         raise ValueError(f"expected a tile for {product}, which has one structure, pointers, unsplit; got {config.name}")
-    return config
 
 
 _T = TypeVar("_T", Tensor, Tensor | None)

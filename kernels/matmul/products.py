@@ -48,7 +48,7 @@ def qkv_forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
 def dgrad(dy: Tensor, weight: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
     """dy @ weight, in dy's dtype or out_dtype."""
     (M, N), K = dy.shape, weight.shape[1]
-    choice = select_gemm("dgrad", M, N, K, dy.dtype, dy.device)
+    choice = select_gemm("dgrad", M, N, K, dy.dtype, dy.device, dy, (weight,))
     if choice.side == "triton":
         return gemm_dgrad(dy, [weight], out_dtype=out_dtype, config=choice.config)[0]
     return _library_mm(dy, weight, out_dtype)
@@ -59,7 +59,7 @@ def dgrad_activation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(du = (dy @ weight) * activation'(u), its sum over the rows, activation(u)); what is not wanted is empty."""
     (M, N), K = dy.shape, weight.shape[1]
-    choice = select_gemm("dgrad_activation", M, N, K, dy.dtype, dy.device)
+    choice = select_gemm("dgrad_activation", M, N, K, dy.dtype, dy.device, dy, (weight, u))
     if choice.side == "triton":
         return gemm_dgrad(dy, [weight], u, activation, want_sum, want_h, config=choice.config)
     return activation_backward(_library(torch.mm, dy, weight), u, activation, want_sum, want_h)
@@ -68,7 +68,7 @@ def dgrad_activation(
 def qkv_dgrad(dy: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """dy @ weight, summed over three weights, each with its third of dy's columns."""
     (M, N), K = dy.shape, weights[0].shape[1]
-    choice = select_gemm("qkv_dgrad", M, N, K, dy.dtype, dy.device)
+    choice = select_gemm("qkv_dgrad", M, N, K, dy.dtype, dy.device, dy, weights)
     if choice.side == "triton":
         return gemm_dgrad(dy, _same_strides(weights), config=choice.config)[0]
     return _library(torch.mm, dy, torch.cat(tuple(weights)))  # one product rounds once, a sum of three products three times
@@ -77,7 +77,7 @@ def qkv_dgrad(dy: Tensor, weights: Sequence[Tensor]) -> Tensor:
 def wgrad(dy: Tensor, x: Tensor, want_sum: bool, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """(dy.T @ x, the sum of dy over the rows or an empty tensor), in dy's dtype or out_dtype."""
     (M, N), K = dy.shape, x.shape[1]
-    choice = select_gemm("wgrad", M, N, K, dy.dtype, dy.device)
+    choice = select_gemm("wgrad", M, N, K, dy.dtype, dy.device, dy, (x,))
     if choice.side == "triton":
         dweight = gemm_wgrad(dy, x, out_dtype=out_dtype, config=choice.config)
     else:

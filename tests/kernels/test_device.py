@@ -1,15 +1,21 @@
 """What is known of a device, and the same choices on a CPU as on the GPU it is told to act as."""
 
+import importlib.metadata
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastbert.kernels import device as device_module
 from fastbert.kernels.attention.config import Problem
 from fastbert.kernels.backend import backend_reason, checks_values, use_backend
 from fastbert.kernels.device import (
     MULTIPROCESSORS,
     architecture,
     cdiv,
+    compiler_fault,
     dot_precision,
     has_wide_matrix_unit,
     index_of,
@@ -123,7 +129,7 @@ def test_attention_tiles_are_chosen_for_that_gpu(dtype, arch):
             for max_seqlen in (16, 128, 512):
                 shape = (1000, 3, 12, head_dim)
                 here, there = (torch.empty(shape, dtype=dtype, device=device) for device in ("cpu", "cuda"))
-                problems = [Problem.of(qkv, max_seqlen, 0.1) for qkv in (here, there)]
+                problems = [Problem.of(qkv, max_seqlen, 0.1, False) for qkv in (here, there)]
                 assert problems[0] == problems[1]
                 assert problems[0].target == arch
 
@@ -155,3 +161,43 @@ def test_the_kernels_count_as_supported():
 
 def test_cdiv():
     assert [cdiv(x, 4) for x in (0, 1, 4, 5, 8)] == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "is_faulty"),
+    [
+        ("sm_90", "3.6.0", True),
+        ("sm_90", "3.7.0", True),
+        ("sm_90", "3.7.1", False),
+        ("sm_90", "3.10.0", False),
+        ("sm_80", "3.6.0", False),
+    ],
+)
+def test_a_triton_that_leaves_out_a_fence_on_hopper_is_told_once(arch, version, is_faulty, monkeypatch):
+    major, minor = divmod(int(arch.removeprefix("sm_")), 10)
+    properties = SimpleNamespace(name="the card", major=major, minor=minor)
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": version}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.version, "hip", None)
+    device_module._architecture.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert architecture(CUDA) == architecture(CUDA) == arch
+    finally:
+        device_module._architecture.cache_clear()
+    assert (compiler_fault(arch) is not None) is is_faulty
+    told = [str(one.message) for one in caught]
+    assert len(told) == is_faulty
+    if is_faulty:
+        assert told[0].startswith(f"fastbert on the card: triton {version} leaves out the fence")
+        assert "install triton 3.7.1 or newer" in told[0]
+
+
+def test_without_a_package_of_that_name_no_fault_is_known(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert compiler_fault("sm_90") is None
