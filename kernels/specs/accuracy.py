@@ -4,15 +4,27 @@ Three runs on the same rounded inputs: the operation, PyTorch in that dtype, PyT
 `factor` times as much as PyTorch does in that dtype, plus half a unit in the last place of the largest value: the rounding of
 the store, which the best implementation cannot escape and which PyTorch sometimes escapes by luck. Tests assert it,
 `fastbert verify` prints it. Imports no Triton.
+
+The rule is one for every device; what it compares with is what the hardware can do. Two things are decided here:
+
+- Where the hardware drops bits, PyTorch in the same dtype drops them too. In tf32 that run is PyTorch in float32 on operands
+  cut to tf32, as the unit cuts them, whatever the library of the card does with its own. Where a CPU stands for a GPU, float32
+  products are added one after another as a GPU's scalar units do. The reference of fp8_linear adds as an fp8 unit does, in
+  its spec. All three are written out in matrix_unit.py.
+- A gradient may be a difference that is exactly zero, and PyTorch's may be zero by luck, because both sides are rounded
+  alike. Where a multiplication is fused with the addition that follows, one side is not rounded, and what remains is a rounding
+  of the summands. PyTorch's share of the limit is never less than half a unit in the last place of float32 of them; a spec says
+  how large they are (`summand_scale`), from the inputs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import matrix_unit
 from .spec import Inputs, OperationSpec
 
 OUT_FACTOR = 2.0
@@ -47,14 +59,23 @@ class Accuracy:
 
 
 def compare_with_float64(
-    name: str, result: Tensor, same_dtype: Tensor, exact: Tensor, factor: float, *, summed_rows: int = 0, scale: float = 0.0
+    name: str,
+    result: Tensor,
+    same_dtype: Tensor,
+    exact: Tensor,
+    factor: float,
+    *,
+    summed_rows: int = 0,
+    scale: float = 0.0,
+    float32_scale: float = 0.0,
 ) -> Accuracy:
     """The accuracy of one tensor.
 
     result: of the operation. same_dtype, exact: PyTorch's, in the dtype of the result and in float64. factor: how many times
     PyTorch's error is allowed. summed_rows: how many rows the operation and PyTorch add in float32 in different orders (threads
     divide packed and padded batches differently), so that either may be the luckier one: the limit grows by the square root of
-    their number, in units of float32's last place. scale: size of the summands where the sum itself cancels to zero.
+    their number, in units of float32's last place. scale: size of the summands where the sum itself cancels to zero and they
+    were rounded to the dtype of the result. float32_scale: the same where they were rounded to float32 only.
     Raises ValueError where the shapes differ.
     """
     if result.shape != exact.shape:
@@ -64,8 +85,9 @@ def compare_with_float64(
     exact = exact.double()
     error, torch_error = (_largest_difference(run, exact) for run in (result, same_dtype))
     largest = max(exact.abs().max().item(), scale)
-    floor = (0.5 * torch.finfo(result.dtype).eps + summed_rows**0.5 * torch.finfo(torch.float32).eps) * largest
-    return Accuracy(name, error, torch_error, factor * torch_error + floor)
+    float32_eps = torch.finfo(torch.float32).eps
+    floor = (0.5 * torch.finfo(result.dtype).eps + summed_rows**0.5 * float32_eps) * largest
+    return Accuracy(name, error, torch_error, max(factor * torch_error, 0.5 * float32_eps * float32_scale) + floor)
 
 
 def _largest_difference(tensor: Tensor, exact: Tensor) -> float:
@@ -141,8 +163,10 @@ def check_operation(
     differentiable = tuple(name for name in spec.differentiable if name in inputs)
     reference_inputs = spec.reference_inputs(inputs)
     results = forward_backward(spec.function, inputs, differentiable, None, make_dy)
-    same_dtype = forward_backward(spec.reference, reference_inputs, differentiable, dtype, make_dy)
+    with matrix_unit.hardware_products(dtype, results["out"].device):
+        same_dtype = forward_backward(spec.reference, reference_inputs, differentiable, dtype, make_dy)
     exact = forward_backward(spec.reference, reference_inputs, differentiable, torch.float64, make_dy)
+    float32_scale = _summand_scale(spec, reference_inputs, exact["out"], make_dy)
     if results["out"].dtype != same_dtype["out"].dtype:
         raise AssertionError(f"{spec.name}: expected an output of {same_dtype['out'].dtype}, got {results['out'].dtype}")
     return [
@@ -153,6 +177,19 @@ def check_operation(
             exact[name],
             OUT_FACTOR if name == "out" else spec.grad_factor,
             summed_rows=summed_rows,
+            float32_scale=float32_scale.get(name, 0.0),
         )
         for name, result in results.items()
     ]
+
+
+def _summand_scale(
+    spec: OperationSpec, reference_inputs: Inputs, exact: Tensor, make_dy: Callable[[Tensor], Tensor]
+) -> Mapping[str, float]:
+    if spec.summand_scale is None or exact.numel() == 0:
+        return {}
+    wide = {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in reference_inputs.items()
+    }
+    return spec.summand_scale(wide, make_dy(exact).double())

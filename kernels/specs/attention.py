@@ -1,6 +1,7 @@
 """Spec of attention: samples, reference inputs and costs."""
 
 import random
+from collections.abc import Callable
 
 import torch
 import triton
@@ -33,23 +34,32 @@ def _sample(
 ) -> Sample:
     """One sample; layout is that of qkv in memory.
 
-    'packed'; 'wide', a slice of a buffer with more heads and a larger head_dim; 'heads_first', strides of (3, H, T, D).
+    'packed'; 'wide', a slice of a buffer with more heads and a larger head_dim; 'heads_first', strides of (3, H, T, D). Off
+    multiples of 16 bytes: 'odd', with one element between rows; 'shifted', packed from the second element of a buffer on.
     """
 
     def make(dtype: torch.dtype, device: torch.device) -> Inputs:
-        T, g = sum(seqlens), generator(seed)
-        shape = {"packed": (T, 3, heads, head_dim), "wide": (T, 3, heads + 1, head_dim + 24)}
-        shape["heads_first"] = (3, heads, T, head_dim)
-        x = torch.randn(shape[layout], generator=g)
-        if layout == "wide":
-            x = x[:, :, 1:, 8 : 8 + head_dim]
-        elif layout == "heads_first":
-            x = x.permute(2, 0, 1, 3)
-        x[:, 2] += value_shift
+        T, D = sum(seqlens), head_dim
+        shape = {
+            "packed": (T, 3, heads, D),
+            "wide": (T, 3, heads + 1, D + 24),
+            "heads_first": (3, heads, T, D),
+            "odd": (T, 3, heads, D + 1),
+            "shifted": (1 + T * 3 * heads * D,),
+        }
+        buffer = torch.randn(shape[layout], generator=generator(seed))
+        views: dict[str, Callable[[Tensor], Tensor]] = {
+            "packed": lambda x: x,
+            "wide": lambda x: x[:, :, 1:, 8 : 8 + D],
+            "heads_first": lambda x: x.permute(2, 0, 1, 3),
+            "odd": lambda x: x[..., :D],
+            "shifted": lambda x: x[1:].view(T, 3, heads, D),
+        }
+        view = views[layout]
+        view(buffer)[:, 2] += value_shift
         bounds = [0, *torch.tensor(seqlens).cumsum(0).tolist()]
         inputs = {
-            # `to` would make a view contiguous.
-            "qkv": torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device).copy_(x),
+            "qkv": view(buffer.to(dtype=dtype, device=device)),
             "cu_seqlens": torch.tensor(bounds, dtype=torch.int32, device=device),
             "max_seqlen": max(seqlens, default=0) if max_seqlen is None else max_seqlen,
             "softmax_scale": softmax_scale,
@@ -78,16 +88,22 @@ SAMPLES = (
     _sample("no-tokens", (0,)),
     _sample("an-empty-sequence", (40, 0, 7, 0)),
     _sample("head-dim-24", (50, 64), head_dim=24, heads=2),
+    _sample("head-dim-24-dropout", (70, 131), head_dim=24, dropout_p=0.1),
     _sample("head-dim-40-causal", (140, 9), head_dim=40, causal=True),
+    _sample("head-dim-56-up-to-128-dropout", (66, 80), head_dim=56, dropout_p=0.1),
     _sample("head-dim-72-causal", (40, 70), head_dim=72, causal=True),
     _sample("head-dim-64", (70, 20, 129), head_dim=64),
     _sample("head-dim-80-dropout", (66, 130), head_dim=80, dropout_p=0.1),
+    _sample("head-dim-88-causal-dropout", (130, 9), head_dim=88, causal=True, dropout_p=0.1),
+    _sample("head-dim-120", (129, 66), head_dim=120),
     _sample("head-dim-128", (129, 30), head_dim=128),
     _sample("head-dim-128-up-to-64-dropout", (30, 60), head_dim=128, dropout_p=0.1),
     _sample("values-shifted", (30, 200), head_dim=64, value_shift=100.0),
     _sample("sharp", (150, 40), head_dim=64, softmax_scale=1.5),
     _sample("slice-of-a-wider-buffer", (17, 140), heads=2, layout="wide"),
     _sample("tokens-inside-heads", (64, 130), heads=2, layout="heads_first", dropout_p=0.1),
+    _sample("rows-off-16-bytes", (17, 130), heads=2, head_dim=24, layout="odd"),
+    _sample("a-start-off-16-bytes", (33, 20), heads=2, layout="shifted", causal=True),
     _sample("unused-keys", (40, 64, 65, 129, 30, 200), seqused_k=(0, 64, 1, 70, 29, 128)),
     _sample("unused-keys-up-to-64", (20, 64, 9), seqused_k=(0, 33, 9), causal=True),
     _sample("unused-keys-up-to-128-dropout", (100, 64, 128, 90), seqused_k=(100, 0, 65, 64), dropout_p=0.1),
@@ -110,7 +126,7 @@ def _fuzz(rng: random.Random) -> Sample:
     seqlens = tuple(rng.choice((rng.randint(0, longest), rng.randint(0, 9))) for _ in range(rng.randint(1, 5)))
     seqlens += tuple(rng.randint(0, 40) for _ in range(rng.choice((0, 0, rng.randint(1, 9)))))
     seqused_k = tuple(rng.randint(0, seqlen) for seqlen in seqlens) if rng.random() < 0.25 else None
-    head_dim, causal, dropout_p = 8 * rng.randint(2, 9), rng.random() < 0.3, rng.choice((0.0, 0.0, 0.1, 0.5))
+    head_dim, causal, dropout_p = 8 * rng.randint(2, 16), rng.random() < 0.3, rng.choice((0.0, 0.0, 0.1, 0.5))
     return _sample(
         f"fuzz-{seqlens}-D{head_dim}{'-causal' * causal}-p{dropout_p}",
         seqlens,
@@ -120,7 +136,7 @@ def _fuzz(rng: random.Random) -> Sample:
         max_seqlen=max(seqlens) + rng.choice((0, 0, 1, 70)),
         causal=causal,
         dropout_p=dropout_p,
-        layout=rng.choice(("packed", "packed", "wide", "heads_first")),
+        layout=rng.choice(("packed", "packed", "wide", "heads_first", "odd", "shifted")),
         seed=rng.randint(0, 1 << 30),
     )
 
@@ -161,6 +177,33 @@ def _reference_inputs(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def _summand_scale(inputs: Inputs, dy: Tensor) -> dict[str, float]:
+    """The scores' gradient p * (dp - sum(p * dp)) vanishes where a row has one key; dp is dy @ v.T.
+
+    Its summand p * dp has the rounding of p, an exponential, which grows with the score that was rounded before. dq and dk are
+    its products with k and q.
+    """
+    qkv, bounds = inputs["qkv"], inputs["cu_seqlens"].tolist()
+    softmax_scale = qkv.shape[-1] ** -0.5 if inputs["softmax_scale"] is None else inputs["softmax_scale"]
+    used = inputs["seqused_k"].tolist() if "seqused_k" in inputs else [end - start for start, end in zip(bounds, bounds[1:])]
+    largest = 0.0
+    for start, end, num_keys in zip(bounds, bounds[1:], used):
+        if num_keys == 0:
+            continue
+        q, k, v = qkv[start:end].permute(1, 2, 0, 3)  # each (heads, seqlen, head_dim)
+        k, v = k[:, :num_keys], v[:, :num_keys]
+        scores = softmax_scale * (q @ k.transpose(-1, -2))  # (heads, seqlen, keys)
+        if inputs["causal"]:
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
+        dp = dy[start:end].transpose(0, 1) @ v.transpose(-1, -2)
+        if "dropout_mask" in inputs:
+            dp = dp * inputs["dropout_mask"][:, start:end, :num_keys]
+        p = scores.softmax(-1)
+        ds = softmax_scale * p * dp.abs() * (1 + torch.where(p > 0, scores.abs(), 0.0))
+        largest = max(largest, (ds @ k.abs()).max().item(), (ds.transpose(-1, -2) @ q.abs()).max().item())
+    return {"dqkv": largest}
+
+
 def _prepare(inputs: Inputs) -> Inputs:
     """With the schedule, which a model computes once for all its layers."""
     qkv = inputs["qkv"]
@@ -199,6 +242,7 @@ SPECS = (
         variants=variants,
         reference_inputs=_reference_inputs,
         grad_factor=3.0,
+        summand_scale=_summand_scale,
         prepare=_prepare,
         baseline=baselines.padded_attention,
     ),

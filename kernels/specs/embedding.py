@@ -1,17 +1,19 @@
 """The spec of embedding."""
 
 import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional, reference
-from ..embedding import embedding_bwd_kernel, embedding_fwd_kernel
-from ..layer_norm import LayerNormConfig
-from ..primitives.segment_sum import CHUNK, JOIN_TILE, SEGMENT_ROWS, SEGMENT_WARPS, join_runs_kernel, sum_runs_kernel
+from ..limits import MAX_NORM_SIZE
+from ..primitives.segment_sum import CHUNK
+from .launches import COMPLETE, Point, cut, draws, rows
 from .layer_norm import dropout_mask
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
-from .variants import signature
+from .spec import Inputs, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 
 def _sample(
@@ -78,6 +80,8 @@ _SAMPLES = (
     _sample("dropout", (23,), 200, dropout_p=0.1, padding_idx=3),
     _sample("all-dropped", (5,), 64, dropout_p=1.0),
     _sample("long-axis", (3,), 2500, dropout_p=0.5),
+    _sample("axis-in-blocks", (4,), 4500, dropout_p=0.1, token_types=3),  # longer than a backward holds at once
+    _sample("axis-in-blocks-two-types", (5,), 8192, row_pad=8),
 )
 
 
@@ -134,90 +138,63 @@ def _flops(inputs: Inputs, backward: bool) -> int:
 def _bytes_moved(inputs: Inputs, backward: bool) -> int:
     """Forward: a word's row once per token, the small tables once, y. Backward: those, dy, and the tables' gradients."""
     tokens, N = inputs["input_ids"].numel(), inputs["weight"].shape[0]
-    rows = tokens * N * inputs["word_weight"].element_size()
+    gathered = tokens * N * inputs["word_weight"].element_size()
     ids = nbytes(inputs["input_ids"], inputs["token_type_ids"], inputs["position_ids"])
     small = nbytes(inputs["token_type_weight"], inputs["position_weight"])
     if backward:
-        return 2 * rows + ids + 2 * small + nbytes(inputs["word_weight"])
-    return 2 * rows + ids + small
+        return 2 * gathered + ids + 2 * small + nbytes(inputs["word_weight"])
+    return 2 * gathered + ids + small
 
 
-_TYPES = {
-    **dict.fromkeys(("input_ids_ptr", "token_type_ids_ptr", "position_ids_ptr", "seed_ptr"), "*i64"),
-    **dict.fromkeys(("mean_ptr", "rstd_ptr", "norm_partial_ptr", "token_type_partial_ptr"), "*fp32"),
-    **dict.fromkeys(("dword_ptr", "dtoken_type_ptr", "dposition_ptr"), "*fp32"),
-    **dict.fromkeys(("eps", "keep_scale"), "fp32"),
-}
-_DIVISIBLE = ("N", "stride_word_row", "stride_token_type_row", "stride_position_row")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_TYPINGS = (*((dtype, None) for dtype in _DTYPES), *((dtype, torch.bfloat16) for dtype in _DTYPES))  # of the tables, autocast
+_WANTED = ("word_weight", "token_type_weight", "position_weight", "weight")
 
 
-def _forward_variant(name: str, dtype: str, config: LayerNormConfig, dropout: bool) -> KernelVariant:
-    flags = {"HAS_DROPOUT": dropout, "SAVE": True, "BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N}
-    return KernelVariant(
-        f"embedding fwd {name}",
-        embedding_fwd_kernel,
-        signature(embedding_fwd_kernel, flags, dtype, **_TYPES),
-        flags,
-        num_warps=config.num_warps,
-        divisible=_DIVISIBLE,
+def _call(
+    M, N, typing, *, table_rows=(64, 2, 64), id_dtype=torch.int64, padding_idx=0, dropout=False, wanted=_WANTED,
+    layout="contiguous", deterministic=True,
+) -> None:  # fmt: skip
+    """Forward, and backward to the tables and parameters that are wanted."""
+    dtype, half = typing
+    names = ("word_weight", "token_type_weight", "position_weight")
+    ids: dict[str, Any] = {name: torch.zeros(M, dtype=id_dtype) for name in ("input_ids", "token_type_ids", "position_ids")}
+    tensors: dict[str, Any] = {name: cut((count, N), dtype, layout) for name, count in zip(names, table_rows)}
+    tensors |= {"weight": torch.zeros(N, dtype=dtype), "bias": torch.zeros(N, dtype=dtype)}
+    leaves = [tensor.requires_grad_() for name, tensor in tensors.items() if name in wanted]
+    options: dict[str, Any] = dict(dropout_p=0.1, seed=seed_tensor(1, torch.device("cpu"))) if dropout else {}
+    with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None):
+        y = functional.embedding(**ids, **tensors, padding_idx=padding_idx, deterministic=deterministic, **options)
+    if leaves:
+        torch.autograd.grad(y, leaves, cut((M, N), y.dtype, layout))
+
+
+def _points(target: str) -> Iterator[Point]:
+    """BERT's own: inference and training, with the vocabulary of BERT and its padding word 0."""
+    for dtype, half in (_TYPINGS[0], _TYPINGS[2], (torch.float32, torch.bfloat16)):
+        for dropout, wanted, deterministic in (
+            (False, (), True),
+            (False, _WANTED, True),
+            (True, _WANTED, True),
+            (True, _WANTED, False),
+        ):
+            case = dict(table_rows=(30522, 2, 512), dropout=dropout, wanted=wanted, deterministic=deterministic)
+            yield Point(partial(_call, 2 * CHUNK, 768, (dtype, half), **case), of_bert=True)
+    if target not in COMPLETE:
+        return
+    sizes = [size for exponent in range(6, MAX_NORM_SIZE.bit_length()) for size in (1 << exponent, (1 << exponent) - 3)]
+    options: dict[str, Any] = dict(
+        table_rows=((64, 2, 64), (37, 1, 29), (1, 3, 16), (48, 16, 1)),
+        id_dtype=(torch.int32, torch.int64),
+        padding_idx=(None, 0, 1, 3),
+        dropout=(False, True),
+        wanted=(_WANTED, _WANTED, (), *((name,) for name in _WANTED), _WANTED[:3]),
+        layout=("contiguous", "contiguous", "padded", "far", "unaligned"),
+        deterministic=(False, True),
     )
-
-
-def _backward_variant(name: str, dtype: str, config: LayerNormConfig, dropout: bool, deterministic: bool) -> KernelVariant:
-    flags = {
-        "HAS_DROPOUT": dropout,
-        "WRITE_DZ": deterministic,
-        "ADD_WORD": not deterministic,
-        "ADD_TOKEN_TYPE": False,
-        "ADD_POSITION": not deterministic,
-        "SUM_NORM": True,
-        "SUM_TOKEN_TYPE": True,
-        "BLOCK_N": config.BLOCK_N,
-    }
-    return KernelVariant(
-        f"embedding bwd {name}{'' if deterministic else ' atomics'}",
-        embedding_bwd_kernel,
-        signature(embedding_bwd_kernel, flags, dtype, **_TYPES),
-        flags,
-        num_warps=config.num_warps,
-        divisible=(*_DIVISIBLE, "stride_dy_row"),
-    )
-
-
-def _segment_sum_variants(dtype: str) -> list[KernelVariant]:
-    types = {"ids_ptr": "*i32", "order_ptr": "*i64", "partial_ptr": "*fp32"}
-    runs = {"CHUNK": CHUNK, "BLOCK_M": SEGMENT_ROWS, "BLOCK_N": 1024}
-    joins = {"CHUNK": CHUNK, **JOIN_TILE}
-    return [
-        KernelVariant(
-            f"segment runs N=768 {dtype}",
-            sum_runs_kernel,
-            signature(sum_runs_kernel, runs, dtype, **types),
-            runs,
-            num_warps=SEGMENT_WARPS,
-            divisible=("N", "stride_rows_row"),
-        ),
-        KernelVariant(
-            f"segment join N=768 {dtype}",
-            join_runs_kernel,
-            signature(join_runs_kernel, joins, dtype, **types),
-            joins,
-            num_warps=SEGMENT_WARPS,
-            divisible=("N",),
-        ),
-    ]
-
-
-def _variants() -> list[KernelVariant]:
-    variants = []
-    for N in (384, 768):  # 1024 compiles to the code of 768
-        config = LayerNormConfig.for_size(N)
-        for dtype in ("bf16", "fp32"):
-            for dropout in (False, True):
-                name = f"N={N} {dtype}{' dropout' if dropout else ''}"
-                variants.append(_forward_variant(name, dtype, config, dropout))
-                variants += [_backward_variant(name, dtype, config, dropout, deterministic) for deterministic in (True, False)]
-    return [*variants, *_segment_sum_variants("bf16"), *_segment_sum_variants("fp32")]
+    for N, typing, drawn in draws(0, ((1, *sizes), _TYPINGS), 4, **options):
+        drawn["padding_idx"] = drawn["padding_idx"] if drawn["table_rows"][0] > 3 else None
+        yield Point(partial(_call, 2 * CHUNK if N <= 1024 else 2, N, typing, **drawn))
 
 
 SPECS = (
@@ -231,7 +208,7 @@ SPECS = (
         workload=_workload,
         flops=_flops,
         bytes_moved=_bytes_moved,
-        variants=_variants,
+        variants=partial(rows, _points),
         reference_inputs=_reference_inputs,
     ),
 )

@@ -1,17 +1,19 @@
 """The spec of fp8.linear; the kernels that quantise rows are among its variants."""
 
 import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import fp8
-from ..fp8_format import GROUP
-from ..fp8_kernels import LARGE, NORM_ROWS, QUANTIZE_ROWS, ROW_WARPS, SMALL, fp8_gemm_kernel, layer_norm_kernel, quantize_kernel
-from ..matmul.config import GROUP_ROWS
-from . import baselines
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
-from .variants import signature
+from ..fp8_format import GROUP, num_groups
+from ..limits import ACTIVATIONS
+from . import baselines, matrix_unit
+from .launches import COMPLETE, Point, cut, draws, rows
+from .spec import Inputs, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 
 def _sample(name: str, M: int, K: int, N: int, *, bias: bool = True, grouped: bool = False, seed: int = 0) -> Sample:
@@ -45,7 +47,15 @@ def _fuzz(rng: random.Random) -> Sample:
 def _reference(
     q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
 ) -> Tensor:
-    return fp8.linear_ref(q, scale, weight_q, weight_scale, bias)
+    return linear_ref(q, scale, weight_q, weight_scale, bias)
+
+
+def linear_ref(q: Tensor, scale: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias in the dtype of scale; in float32 as this device's matrix unit adds fp8 products."""
+    if scale.dtype != torch.float32 or not matrix_unit.adds_fp8_in_14_bits(q.device):
+        return fp8.linear_ref(q, scale, weight_q, weight_scale, bias)
+    y = matrix_unit.fp8_product(q, scale, weight_q) * weight_scale
+    return y if bias is None else y + bias
 
 
 def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -62,76 +72,48 @@ def _bytes_moved(inputs: Inputs, backward: bool) -> int:
 
 
 _TARGETS = ("sm_90", "sm_100")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def _row_variants() -> list[KernelVariant]:
-    types = {"q_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "eps": "fp32"}
-    quantize = {"BLOCK_M": QUANTIZE_ROWS, "BLOCK_N": 1024}
-    norm = {"HAS_X_BIAS": True, "BLOCK_M": NORM_ROWS, "BLOCK_N": 1024}
-    return [
-        KernelVariant(
-            "fp8 quantize bf16",
-            quantize_kernel,
-            signature(quantize_kernel, quantize, "bf16", **types),
-            quantize,
-            num_warps=ROW_WARPS,
-            divisible=("N", "stride_x_row"),
-            targets=_TARGETS,
-        ),
-        KernelVariant(
-            "fp8 layer norm bf16",
-            layer_norm_kernel,
-            signature(layer_norm_kernel, norm, "bf16", **types),
-            norm,
-            num_warps=ROW_WARPS,
-            divisible=("N", "stride_x_row", "stride_residual_row"),
-            targets=_TARGETS,
-        ),
-    ]
+def _rows_call(M, N, dtype, *, x_bias=True, layout="contiguous") -> None:
+    """Quantises rows, alone and after a layer norm."""
+    x, vector = cut((M, N), dtype, layout), torch.zeros(N, dtype=dtype)
+    fp8.quantize(x)
+    fp8.layer_norm(x, vector, vector, x, x_bias=vector if x_bias else None)
 
 
-def _gemm_variants(label: str, activation: str | None, grouped: bool) -> list[KernelVariant]:
-    """activation: its result is quantised; without one the result is bfloat16."""
-    types = {"x_ptr": "*fp8e4nv", "w_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "y_scale_ptr": "*fp32"}
-    if activation is not None:
-        types["y_ptr"] = "*fp8e4nv"
-    variants = []
-    for config in (LARGE, SMALL):
-        flags = {
-            "HAS_BIAS": True,
-            "ACTIVATION": activation,
-            "GROUPED": grouped,
-            "QUANTIZE": activation is not None,
-            "EVEN_K": True,
-            "BLOCK_M": config.rows,
-            "BLOCK_N": GROUP,
-            "BLOCK_K": GROUP,
-            "GROUP_ROWS": GROUP_ROWS,
-            **({"y_scale_ptr": None} if activation is None else {}),
-        }
-        variants.append(
-            KernelVariant(
-                f"fp8 linear{label} {config.rows}x{GROUP}x{GROUP}",
-                fp8_gemm_kernel,
-                signature(fp8_gemm_kernel, flags, "bf16", **types),
-                flags,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                unit="tensor",
-                divisible=("N", "K"),
-                targets=_TARGETS,
-            )
-        )
-    return variants
+def _product_call(M, N, K, dtype, *, grouped=False, bias=True, activation=None) -> None:
+    """activation: its result is quantised; without one the result is of `dtype`."""
+    q, weight_q = torch.zeros(M, K, dtype=fp8.E4M3), torch.zeros(N, K, dtype=fp8.E4M3)
+    scale, weight_scale = torch.zeros(M, num_groups(K) if grouped else 1), torch.zeros(N)
+    vector = torch.zeros(N, dtype=dtype) if bias else None
+    if activation is None:
+        fp8.linear(q, scale, weight_q, weight_scale, vector, out_dtype=dtype)
+    else:
+        fp8.linear_activation(q, scale, weight_q, weight_scale, torch.zeros(N, dtype=dtype), activation=activation)
 
 
-def _variants() -> list[KernelVariant]:
-    return [
-        *_row_variants(),
-        *_gemm_variants("", None, False),
-        *_gemm_variants(" gelu_erf+quantize", "gelu_erf", False),
-        *_gemm_variants(" grouped", None, True),
-    ]
+def _points(target: str) -> Iterator[Point]:
+    bf16 = torch.bfloat16
+    yield Point(partial(_rows_call, 2, 768, bf16), of_bert=True)
+    for multiprocessors in (1, 1000):  # every product fills the first, none the second
+        for case in (dict(), dict(grouped=True, bias=False), dict(activation="gelu_erf")):
+            yield Point(partial(_product_call, 2, 768, 768, bf16, **case), of_bert=True, multiprocessors=multiprocessors)
+    if target not in COMPLETE:
+        return
+    for N, dtype, drawn in draws(
+        0,
+        ((1, 16, 37, 128, 200, 256, 500, 512, 768, 1000), _DTYPES),
+        2,
+        x_bias=(False, True),
+        layout=("contiguous", "unaligned"),
+    ):
+        yield Point(partial(_rows_call, 2, N, dtype, **drawn))
+    options: dict[str, Any] = dict(grouped=(False, True), bias=(False, True), activation=(None, *ACTIVATIONS))
+    for N, K, dtype, multiprocessors, drawn in draws(
+        0, ((1, 37, 128), (1, 37, 128, 256, 272), _DTYPES, (1, 1000)), 2, **options
+    ):
+        yield Point(partial(_product_call, 2, N, K, dtype, **drawn), multiprocessors=multiprocessors)
 
 
 SPECS = (
@@ -145,7 +127,7 @@ SPECS = (
         workload=_workload,
         flops=_flops,
         bytes_moved=_bytes_moved,
-        variants=_variants,
+        variants=partial(rows, _points, _TARGETS),
         unsupported_reason=fp8.unsupported_reason,
         directions=("forward",),
         baseline=baselines.linear_without_quantization,

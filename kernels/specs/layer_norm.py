@@ -1,6 +1,9 @@
 """The spec of layer_norm, and the dropout mask that it and the embedding apply."""
 
 import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -10,11 +13,10 @@ from torch import Tensor
 from .. import functional, reference
 from ..device import cdiv
 from ..dropout import scale, threshold
-from ..layer_norm import LayerNormConfig, layer_norm_bwd_kernel, layer_norm_fwd_kernel
+from ..limits import MAX_NORM_SIZE
 from ..primitives.philox import keep_adjacent
-from .reduce import sum_partials_variant
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
-from .variants import signature
+from .launches import COMPLETE, Point, cut, draws, rows
+from .spec import Inputs, OperationSpec, Sample, Workload, generator, nbytes, normal, seed_tensor
 
 BLOCK_M = 2  # rows of a program that writes the mask
 
@@ -88,6 +90,8 @@ _SAMPLES = (
     _sample("dropout", (23, 200), dropout_p=0.1),
     _sample("all-dropped", (5, 64), dropout_p=1.0),
     _sample("long-axis", (3, 2500), dropout_p=0.5),
+    _sample("axis-in-blocks", (4, 4500), dropout_p=0.1),  # longer than a backward holds at once
+    _sample("axis-in-blocks-plain", (2, 8192), fused=False, row_pad=8),
 )
 
 
@@ -114,6 +118,20 @@ def _reference_inputs(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def _summand_scale(inputs: Inputs, dy: Tensor) -> dict[str, float]:
+    """dx is rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = weight * dy, which vanishes on an axis of one element.
+
+    The bias before the norm gets the sum of dx over the rows, each rounded on its own: their root sum of squares.
+    """
+    x, mask = inputs["x"] + inputs.get("x_bias", 0.0), inputs.get("dropout_mask", 1.0)
+    z = x * mask + inputs.get("residual", 0.0)
+    rstd = (z.var(-1, unbiased=False, keepdim=True) + inputs["eps"]).rsqrt()
+    dz = (rstd * inputs["weight"] * dy).abs()
+    dx = dz * mask
+    rows = dx.flatten(0, -2).square().sum(0).sqrt()
+    return {"dx": dx.max().item(), "dresidual": dz.max().item(), "dx_bias": rows.max().item()}
+
+
 def _workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
     return _sample("workload", (work.tokens, work.hidden_size)).make(dtype, device)
 
@@ -123,72 +141,65 @@ def _flops(inputs: Inputs, backward: bool) -> int:
 
 
 def _bytes_moved(inputs: Inputs, backward: bool) -> int:
-    rows = nbytes(inputs["x"], inputs.get("residual"))
+    read = nbytes(inputs["x"], inputs.get("residual"))
     if backward:  # dy and xhat in, dx (shared with dresidual unless elements were dropped) out
         return nbytes(inputs["x"]) * (4 if inputs.get("dropout_p") else 3)
-    return rows + nbytes(inputs["x"])
+    return read + nbytes(inputs["x"])
 
 
-_TYPES = {
-    "seed_ptr": "*i64",
-    "mean_ptr": "*fp32",
-    "rstd_ptr": "*fp32",
-    "partial_ptr": "*fp32",
-    "eps": "fp32",
-    "keep_scale": "fp32",
-}
+# Types of x, residual and the parameters, and autocast: those of a model in one dtype, and of one under autocast.
+_HALVES = (torch.bfloat16, torch.float16)
+_TYPINGS = (
+    *((dtype, dtype, dtype, None) for dtype in (torch.bfloat16, torch.float16, torch.float32)),
+    *((x, residual, torch.float32, half) for half in _HALVES for x, residual in ((half, half), (half, torch.float32))),
+    *((torch.float32, residual, torch.float32, half) for half in _HALVES for residual in (half, torch.float32)),
+)
 
 
-def _forward_variant(name: str, dtype: str, config: LayerNormConfig, dropout: bool) -> KernelVariant:
-    flags = {
-        "HAS_X_BIAS": True,
-        "HAS_RESIDUAL": True,
-        "HAS_DROPOUT": dropout,
-        "SAVE_XHAT": True,
-        "SAVE_STATISTICS": True,
-        "BLOCK_M": config.BLOCK_M,
-        "BLOCK_N": config.BLOCK_N,
+def _call(M, N, typing, *, x_bias=True, residual=True, dropout=False, wanted="all", layout="contiguous") -> None:
+    """Forward, and backward to the inputs that are wanted: 'all', 'none', or those named."""
+    x_dtype, residual_dtype, dtype, half = typing
+    tensors: dict[str, Any] = {
+        "x": cut((M, N), x_dtype, layout),
+        "weight": torch.zeros(N, dtype=dtype),
+        "bias": torch.zeros(N, dtype=dtype),
+        "residual": cut((M, N), residual_dtype, layout) if residual else None,
+        "x_bias": torch.zeros(N, dtype=dtype) if x_bias else None,
     }
-    return KernelVariant(
-        f"layer_norm fwd {name}",
-        layer_norm_fwd_kernel,
-        signature(layer_norm_fwd_kernel, flags, dtype, **_TYPES),
-        flags,
-        num_warps=config.num_warps,
-        divisible=("N", "stride_x_row", "stride_residual_row"),
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    leaves = [tensor.requires_grad_() for name, tensor in given.items() if wanted in ("all", name)]
+    options: dict[str, Any] = dict(dropout_p=0.1, seed=seed_tensor(1, torch.device("cpu"))) if dropout else {}
+    with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None):
+        y = functional.layer_norm(**given, **options)
+    if leaves:
+        torch.autograd.grad(y, leaves, cut((M, N), y.dtype, layout))
+
+
+def _points(target: str) -> Iterator[Point]:
+    """BERT's own: after attention and feed-forward, and alone in the head of the language model; for inference and training."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for typing in (_TYPINGS[0], _TYPINGS[2], (bf16, fp32, fp32, bf16)):
+        for dropout, wanted, fused in (
+            (False, "none", True),
+            (False, "all", True),
+            (True, "all", True),
+            (False, "none", False),
+            (False, "all", False),
+        ):
+            case = dict(dropout=dropout, wanted=wanted, x_bias=fused, residual=fused)
+            yield Point(partial(_call, 2, 768, typing, **case), of_bert=True)
+    if target not in COMPLETE:
+        return
+    sizes = [size for exponent in range(6, MAX_NORM_SIZE.bit_length()) for size in (1 << exponent, (1 << exponent) - 3)]
+    options: dict[str, Any] = dict(
+        x_bias=(False, True),
+        residual=(False, True),
+        dropout=(False, True),
+        wanted=("all", "all", "all", "none", "x", "weight", "residual", "x_bias"),
+        layout=("contiguous", "contiguous", "padded", "far", "unaligned"),
     )
-
-
-def _backward_variant(name: str, dtype: str, config: LayerNormConfig, dropout: bool) -> KernelVariant:
-    flags = {
-        "SAVED_IS_X": False,
-        "HAS_DROPOUT": dropout,
-        "WRITE_DX": dropout,
-        "WRITE_DRESIDUAL": True,
-        "WRITE_PARTIAL": True,
-        "BLOCK_N": config.BLOCK_N,
-    }
-    return KernelVariant(
-        f"layer_norm bwd {name}",
-        layer_norm_bwd_kernel,
-        signature(layer_norm_bwd_kernel, flags, dtype, **_TYPES),
-        flags,
-        num_warps=config.num_warps,
-        divisible=("N", "stride_dy_row", "stride_saved_row"),
-    )
-
-
-def _variants() -> list[KernelVariant]:
-    variants = []
-    for N in (768, 1024):
-        config = LayerNormConfig.for_size(N)
-        for dtype in ("bf16", "fp32"):
-            for dropout in (False, True):
-                name = f"N={N} {dtype}{' dropout' if dropout else ''}"
-                variants.append(_forward_variant(name, dtype, config, dropout))
-                variants.append(_backward_variant(name, dtype, config, dropout))
-        variants.append(sum_partials_variant(3 * N))
-    return variants
+    for N, typing, drawn in draws(0, ((1, *sizes), _TYPINGS), 4, **options):
+        yield Point(partial(_call, 2, N, typing, **drawn))
 
 
 SPECS = (
@@ -202,7 +213,8 @@ SPECS = (
         workload=_workload,
         flops=_flops,
         bytes_moved=_bytes_moved,
-        variants=_variants,
+        variants=partial(rows, _points),
         reference_inputs=_reference_inputs,
+        summand_scale=_summand_scale,
     ),
 )

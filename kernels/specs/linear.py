@@ -1,15 +1,17 @@
 """The specs of linear, qkv_linear and feed_forward."""
 
 import random
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import functional, reference
 from ..limits import ACTIVATIONS
-from .matmul import activation_backward_variants, dgrad_variants, forward_variants, wgrad_variants
-from .reduce import column_sum_variant
-from .spec import Inputs, KernelVariant, OperationSpec, Sample, Workload, generator, nbytes, normal
+from .launches import Point, rows
+from .matmul import any_points, forward_points, gradient_points, pass_points
+from .spec import Inputs, OperationSpec, Sample, Workload, generator, nbytes, normal
 
 
 def _strided(shape: tuple[int, ...], pad: int, dtype, device, g, *, mean=0.0, std=1.0) -> Tensor:
@@ -127,6 +129,12 @@ def _feed_forward_fuzz(rng: random.Random) -> Sample:
     return _feed_forward_sample(f"fuzz-{shape}-{F}-{N}-{activation}", shape, F, N, activation=activation, **options)
 
 
+def _qkv_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | Sequence[None] = (None,) * 3) -> Tensor:
+    """`reference.qkv_linear_ref` with one product at every size: three, for small inputs, give x a gradient of shorter sums."""
+    given = [bias for bias in biases if bias is not None]
+    return reference.linear_ref(x, torch.cat(list(weights)), torch.cat(given) if given else None)
+
+
 def _linear_workload(work: Workload, dtype: torch.dtype, device: torch.device) -> Inputs:
     return _linear_sample("workload", (work.tokens, work.hidden_size), work.hidden_size).make(dtype, device)
 
@@ -163,36 +171,22 @@ def _x_and_weights(inputs: Inputs) -> tuple[Tensor, ...]:
     return (inputs["x"], *inputs.get("weights", ()), *single)
 
 
-def _linear_variants() -> list[KernelVariant]:
-    return [
-        *forward_variants(),
-        *forward_variants(activation="gelu_erf"),
-        *forward_variants(activation="gelu_tanh", main_target_only=True),
-        *forward_variants(activation="relu", main_target_only=True),
-        *forward_variants(bias=False, main_target_only=True),
-        *forward_variants(even=False, main_target_only=True),
-        *dgrad_variants(),
-        *dgrad_variants(even=False, main_target_only=True),
-        *wgrad_variants(),
-        *activation_backward_variants(),
-        *(column_sum_variant(dtype) for dtype in ("bf16", "fp16", "fp32")),
-    ]
+def _linear_points(target: str) -> Iterator[Point]:
+    """Those of the other two operations too: the kernels are the same."""
+    yield from forward_points(target, bert=((True, None, False), (False, None, False)))
+    yield from gradient_points(target)
+    yield from pass_points(target)
+    yield from any_points(target)
 
 
-def _qkv_variants() -> list[KernelVariant]:
-    return [*forward_variants(parts=3), *dgrad_variants(parts=3)]
+def _qkv_points(target: str) -> Iterator[Point]:
+    yield from forward_points(target, parts=3, bert=((True, None, False),))
+    yield from gradient_points(target, parts=3)
 
 
-def _feed_forward_variants() -> list[KernelVariant]:
-    return [
-        *forward_variants(activation="gelu_erf", save_u=True),
-        *forward_variants(activation="gelu_tanh", save_u=True, main_target_only=True),
-        *forward_variants(activation="relu", save_u=True, main_target_only=True),
-        *dgrad_variants(activation="gelu_erf", want_h=True),
-        *dgrad_variants(activation="gelu_erf", main_target_only=True),
-        *dgrad_variants(activation="gelu_tanh", want_h=True, main_target_only=True),
-        *dgrad_variants(activation="relu", want_h=True, main_target_only=True),
-    ]
+def _feed_forward_points(target: str) -> Iterator[Point]:
+    yield from forward_points(target, bert=((True, "gelu_erf", False), (True, "gelu_erf", True)))
+    yield from gradient_points(target, activation="gelu_erf")
 
 
 SPECS = (
@@ -206,19 +200,19 @@ SPECS = (
         workload=_linear_workload,
         flops=_flops,
         bytes_moved=_bytes_moved,
-        variants=_linear_variants,
+        variants=partial(rows, _linear_points),
     ),
     OperationSpec(
         name="qkv_linear",
         function=functional.qkv_linear,
-        reference=reference.qkv_linear_ref,
+        reference=_qkv_reference,
         differentiable=("x", "weights", "biases"),
         samples=_QKV_SAMPLES,
         fuzz=_qkv_fuzz,
         workload=_qkv_workload,
         flops=_flops,
         bytes_moved=_bytes_moved,
-        variants=_qkv_variants,
+        variants=partial(rows, _qkv_points),
     ),
     OperationSpec(
         name="feed_forward",
@@ -230,6 +224,6 @@ SPECS = (
         workload=_feed_forward_workload,
         flops=_flops,
         bytes_moved=_bytes_moved,
-        variants=_feed_forward_variants,
+        variants=partial(rows, _feed_forward_points),
     ),
 )

@@ -1,195 +1,131 @@
-"""Variants of the kernels in matmul/, for the specs of the operations that launch them.
+"""How the kernels of matmul/ are launched, for the specs of the operations that use them.
 
-Rare epilogues are compiled for sm_90 only; their tiles are those of the common ones.
+Every tile that `choose` may take, measured ones too, with every epilogue, type and alignment of operands.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..limits import ACTIVATIONS
-from ..matmul import activation_backward
-from ..matmul.config import GROUP_ROWS, SPLIT, TMA, GemmConfig, configs
-from ..matmul.pointers import gemm_dgrad_kernel, gemm_fwd_kernel, gemm_wgrad_kernel
-from ..matmul.split_k import ADD_TILE, ADD_WARPS, add_splits_kernel, gemm_fwd_split_kernel
-from ..matmul.tma import blocks, constants, gemm_fwd_tma_kernel
-from .spec import KernelVariant
-from .variants import signature
+from ..matmul.activation_backward import activation_backward
+from ..matmul.config import PRODUCTS, GemmConfig, are_whole_vectors, candidates, configs, unsupported_reason
+from ..matmul.pointers import gemm_dgrad, gemm_fwd, gemm_wgrad
+from ..primitives.reduce import column_sum
+from .launches import COMPLETE, Point, cut, draws
 
-IEEE_LABEL = "fp32 (no tensor cores)"
-# Label, dtype and precision of a product.
-NUMBERS = (
-    ("bf16", torch.bfloat16, "ieee"),
-    ("fp16", torch.float16, "ieee"),
-    ("tf32", torch.float32, "tf32"),
-    (IEEE_LABEL, torch.float32, "ieee"),
-)
+# dtype and precision of a product.
+NUMBERS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
+OF_BERT, IN_FLOAT32 = NUMBERS[0], NUMBERS[2:]
+# Sizes of an axis: whole steps of every sum, whole vectors but not steps, neither, and one.
+SIZES = (768, 784, 771, 1)
+LAYOUTS = ("contiguous", "contiguous", "padded", "far", "unaligned")
 
 
-def forward_variants(
-    *,
-    parts: int = 1,
-    bias: bool = True,
-    activation: str | None = None,
-    save_u: bool = False,
-    even: bool = True,
-    main_target_only: bool = False,
-) -> list[KernelVariant]:
-    """parts: weights side by side. even: K is a multiple of the step of the sum. main_target_only: no target but sm_90."""
-    epilogue = dict(PARTS=parts, HAS_BIAS=bias, ACTIVATION=activation, SAVE_U=save_u)
-    prefix = f"fwd{' qkv' * (parts == 3)}"
-    name = f"{prefix}{' bias' * bias} {activation or ''}{'+u' * save_u}"
-    variants = _pointers_variants(
-        f"{name}{'' if even else ' odd K'}",
-        "fwd",
-        gemm_fwd_kernel,
-        ("BLOCK_M", "BLOCK_N", "BLOCK_K"),
-        epilogue | dict(EVEN_K=even),
-        main_target_only,
+def forward_points(target: str, *, bert: Sequence[tuple[bool, str | None, bool]], parts: int = 1) -> Iterator[Point]:
+    """What BERT launches, as (has a bias, activation, saves u); in bfloat16 its own, and in float32."""
+    for dtype, precision in (OF_BERT, *IN_FLOAT32):
+        for config in candidates("fwd", dtype, precision, target):
+            of_bert = dtype == torch.bfloat16 and config in configs("fwd", dtype, precision, target)
+            for bias, activation, save in bert:
+                call = partial(_forward, 2, 768, 768, dtype, config, parts, bias, activation, save)
+                yield Point(call, precision, of_bert)
+
+
+def gradient_points(target: str, *, parts: int = 1, activation: str | None = None) -> Iterator[Point]:
+    """The same for the backward. A wgrad of one split is rounded, several are float32 and added by another kernel."""
+    wants = (activation is not None,) * 2
+    for dtype, precision in (OF_BERT, *IN_FLOAT32):
+        of_bert = dtype == torch.bfloat16
+        for config in configs("dgrad" if activation is None else "dgrad_activation", dtype, precision, target):
+            yield Point(partial(_dgrad, 2, 768, 768, dtype, config, parts, activation, *wants), precision, of_bert)
+        for config in configs("wgrad", dtype, precision, target):
+            for M in (2, 1024):
+                yield Point(partial(_wgrad, M, 768, 768, dtype, config), precision, of_bert)
+
+
+def any_points(target: str) -> Iterator[Point]:
+    """Every tile and type with every epilogue, size and alignment."""
+    if target not in COMPLETE:
+        return
+    everything: dict[str, Any] = dict(
+        N=SIZES,
+        K=SIZES,
+        parts=(1, 1, 3),
+        activation=(None, *ACTIVATIONS),
+        layout=LAYOUTS,
+        one=(False, True),  # of a flag
+        other=(False, True),  # of another
+        out_dtype=(None, torch.float32),
     )
-    if even:  # the hardware zeroes what is past an odd K
-        variants += _tma_variants(name, epilogue, main_target_only)
-    if bias and activation is None:  # one kernel sums for every epilogue
-        variants += _split_variants(f"{prefix}{'' if even else ' odd K'}", parts, even)
-    if even:
-        variants.append(_add_splits_variant(name, epilogue))
-    return variants
+    for dtype, precision in NUMBERS:
+        for product in PRODUCTS:
+            for config, drawn in draws(0, (candidates(product, dtype, precision, target),), 60, **everything):
+                N, K, parts, activation, layout, one, other, out_dtype = drawn.values()
+                if product == "wgrad":
+                    call = partial(_wgrad, 1024 if one else 2, N, K, dtype, config, layout, out_dtype)
+                elif product == "fwd":
+                    activation = activation if parts == 1 else None
+                    save_u = other and activation is not None
+                    call = partial(_forward, 2, N, K, dtype, config, parts, one, activation, save_u, layout)
+                elif product == "dgrad":
+                    out_dtype = out_dtype if parts == 1 else None
+                    call = partial(_dgrad, 2, N, K, dtype, config, parts, None, False, False, layout, out_dtype)
+                else:
+                    call = partial(_dgrad, 2, N, K, dtype, config, 1, activation or "gelu_erf", one, other, layout)
+                yield Point(call, precision)
 
 
-def dgrad_variants(
-    *,
-    parts: int = 1,
-    activation: str | None = None,
-    want_h: bool = False,
-    even: bool = True,
-    main_target_only: bool = False,
-) -> list[KernelVariant]:
-    """even: N is a multiple of the step of the sum. The others as in `forward_variants`."""
-    want_sum = activation is not None
-    return _pointers_variants(
-        f"dgrad{' qkv' * (parts == 3)} {activation or ''}{'+sum' * want_sum}{'+h' * want_h}{'' if even else ' odd N'}",
-        "dgrad" if activation is None else "dgrad_activation",
-        gemm_dgrad_kernel,
-        ("BLOCK_M", "BLOCK_K", "BLOCK_N"),
-        dict(PARTS=parts, ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=want_sum, EVEN_N=even),
-        main_target_only,
-    )
+def _forward(M, N, K, dtype, config: GemmConfig, parts, bias, activation, save_u, layout="contiguous") -> None:
+    x, weights = cut((M, K), dtype, layout), [cut((N, K), dtype, layout) for _ in range(parts)]
+    biases = [torch.zeros(N, dtype=dtype) if bias else None] * parts
+    if _is_chosen(config, (N, K), x, *weights) and unsupported_reason(config, x, weights) is None:
+        gemm_fwd(x, weights, biases, activation, save_u, config=config)
 
 
-def wgrad_variants() -> list[KernelVariant]:
-    return _pointers_variants("wgrad", "wgrad", gemm_wgrad_kernel, ("BLOCK_N", "BLOCK_K", "BLOCK_M"), {}, False)
+def _dgrad(M, N, K, dtype, config, parts, activation, want_sum, want_h, layout="contiguous", out_dtype=None) -> None:
+    dy, weights = cut((M, parts * N), dtype, layout), [cut((N, K), dtype, layout) for _ in range(parts)]
+    u = None if activation is None else torch.zeros(M, K, dtype=dtype)
+    if _is_chosen(config, (N, K), dy, *weights, u):
+        gemm_dgrad(dy, weights, u, activation, want_sum, want_h, out_dtype=out_dtype, config=config)
 
 
-def activation_backward_variants() -> list[KernelVariant]:
-    kernel = activation_backward.activation_backward_kernel
-    variants = []
-    for dtype in ("bf16", "fp16", "fp32"):
-        for activation, want_h in (("gelu_erf", False), *((name, True) for name in ACTIVATIONS)):
-            flags = dict(ACTIVATION=activation, WRITE_H=want_h, WRITE_PARTIAL=True, FULL=dtype == "fp32")
-            constexprs = flags | activation_backward.TILE
-            variants.append(
-                KernelVariant(
-                    f"{activation}{'+h' * want_h} backward {dtype}",
-                    kernel,
-                    signature(kernel, constexprs, dtype, partial_ptr="*fp32"),
-                    constexprs,
-                    num_warps=activation_backward.NUM_WARPS,
-                    divisible=("N", "stride_dh_row"),
-                )
-            )
-    return variants
+def _wgrad(M, N, K, dtype, config, layout="contiguous", out_dtype=None) -> None:
+    dy, x = cut((M, N), dtype, layout), cut((M, K), dtype, layout)
+    if _is_chosen(config, (N, K), dy, x):
+        gemm_wgrad(dy, x, out_dtype=out_dtype, config=config)
 
 
-def _pointers_variants(
-    name: str,
-    product: str,
-    kernel: Any,
-    block_names: tuple[str, str, str],
-    flags: Mapping[str, Any],
-    main_target_only: bool,
-) -> list[KernelVariant]:
-    """Every tile of a product of config.PRODUCTS. block_names: of its rows, columns and the step of its sum."""
-    variants = []
-    for label, dtype, precision in NUMBERS:
-        targets: dict[GemmConfig, list[str]] = {}
-        for arch in ("sm_90",) if main_target_only or label == "fp16" else ("sm_90", "sm_80", "sm_100", "gfx942"):
-            for config in configs(product, dtype, precision, arch):
-                targets.setdefault(config, []).append(arch)
-        for config, archs in targets.items():
-            tile = (config.rows, config.columns, config.inner)
-            constexprs = {**flags, **dict(zip(block_names, tile)), "PRECISION": precision, "GROUP_ROWS": GROUP_ROWS}
-            if "FULL" in kernel.arg_names:
-                constexprs["FULL"] = dtype == torch.float32
-            types = signature(kernel, constexprs, "fp32" if dtype == torch.float32 else label, partial_ptr="*fp32")
-            variants.append(
-                KernelVariant(
-                    f"{name} {label} {'x'.join(map(str, tile))}",
-                    kernel,
-                    types,
-                    constexprs,
-                    num_warps=config.num_warps,
-                    num_stages=config.num_stages,
-                    maxnreg=config.max_registers,
-                    unit="scalar" if label == IEEE_LABEL else "tensor",
-                    divisible=tuple(argument for argument in types if argument in ("N", "K") or argument.startswith("stride_")),
-                    targets=tuple(archs),
-                )
-            )
-    return variants
+def _is_chosen(config: GemmConfig, sizes: tuple[int, int], *operands: Tensor | None) -> bool:
+    """Whether `choose` may take the tile: the same question that it asks."""
+    return not config.needs_whole_vectors or are_whole_vectors(sizes, *operands)
 
 
-def _tma_variants(name: str, epilogue: Mapping[str, Any], main_target_only: bool) -> list[KernelVariant]:
-    variants = []
-    for dtype in ("bf16",) if main_target_only else ("bf16", "fp16"):
-        for config in TMA:
-            x, w, y = (f"tensordesc<{dtype}{block}>" for block in blocks(config))
-            descriptors = dict(x_desc=x, w0_desc=w, w1_desc=w, w2_desc=w, y_desc=y, u_desc=y)
-            constexprs = {**epilogue, **constants(config)}
-            variants.append(
-                KernelVariant(
-                    f"{name} {dtype} {config.name}",
-                    gemm_fwd_tma_kernel,
-                    signature(gemm_fwd_tma_kernel, constexprs, dtype, **descriptors),
-                    constexprs,
-                    num_warps=config.num_warps,
-                    num_stages=config.num_stages,
-                    unit="tensor",
-                    divisible=("N", "K"),
-                    targets=("sm_90",) if main_target_only or dtype == "fp16" else ("sm_90", "sm_100"),
-                )
-            )
-    return variants
+def gradients_to_float32(target: str) -> Iterator[Point]:
+    """The products of a loss over a vocabulary, in bfloat16."""
+    for config in configs("dgrad", *OF_BERT, target):
+        call = partial(_dgrad, 2, 768, 768, OF_BERT[0], config, 1, None, False, False, out_dtype=torch.float32)
+        yield Point(call, of_bert=True)
+    for config in configs("wgrad", *OF_BERT, target):
+        for M in (2, 1024):
+            yield Point(partial(_wgrad, M, 768, 768, OF_BERT[0], config, out_dtype=torch.float32), of_bert=True)
 
 
-def _split_variants(name: str, parts: int, even: bool) -> list[KernelVariant]:
-    config = SPLIT[0]
-    tile = dict(BLOCK_M=config.rows, BLOCK_N=config.columns, BLOCK_K=config.inner)
-    constexprs = dict(PARTS=parts, PRECISION="ieee", EVEN_K=even, GROUP_ROWS=GROUP_ROWS) | tile
-    return [
-        KernelVariant(
-            f"{name} {dtype} split {config.rows}x{config.columns}x{config.inner}",
-            gemm_fwd_split_kernel,
-            signature(gemm_fwd_split_kernel, constexprs, dtype, partial_ptr="*fp32"),
-            constexprs,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            unit="tensor",
-            divisible=("N", "K", "stride_x_row", "stride_w_row", "K_per_split"),
-            targets=("sm_90",) if dtype == "fp16" or not even else ("sm_90", "sm_80", "sm_100"),
-        )
-        for dtype in ("bf16", "fp16")
-    ]
-
-
-def _add_splits_variant(name: str, epilogue: Mapping[str, Any]) -> KernelVariant:
-    constexprs = {**epilogue, "FULL": False, **ADD_TILE}
-    return KernelVariant(
-        f"{name} bf16 added splits",
-        add_splits_kernel,
-        signature(add_splits_kernel, constexprs, "bf16", partial_ptr="*fp32"),
-        constexprs,
-        num_warps=ADD_WARPS,
-        divisible=("N",),
-        targets=("sm_90",),
-    )
+def pass_points(target: str) -> Iterator[Point]:
+    """Kernels that follow a product of the library: the derivative of an activation, and sums over the rows."""
+    bf16 = torch.bfloat16
+    states = torch.zeros(2, 768, dtype=bf16)
+    for want_h in (False, True):  # of the head's transform, and of a feed-forward
+        yield Point(partial(activation_backward, states, states, "gelu_erf", True, want_h), of_bert=True)
+    yield Point(partial(column_sum, states, bf16), of_bert=True)
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    if target not in COMPLETE:
+        return
+    others: dict[str, Any] = dict(want_sum=(False, True), want_h=(False, True), layout=LAYOUTS, out_dtype=dtypes)
+    for N, dtype, activation, drawn in draws(0, (SIZES, dtypes, ACTIVATIONS), 3, **others):
+        dh, u = cut((2, N), dtype, drawn["layout"]), torch.zeros(2, N, dtype=dtype)
+        yield Point(partial(activation_backward, dh, u, activation, drawn["want_sum"], drawn["want_h"]))
+        yield Point(partial(column_sum, dh, torch.float32 if drawn["out_dtype"] == torch.float32 else dtype))

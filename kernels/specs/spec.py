@@ -43,11 +43,12 @@ class Workload:
 class KernelVariant:
     """One kernel as a launch would compile it.
 
-    kernel: the `triton.jit` function. signature: argument name to Triton type ('*bf16', 'i32', 'fp32', ...); pointers and
-    the integers named in `divisible` get divisibility 16, as a launch on BERT's shapes gives them. constexprs: the rest
-    of the arguments. unit: what multiplies, 'tensor' cores, 'scalar' float32 units where products must be exact, or 'memory'
-    where products are negligible. older_unit: why a tensor row uses mma.sync on Hopper. targets: architectures it ships for,
-    all where empty.
+    kernel: the `triton.jit` function. signature: argument name to Triton type ('*bf16', 'i32', 'fp32', ...). constexprs: the
+    rest of the arguments. Pointers get divisibility 16, but for those in `unaligned`, and so do the integers in `divisible`.
+    unit: what multiplies, 'tensor' cores, 'scalar' float32 units where products must be exact, or 'memory' where products are
+    negligible. older_unit: why a tensor row uses mma.sync on Hopper. added_waits: why the assembler may wait between products
+    of a row on Hopper where the kernel does not. of_bert: whether BERT-base or BERT-large launches it. targets: architectures
+    it ships for, all where empty.
     """
 
     name: str
@@ -59,7 +60,10 @@ class KernelVariant:
     maxnreg: int | None = None
     unit: Literal["tensor", "scalar", "memory"] = "memory"
     older_unit: str = ""
+    added_waits: str = ""
     divisible: tuple[str, ...] = ()
+    unaligned: tuple[str, ...] = ()
+    of_bert: bool = False
     targets: tuple[str, ...] = ()
 
 
@@ -87,6 +91,8 @@ class OperationSpec:
     function, reference: take the same `Inputs`, but the reference gets `reference_inputs(inputs)`, which replaces seeds by
     the masks the kernel draws from them. differentiable: names of the inputs with a gradient; a name of a tuple means
     every tensor in it. grad_factor: how many times PyTorch's own error a gradient may err (2; 3 for attention).
+    summand_scale: how large the float32 summands are of gradients that may cancel to exactly zero, by their name ('dx'), from
+    the reference's inputs and the output's gradient, both float64 and not empty (see accuracy.py); None where none cancels.
     samples: ordinary and hostile, small enough for the interpreter. fuzz: a random sample from a random.Random.
     workload: inputs of benchmark size. flops, bytes_moved: of one call on these inputs, forward or (True) backward; bytes
     count each input once and each output once. variants: the kernels as shipped, for the codegen table.
@@ -108,6 +114,7 @@ class OperationSpec:
     variants: Callable[[], list[KernelVariant]]
     reference_inputs: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
     grad_factor: float = 2.0
+    summand_scale: Callable[[Inputs, Tensor], Mapping[str, float]] | None = None
     unsupported_reason: Callable[[torch.device], str | None] = field(default=lambda device: None)
     directions: tuple[Direction, ...] = ("forward", "backward", "both")
     prepare: Callable[[Inputs], Inputs] = field(default=lambda inputs: inputs)
