@@ -1,15 +1,14 @@
 """One kernel compiled ahead of time for one target, and what is wrong with the result; needs no GPU."""
 
-import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fastbert.kernels.specs.spec import KernelVariant
+
+from .assembler import FENCE, ptxas_log, registers_and_stack, waits_added
+from .slots import overwritten_operands
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,26 @@ def compile_variant(operation: str, variant: KernelVariant, target_name: str) ->
         async_copies=len(re.findall(ASYNC_COPY, assembly)),
         bulk_copies=len(re.findall(BULK_COPY, assembly)),
     )
-    problems = []
+    problems, notes = [], []
     if target.backend == "cuda":
-        registers, spill = _registers_and_stack(compiled.asm["cubin"])
+        registers, spill = registers_and_stack(compiled.asm["cubin"])
         blocks = _blocks_per_multiprocessor(registers, row.shared_bytes, variant.num_warps, target_name)
         row = replace(row, registers=registers, spill=spill, blocks_per_multiprocessor=blocks)
-        if kind == "wgmma" and (code := serialised(ptxas_log(assembly, int(target.arch)))) is not None:
-            problems.append(f"wgmma serialised (ptxas {code})")
+        if kind in ("wgmma", "tcgen05"):  # asynchronous products
+            problems += overwritten_operands(compiled.asm["ttgir"])
+        if kind == "wgmma":
+            waits = [f"ptxas {sentence}" for sentence in waits_added(ptxas_log(assembly, int(target.arch)))]
+            waits = [wait for wait in waits if not re.search(FENCE, wait)]
+            problems += [] if variant.added_waits else waits
+            notes += [f"ptxas waits: {variant.added_waits}"] if waits and variant.added_waits else []
     else:
         row = replace(row, registers=_count_of("vgpr_count", assembly), spill=_count_of("vgpr_spill_count", assembly))
     uses_older_unit = variant.unit == "tensor" and target_name == "sm_90" and counts["mma.sync"] > 0
     if uses_older_unit and not variant.older_unit:
         problems.append(f"{counts['mma.sync']} mma.sync where wgmma is meant")
-    note = f"mma.sync: {variant.older_unit}" if uses_older_unit and variant.older_unit else ""
-    return replace(row, problems=(*problems, *_problems(row, variant, target)), note=note)
+    if uses_older_unit and variant.older_unit:
+        notes.append(f"mma.sync: {variant.older_unit}")
+    return replace(row, problems=(*problems, *_problems(row, variant, target)), note="; ".join(notes))
 
 
 def _compile(variant: KernelVariant, target: Target) -> Any:
@@ -107,7 +112,7 @@ def _compile(variant: KernelVariant, target: Target) -> Any:
     attributes = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if signature[name].startswith("*") or name in variant.divisible
+        if (signature[name].startswith("*") and name not in variant.unaligned) or name in variant.divisible
     }
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     if variant.maxnreg is not None and target.backend == "cuda":
@@ -135,42 +140,6 @@ def _count_of(key: str, assembly: str) -> int:
     if found is None:
         raise RuntimeError(f"expected .{key} in the assembly, got none")
     return int(found[1])
-
-
-def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack per thread, as cuobjdump reads them from the machine code."""
-    import triton
-
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(cuobjdump), "-res-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage printed no registers: {text!r}")
-    return int(found[1]), int(found[2])
-
-
-def ptxas_log(ptx: str, arch: int) -> str:
-    """What the assembler that Triton itself uses for this architecture says of the code."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    if target is None:
-        raise ValueError("expected a .target line in the PTX, got none")
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target[1]}", file.name, "-o", os.devnull]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
-
-
-def serialised(log: str) -> str | None:
-    """The code under which ptxas says that it waits for each wgmma before the next; it has ten reasons, C7515 is one."""
-    found = re.search(r"\((C\d+)\).*wgmma\.mma_async instructions are serialized", log)
-    return found[1] if found else None
 
 
 def _blocks_per_multiprocessor(registers: int, shared: int, num_warps: int, target_name: str) -> int:
