@@ -13,16 +13,19 @@ TESTS ?= tests
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench gpu codegen versions clean
+.PHONY: demo test lint bench gpu codegen proofs versions clean
 
 demo: .venv/.installed-demo
 	$(PY) -m fastbert demo $(MODEL) $(if $(TEXT),--text $(TEXT))
 
-# The kernels are tested under Triton's interpreter and compiled ahead of time; the two cannot share a process.
+# The kernels are tested under Triton's interpreter, then compiled: their PTX runs in an emulator, and is looked at ahead of
+# time. Triton reads which of the two it is when a kernel is decorated, and a target is one GPU: each has processes of its own.
 test: .venv/.installed-test
 	$(PY) -m pytest -n $(JOBS) -q tests
+	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_80
+	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_90
 	$(PY) -m pytest -q --quick --benchmark-disable benchmarks
-	$(PY) -m benchmarks.codegen --summary --jobs $(JOBS) --check benchmarks/codegen.tsv
+	$(PY) -m benchmarks.codegen --summary --part --jobs $(JOBS) --check benchmarks/codegen.tsv
 
 lint: .venv/.installed-test
 	$(PY) -m ruff check .
@@ -31,6 +34,11 @@ lint: .venv/.installed-test
 
 codegen: .venv/.installed-test
 	$(PY) -m benchmarks.codegen --jobs $(JOBS) --record benchmarks/codegen.tsv
+
+# Every sample through the compiled kernels of both targets, and what passed into the record that `fastbert verify` shows.
+proofs: .venv/.installed-test
+	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_80 --full --record-proofs
+	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_90 --full --record-proofs
 
 # Small sizes without a GPU, the headline rows with one; BENCH=--full for every row of the records.
 bench: .venv/.installed-test

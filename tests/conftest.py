@@ -1,5 +1,10 @@
-"""Settings that must precede every import: without a GPU the kernels run in Triton's interpreter, on the CPU."""
+"""Where the kernels of a test run: on a GPU where there is one, in Triton's interpreter, or compiled, in an emulator of PTX.
 
+`pytest --compiled=sm_90` runs the tests that ask for the fixture `target` of tests/compiled/conftest.py, and no other. Triton
+reads which of them it is when a kernel is decorated, so a process holds to one.
+"""
+
+import copy
 import gc
 import importlib.util
 import os
@@ -8,39 +13,60 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated
+TARGETS = ("sm_80", "sm_90")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FASTBERT_TUNED"] = "off"  # what was measured on this machine is not what the tests are about
 
-import pytest  # noqa: E402
-
-if not HAS_GPU and importlib.util.find_spec("triton") is not None:
-    from triton.runtime import interpreter
-
-    def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-        """The interpreter's, with every row of a product summed in one order, as a matrix unit does.
-
-        numpy hands the product to a BLAS, some of which sum a row by its position in the tile: whether a kernel gives a row
-        the same bits in any batch could not be tested.
-        """
-        if 8 in (a.dtype.primitive_bitwidth, b.dtype.primitive_bitwidth):
-            return _dot(self, a, b, d, input_precision, max_num_imprecise_acc)
-        left, right = (operand.data.astype(d.data.dtype, copy=False) for operand in (a, b))
-        return interpreter.TensorHandle(numpy.einsum("...mk,...kn->...mn", left, right) + d.data, d.dtype.scalar)
-
-    _dot = interpreter.InterpreterBuilder.create_dot
-    interpreter.InterpreterBuilder.create_dot = _create_dot
-
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else torch.get_num_threads())
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: a few hundred)")
+    parser.addoption("--compiled", choices=TARGETS, help="run the tests of compiled kernels, on the PTX of this target")
+    # Now, not in pytest_configure: the conftests of the folders, which are read next, import files that ask the environment.
+    config = pluginmanager.get_plugin("pytestconfig")
+    options = parser.parse_known_args(config.invocation_params.args, copy.copy(config.option))  # xdist's workers have it there
+    _choose_interpreter(options.compiled is not None)
+
+
+def _choose_interpreter(compiled: bool) -> None:
+    if compiled:
+        os.environ["TRITON_INTERPRET"] = "0"
+    elif not HAS_GPU:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        if importlib.util.find_spec("triton") is not None:
+            _sum_rows_in_one_order()
+
+
+def _sum_rows_in_one_order() -> None:
+    """Makes the interpreter sum every row of a product in one order, as a matrix unit does.
+
+    numpy hands the product to a BLAS, some of which sum a row by its position in the tile: whether a kernel gives a row the
+    same bits in any batch could not be tested.
+    """
+    from triton.runtime import interpreter
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        if 8 in (a.dtype.primitive_bitwidth, b.dtype.primitive_bitwidth):
+            return original(self, a, b, d, input_precision, max_num_imprecise_acc)
+        left, right = (operand.data.astype(d.data.dtype, copy=False) for operand in (a, b))
+        return interpreter.TensorHandle(numpy.einsum("...mk,...kn->...mn", left, right) + d.data, d.dtype.scalar)
+
+    original = interpreter.InterpreterBuilder.create_dot
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    compiled = config.getoption("--compiled") is not None
+    reason = "runs no compiled kernel: leave --compiled out" if compiled else "runs compiled kernels: --compiled=sm_80 or sm_90"
+    for item in items:
+        if ("target" in getattr(item, "fixturenames", ())) != compiled:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ def test_wheel_contents(wheel):
         *(f"fastbert/_kernels/{file.relative_to(ROOT / 'kernels')}" for file in (ROOT / "kernels").rglob("*.py")),
     }
     assert "fastbert/py.typed" in names
+    assert "fastbert/_kernels/specs/proofs.json" in names
     assert "fastbert/_kernels/matmul/tuned/some-gpu.json" in names
     for file in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
         assert f"fastbert/small/{file}" in names
