@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 import fastbert
+from fastbert.model.construction import transformers_classes
 from fastbert.utils.checkpoints import open_checkpoint, packaged_checkpoint
 from fastbert.utils.sample_text import MASKED, read_texts
 from fastbert.utils.timing import Timing, interleaved
@@ -29,7 +30,8 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
     source = open_checkpoint(packaged_checkpoint() if checkpoint is None else checkpoint)
     tokenizer = source.require_tokenizer()
     texts = read_texts(text)
-    original = source.load(transformers, "BertModel", dtype=dtype).to(device)
+    with transformers_classes():
+        original = source.load(transformers, "BertModel", dtype=dtype).to(device)
     swapped = source.load(fastbert, "BertModel", dtype=dtype).to(device)
     limit = min(source.config.max_position_embeddings, getattr(tokenizer, "model_max_length", 512))
     batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)

@@ -1,6 +1,7 @@
 """Every Triton kernel against float64, in a process that reads TRITON_INTERPRET from its start.
 
-`python -m fastbert.verification.kernels DEVICE SAMPLES` prints one JSON line per operation and dtype.
+`python -m fastbert.verification.kernels DEVICE SAMPLES` prints one JSON line per operation and dtype. Beside what it found here
+stands what the record of proofs says of the same kernels (proofs.py).
 """
 
 import json
@@ -14,7 +15,10 @@ import torch
 
 from fastbert.kernels.specs.accuracy import Accuracy, check_operation
 
+from .proofs import digest_of, proved_by, read_proofs
 from .rows import Row, worst_of
+
+KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}  # as the record of proofs names them
 
 
 def verify_kernels(device: torch.device, samples_per_operation: int | None) -> Iterator[Row]:
@@ -31,7 +35,7 @@ def verify_kernels(device: torch.device, samples_per_operation: int | None) -> I
         assert process.stderr is not None
         for line in process.stdout:
             found = json.loads(line)
-            yield Row("kernels", found["where"], Accuracy(**found["worst"]), found["count"])
+            yield Row("kernels", found["where"], Accuracy(**found["worst"]), found["count"], tuple(found["proved"]))
         errors = process.stderr.read().strip()
     if process.returncode:
         raise RuntimeError(f"the kernel check ended with status {process.returncode}: {errors[-2000:]}")
@@ -39,21 +43,33 @@ def verify_kernels(device: torch.device, samples_per_operation: int | None) -> I
 
 def main(device_type: str, num_samples: int) -> None:
     """Checks the first `num_samples` samples of every operation, 0 for all."""
+    import triton
+
     from fastbert.kernels.backend import use_backend
     from fastbert.kernels.specs.registry import ALL_SPECS  # decorates kernels, so only in this process
 
     device = torch.device(device_type)
     # The interpreter multiplies the bit patterns of bfloat16, so only a GPU is asked about it.
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if device_type == "cuda" else (torch.float32, torch.float16)
+    here = "this GPU" if device_type == "cuda" else "interpreter"
+    recorded = read_proofs()
     with use_backend("triton"):
         for spec in ALL_SPECS:
             if spec.unsupported_reason(device) is not None:
                 continue  # no model runs it on this machine either
+            sources = digest_of(spec)
             for dtype in dtypes:
                 samples = spec.samples[: num_samples or None]
                 found = [a for sample in samples for a in check_operation(spec, sample.make(dtype, device), dtype)]
-                where = f"{spec.name} {str(dtype).removeprefix('torch.')}"
-                print(json.dumps({"where": where, "worst": asdict(worst_of(found)), "count": len(found)}), flush=True)
+                worst = worst_of(found)
+                before = proved_by(recorded, spec.name, KINDS[dtype], sources, triton.__version__)
+                row = {
+                    "where": f"{spec.name} {str(dtype).removeprefix('torch.')}",
+                    "worst": asdict(worst),
+                    "count": len(found),
+                    "proved": [here, *before] if worst.passed else before,
+                }
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastbert
 from fastbert.kernels.specs.accuracy import Accuracy
+from fastbert.model.construction import transformers_classes
 from fastbert.utils.checkpoints import Checkpoint
 
 
@@ -52,7 +53,8 @@ def load_three_models(checkpoint: Checkpoint, class_name: str, dtype: torch.dtyp
     config.is_decoder = class_name == "BertLMHeadModel"
     config.use_cache = False
     torch.manual_seed(0)
-    same_dtype = checkpoint.load(transformers, class_name, config=config, dtype=dtype)
+    with transformers_classes():
+        same_dtype = checkpoint.load(transformers, class_name, config=config, dtype=dtype)
     swapped = checkpoint.load(fastbert, class_name, config=config, dtype=dtype)
     saved = _names_in_checkpoint(checkpoint, class_name)
     expected, loaded = same_dtype.state_dict(), swapped.state_dict()
@@ -67,7 +69,8 @@ def load_three_models(checkpoint: Checkpoint, class_name: str, dtype: torch.dtyp
 
 
 def _names_in_checkpoint(checkpoint: Checkpoint, class_name: str) -> set[str]:
-    model, info = checkpoint.read(getattr(transformers, class_name))
+    with transformers_classes():
+        model, info = checkpoint.read(getattr(transformers, class_name))
     return set(model.state_dict()) - set(info["missing_keys"])
 
 

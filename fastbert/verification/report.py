@@ -89,7 +89,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report as it is written as JSON."""
         rows = [
-            {"section": r.section, "where": r.where, **asdict(r.worst), "count": r.count, "passed": r.passed} for r in self.rows
+            {"section": r.section, "where": r.where, **asdict(r.worst), "count": r.count, "passed": r.passed, **_proved(r)}
+            for r in self.rows
         ]
         return {**self.about, "notes": self.notes, "passed": all(row.passed for row in self.rows), "rows": rows}
 
@@ -113,6 +114,21 @@ class Report:
             cells = [row.where, str(row.count), f"{worst.error:.1e}", f"{worst.torch_error:.1e}", ratio, _bar(row)]
             table.add_row(*cells, *([worst.name] if len(table.columns) == 7 else []))
         self.console.print(table)
+        for line in proof_lines(rows):
+            self.console.print(line, highlight=False)
+
+
+def proof_lines(rows: Iterable[Row]) -> list[str]:
+    """Where the kernels of these rows were proved, those with the same proofs on one line."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row.proved:
+            together.setdefault(row.proved, []).append(row.where)
+    return [f"proved by: {'; '.join(proved)}\n  {', '.join(names)}" for proved, names in together.items()]
+
+
+def _proved(row: Row) -> dict[str, list[str]]:
+    return {"proved": list(row.proved)} if row.section == "kernels" else {}
 
 
 def _bar(row: Row) -> str:

@@ -12,13 +12,15 @@ class Row:
     """One line of the report.
 
     section: 'weights', 'hidden states', 'outputs', 'gradients', 'heads' or 'kernels'. where: layer, head or operation.
-    worst: the accuracy nearest to its limit, or furthest beyond it, among `count` compared tensors.
+    worst: the accuracy nearest to its limit, or furthest beyond it, among `count` compared tensors. proved: of a kernel, where
+    it was found right: 'interpreter' or 'this GPU', now, unless it failed; and what proofs.py says was recorded.
     """
 
     section: str
     where: str
     worst: Accuracy
     count: int
+    proved: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -1,0 +1,162 @@
+"""Where each operation's kernels were proved before: a record that ships with them, and whether it is of these sources.
+
+`pytest tests/compiled --compiled=sm_90 --record-proofs` writes it: the kernels ran there as PTX, instruction by instruction,
+and every result was judged by the rule of `fastbert.kernels.specs.accuracy`.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fastbert.kernels
+from fastbert.kernels.specs import spec as spec_module
+from fastbert.kernels.specs.spec import OperationSpec
+from fastbert.utils.files import write_whole
+
+FILE = Path(spec_module.__file__).with_name("proofs.json")
+KERNELS = Path(fastbert.kernels.__path__[0])
+SCHEDULES = ("usual", "late")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One operation whose kernels all passed on one target.
+
+    target: 'sm_90', whose PTX ran. schedule: 'usual', or 'late': asynchronous copies land at once, asynchronous products read
+    as late as PTX allows. kinds: of numbers, among bf16, fp16, fp32 and tf32. samples, tensors: how many were judged. worst:
+    the largest error, as a share of what is allowed. triton: its version, which compiled. sources: `digest` of the kernels.
+    """
+
+    operation: str
+    target: str
+    schedule: str
+    kinds: tuple[str, ...]
+    samples: int
+    tensors: int
+    worst: float
+    triton: str
+    sources: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.operation, self.target, self.schedule
+
+
+def read_proofs(file: Path = FILE) -> list[Proof]:
+    """The recorded proofs, none where there is no record. Raises ValueError for a file that is not one."""
+    if not file.exists():
+        return []
+    try:
+        return [Proof(**entry | {"kinds": tuple(entry["kinds"])}) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file}: expected a list of proofs, got {error}") from error
+
+
+def add_proofs(new: Iterable[Proof], file: Path = FILE) -> None:
+    """Writes them into the record, each in the place of an older one of its operation, target and schedule."""
+    proofs = {proof.key: proof for proof in (*read_proofs(file), *new)}
+    write_whole(file, json.dumps([asdict(proofs[key]) for key in sorted(proofs)], indent=1) + "\n")
+
+
+def proved_by(proofs: Iterable[Proof], operation: str, kind: str, sources: str, triton: str) -> list[str]:
+    """What the record says of one operation in one kind of numbers, each line with all its kinds and with what compiled it.
+
+    sources, triton: those of this installation.
+    """
+    lines: dict[str, list[str]] = {}
+    for proof in proofs:
+        if proof.operation != operation or kind not in proof.kinds:
+            continue
+        late = "under the late schedule " if proof.schedule == "late" else ""
+        version = f"triton {proof.triton}" if proof.triton == triton else f"triton {proof.triton}, here {triton}"
+        other = "" if proof.sources == sources else ", of other sources than these"
+        lines.setdefault(f"{late}in {', '.join(proof.kinds)} ({version}{other})", []).append(proof.target)
+    return [f"PTX of {', '.join(targets)} {rest}" for rest, targets in lines.items()]
+
+
+def digest_of(spec: OperationSpec) -> str:
+    """The digest of every file that an operation's kernels and their launches are made of. Imports no Triton."""
+    return digest(files_reached(files_of(spec.function)))
+
+
+def files_of(function: Callable[..., Any]) -> list[Path]:
+    """The files of kernels/ that a public operation imports when it is called, which are those that hold its kernels.
+
+    Raises ValueError for a function that imports none.
+    """
+    file = Path(inspect.getfile(function)).resolve()
+    functions = {node.name: node for node in _parsed(file).body if isinstance(node, ast.FunctionDef)}
+    waiting, called = [function.__name__], set[str]()
+    while waiting:  # it, and what it calls of the same file
+        name = waiting.pop()
+        if name in functions and name not in called:
+            called.add(name)
+            waiting += [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
+    found = [imported for name in called for imported in _imported(functions[name], file)]
+    if not found:
+        raise ValueError(f"expected {function.__qualname__} to import its kernels, got no import in it")
+    return found
+
+
+def files_reached(files: Iterable[Path]) -> list[Path]:
+    """These files of kernels/ and all that they import there, sorted."""
+    waiting, found = [file.resolve() for file in files], set[Path]()
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += _imported(_parsed(file), file)
+    return sorted(found)
+
+
+def _imported(tree: ast.AST, file: Path) -> list[Path]:
+    """The files of kernels/ that a part of one of them imports, which they all do by relative names."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        candidates = (folder.with_suffix(".py"), *(folder / f"{alias.name}.py" for alias in node.names))
+        found += [candidate for candidate in candidates if candidate.is_file()]
+    return found
+
+
+def digest(files: Iterable[Path], root: Path = KERNELS) -> str:
+    """One number for what the files say to Python: comments, docstrings and layout may change, nothing else."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(f"{file.relative_to(root.resolve()).as_posix()} {_meaning(_parsed(file))!r}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+def _parsed(file: Path) -> ast.Module:
+    return _parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _parse(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+def _meaning(node: Any) -> Any:
+    """A syntax tree as tuples, without docstrings and without the empty fields that later versions of Python add."""
+    if isinstance(node, list):
+        return [_meaning(one) for one in node]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = dict(ast.iter_fields(node))
+    if (
+        isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.get_docstring(node) is not None
+    ):
+        fields["body"] = node.body[1:]
+    return (
+        type(node).__name__,
+        *((name, _meaning(value)) for name, value in fields.items() if value is not None and value != []),
+    )

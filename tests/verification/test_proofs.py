@@ -1,0 +1,146 @@
+"""The record of proofs: that the committed one is of these sources, what changes a digest, what `verify` says of it."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastbert.kernels import fp8, functional
+from fastbert.kernels.dropout import new_seed
+from fastbert.verification.proofs import (
+    KERNELS,
+    Proof,
+    add_proofs,
+    digest,
+    digest_of,
+    files_of,
+    files_reached,
+    proved_by,
+    read_proofs,
+)
+
+PROOF = Proof("attention", "sm_80", "usual", ("bf16", "fp32"), 35, 70, 0.5, "3.7.1", "0123456789abcdef")
+RENEW = "`make proofs` renews the record"
+
+
+def test_the_record_is_of_these_sources():
+    """For every operation and target, in every kind of numbers that models are run in."""
+    pytest.importorskip("triton", reason="Triton is not installed: no kernel")
+    from fastbert.kernels.specs.registry import ALL_SPECS
+
+    recorded = {proof.key: proof for proof in read_proofs()}
+    for spec in ALL_SPECS:
+        sources = digest_of(spec)
+        for target in ("sm_80", "sm_90"):
+            if not any(target in variant.targets or not variant.targets for variant in spec.variants()):
+                continue
+            proof = recorded.get((spec.name, target, "usual"))
+            assert proof is not None, f"{spec.name} has no proof for {target}: {RENEW}"
+            assert proof.sources == sources, f"the kernels of {spec.name} changed since they were proved for {target}: {RENEW}"
+            assert {"bf16", "fp16", "fp32"} <= set(proof.kinds), f"{spec.name} was proved in {proof.kinds} on {target}: {RENEW}"
+            assert proof.samples >= len(spec.samples), f"{spec.name} was not proved with every sample on {target}: {RENEW}"
+            assert proof.worst <= 1.0
+
+
+@pytest.fixture
+def kernels(tmp_path) -> Path:
+    """A copy of the sources."""
+    return Path(
+        shutil.copytree(KERNELS, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__", "*.json"))
+    ).resolve()
+
+
+def changed(kernels: Path, file: str, old: str, new: str) -> bool:
+    """Whether the digest of attention's forward changes with this edit of a file."""
+
+    def now() -> str:
+        return digest(files_reached([kernels / "attention" / "forward.py"]), kernels)
+
+    before = now()
+    text = (kernels / file).read_text(encoding="utf-8")
+    assert old in text
+    (kernels / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    return now() != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("attention/forward.py", "tl.load(", "tl.load( "),
+        ("attention/forward.py", "import triton\n", "# a remark\nimport triton\n"),
+        ("attention/blocks.py", '"""', '"""Other words. '),
+        ("device.py", "The only file that tells devices apart", "The file that tells devices apart"),
+        ("layer_norm.py", "import torch\n", "import torch\n\nX = 1\n"),  # attention does not import it
+    ],
+)
+def test_words_and_files_not_reached_leave_the_digest(kernels, file, old, new):
+    assert not changed(kernels, file, old, new)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("attention/forward.py", "import triton\n", "import triton\n\nX = 1\n"),
+        ("primitives/philox.py", "import triton\n", "import triton\n\nX = None\n"),
+        ("device.py", '"sm_80": 108', '"sm_80": 109'),  # reached through another file
+    ],
+)
+def test_code_changes_the_digest(kernels, file, old, new):
+    assert changed(kernels, file, old, new)
+
+
+def test_an_operation_is_the_files_that_it_imports_when_called():
+    def names(function) -> set[str]:
+        return {file.relative_to(KERNELS.resolve()).as_posix() for file in files_of(function)}
+
+    assert names(functional.layer_norm) == {"layer_norm.py"}
+    assert names(functional.attention) >= {"attention/op.py"}
+    assert names(functional.attention_schedule) == {"attention/packing.py", "attention/work_list.py"}
+    assert names(fp8.linear) == {"fp8_kernels.py"}
+    with pytest.raises(ValueError, match="expected new_seed to import its kernels, got no import in it"):
+        files_of(new_seed)
+
+
+def test_files_are_reached_through_others():
+    names = {file.relative_to(KERNELS.resolve()).as_posix() for file in files_reached([KERNELS / "attention" / "forward.py"])}
+    assert {"attention/forward.py", "attention/blocks.py", "primitives/philox.py", "device.py"} <= names
+    assert "layer_norm.py" not in names
+
+
+def test_a_proof_replaces_the_one_of_its_operation_target_and_schedule(tmp_path):
+    file = tmp_path / "proofs.json"
+    assert read_proofs(file) == []
+    late, newer = dataclasses.replace(PROOF, schedule="late"), dataclasses.replace(PROOF, samples=36)
+    add_proofs([PROOF, late, dataclasses.replace(PROOF, target="sm_90")], file)
+    add_proofs([newer], file)
+    assert read_proofs(file) == [late, newer, dataclasses.replace(PROOF, target="sm_90")]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"operation": "attention"}]', json.dumps([{"kinds": []}])])
+def test_another_file_is_an_error_that_names_it(tmp_path, text):
+    file = tmp_path / "proofs.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"proofs\.json: expected a list of proofs, got"):
+        read_proofs(file)
+
+
+def test_what_the_record_says():
+    both = [PROOF, dataclasses.replace(PROOF, target="sm_90")]
+    said = proved_by(both, "attention", "bf16", PROOF.sources, "3.7.1")
+    assert said == ["PTX of sm_80, sm_90 in bf16, fp32 (triton 3.7.1)"]
+    assert proved_by(both, "attention", "fp16", PROOF.sources, "3.7.1") == []
+    assert proved_by(both, "layer_norm", "bf16", PROOF.sources, "3.7.1") == []
+
+
+def test_what_the_record_says_of_other_sources_versions_and_schedules():
+    (other,) = proved_by([PROOF], "attention", "bf16", "of other sources", "3.7.1")
+    assert other == "PTX of sm_80 in bf16, fp32 (triton 3.7.1, of other sources than these)"
+    (version,) = proved_by([PROOF], "attention", "bf16", PROOF.sources, "3.9.0")
+    assert version == "PTX of sm_80 in bf16, fp32 (triton 3.7.1, here 3.9.0)"
+    late = dataclasses.replace(PROOF, schedule="late")
+    assert proved_by([PROOF, late], "attention", "bf16", PROOF.sources, "3.7.1") == [
+        "PTX of sm_80 in bf16, fp32 (triton 3.7.1)",
+        "PTX of sm_80 under the late schedule in bf16, fp32 (triton 3.7.1)",
+    ]
