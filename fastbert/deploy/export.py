@@ -21,6 +21,7 @@ from torch.export import Dim
 
 from fastbert.model import heads
 from fastbert.model.bert import BertModel
+from fastbert.model.construction import transformers_classes
 from fastbert.model.variants.frozen import is_frozen
 from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_missing
 from fastbert.utils.errors import InputError
@@ -97,15 +98,16 @@ def _load_models(checkpoint: str) -> tuple[Any, Any, str]:
     options: dict[str, Any] = {}
     models = []
     model_class = BertModel if class_name == "BertModel" else getattr(heads, class_name)
-    for cls in (model_class, getattr(transformers, class_name)):
-        model, info = source.read(cls, dtype=torch.float32, **options)
-        missing = sorted(info["missing_keys"])
-        if class_name == "BertModel" and missing and all(name.startswith("pooler.") for name in missing):
-            options = {"add_pooling_layer": False}  # a pooler of random weights is of no use
-            model, _ = source.read(cls, dtype=torch.float32, **options)
-        else:
-            refuse_missing(checkpoint, class_name, missing)
-        models.append(model.eval())
+    with transformers_classes():
+        for cls in (model_class, getattr(transformers, class_name)):
+            model, info = source.read(cls, dtype=torch.float32, **options)
+            missing = sorted(info["missing_keys"])
+            if class_name == "BertModel" and missing and all(name.startswith("pooler.") for name in missing):
+                options = {"add_pooling_layer": False}  # a pooler of random weights is of no use
+                model, _ = source.read(cls, dtype=torch.float32, **options)
+            else:
+                refuse_missing(checkpoint, class_name, missing)
+            models.append(model.eval())
     return models[0], models[1], class_name
 
 

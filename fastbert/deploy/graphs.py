@@ -103,7 +103,8 @@ class GraphRunner(BucketInputs):
             for _ in range(WARM_UPS):
                 self.forward()
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+            # The default mode lets an allocation of any other thread, a data loader's say, invalidate the capture.
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.outputs = self.forward()
 
     def run(self) -> Mapping[str, Tensor]:

@@ -1,7 +1,9 @@
 """`fastbert.compile`: buckets, ownership of outputs, and what goes to the model instead; graphs themselves on a GPU."""
 
+import contextlib
 import functools
 import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastbert
 from fastbert.deploy.buckets import DEFAULT_BUCKETS, Bucket
-from fastbert.deploy.graphs import ON_CPU, BucketInputs, CompiledModel
+from fastbert.deploy.graphs import ON_CPU, BucketInputs, CompiledModel, GraphRunner
 from tests.model.parity import assert_padding_is_below
 
 GPU = torch.cuda.is_available()
@@ -152,6 +154,23 @@ def test_outputs_are_the_callers_own():
 
 
 @torch.no_grad()
+def test_a_capture_minds_its_own_thread_only(monkeypatch):
+    """What other threads allocate meanwhile is legal; in CUDA's default mode it would end the capture with an error."""
+    captures = []
+
+    @contextlib.contextmanager
+    def graph(cuda_graph, **options):
+        captures.append(options)
+        yield
+
+    for name, value in (("graph", graph), ("CUDAGraph", mock.Mock), ("stream", contextlib.nullcontext)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    stream = mock.Mock(device=None)
+    GraphRunner(make_model().cpu(), BUCKETS[0], pool=7, stream=stream)
+    assert captures == [{"pool": 7, "stream": stream, "capture_error_mode": "thread_local"}]
+
+
 def test_threads_take_turns():
     model = make_model()
     compiled = bucketed(model)
