@@ -2,8 +2,8 @@
 
 Every name that transformers exports for BERT is here: the models are fastbert's, `BertConfig` and the tokenizers are
 transformers' own. The names of `transformers.models.bert.modeling_bert` are in `fastbert.modeling_bert`.
-`accelerate` swaps a model that is already built, `explain` tells what runs each part of it, `verify` compares a checkpoint in
-both libraries.
+`accelerate` swaps a model that is already built, `register` every one that transformers will build; `explain` tells what runs
+each part of a model, `verify` compares a checkpoint in both libraries.
 
 The packages, from the bottom up: `kernels` (in the folder `kernels/` of a checkout), `utils`, `data`, `tasks`, `training`,
 `model`, then `pretraining`, `finetuning`, `inference` and `deploy` beside each other, `verification`, `cli`. Each package's
@@ -11,6 +11,7 @@ docstring lists its files in reading order.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from fastbert.version import __version__ as __version__
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from fastbert.model.batch_invariance import batch_invariant as batch_invariant
     from fastbert.model.bert import BertModel as BertModel
     from fastbert.model.bert import BertPreTrainedModel as BertPreTrainedModel
+    from fastbert.model.construction import register as register
+    from fastbert.model.construction import unregister as unregister
     from fastbert.model.explain import explain as explain
     from fastbert.model.heads import BertForMaskedLM as BertForMaskedLM
     from fastbert.model.heads import BertForMultipleChoice as BertForMultipleChoice
@@ -82,8 +85,10 @@ _MODULES = {
     "fill_mask": "fastbert.inference.masked_words",
     "next_sentence": "fastbert.inference.next_sentence",
     "quantize": "fastbert.deploy.fp8",
+    "register": "fastbert.model.construction",
     "restore": "fastbert.model.swap",
     "tag": "fastbert.inference.tagging",
+    "unregister": "fastbert.model.construction",
     "use_backend": "fastbert.kernels",
     "verify": "fastbert.verification.compare",
 }
@@ -108,3 +113,9 @@ def _hint(name: str) -> str:
     if name.startswith("Bert") and hasattr(importlib.import_module("fastbert.modeling_bert"), name):
         return "; it is in fastbert.modeling_bert, as in transformers.models.bert.modeling_bert"
     return ""
+
+
+if os.environ.get("FASTBERT_REGISTER", "") not in ("", "0"):  # else importing fastbert imports nothing
+    from fastbert.model.construction import register_from_environment as _register_from_environment
+
+    _register_from_environment(os.environ["FASTBERT_REGISTER"])

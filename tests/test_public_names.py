@@ -28,8 +28,10 @@ OWN = (
     "fill_mask",
     "next_sentence",
     "quantize",
+    "register",
     "restore",
     "tag",
+    "unregister",
     "use_backend",
     "verify",
 )

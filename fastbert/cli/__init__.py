@@ -13,6 +13,7 @@ inference_run      rows through a task, to a file or the screen
 inference_results  results as JSON and as tables
 verification       `demo`, `explain`, `verify`
 deploy             `tune`, `export`
+scripts            `run`
 options            options of several groups
 console            where commands print
 errors             how commands end

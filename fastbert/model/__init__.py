@@ -17,6 +17,8 @@ calls             what happened in calls: last path, given warnings
 explain           `explain`: what runs each part, and why
 registry          which class replaces which of transformers'
 swap              `accelerate` and `restore`
+holders           the BERTs of an object that is no module
+construction      `register`: every BERT that transformers builds
 batch_invariance  `batch_invariant`
 cache_name        the cache's name across versions of transformers
 variants/         models that read in one direction, and heads on a frozen encoder

@@ -11,6 +11,7 @@ from fastbert.kernels import backend_reason
 from fastbert.kernels.matmul.choose import select_gemm
 from fastbert.model.bert import BertModel
 from fastbert.model.calls import last_path
+from fastbert.model.construction import is_registered
 from fastbert.model.fallback.activations import fused_activation
 from fastbert.model.fallback.parts import parts_of, unwrap, weights_of
 from fastbert.model.fallback.plan import embeddings_verdict, model_verdict, plan_layer, transform_verdict
@@ -80,13 +81,14 @@ def explain(model: nn.Module) -> Explanation:
 
 
 def _explain(model: nn.Module, berts: list[tuple[str, Any]]) -> Explanation:
-    notes: dict[str, str] = {}
+    notes: dict[str, str] = {"fastbert.register": "on, every BERT that is built is fastbert's"} if is_registered() else {}
     decisions: list[Decision] = []
     for name, bert in berts:
         prefix = f"{name}." if name else ""
         label = f" of {name}" if len(berts) > 1 else ""
         if not isinstance(bert, BertModel):
-            decisions.append(Decision(name or type(bert).__name__, "transformers", "not swapped: see fastbert.accelerate"))
+            reason = "not swapped: see fastbert.accelerate" + ("; built before fastbert.register()" * is_registered())
+            decisions.append(Decision(name or type(bert).__name__, "transformers", reason))
             continue
         notes.update({key + label: value for key, value in _model_notes(bert).items()})
         decisions += _model_decisions(bert, prefix)

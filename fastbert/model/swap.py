@@ -9,11 +9,12 @@ from transformers.models.bert import modeling_bert as hf
 
 from fastbert.model import heads as _heads  # noqa: F401  (registers its classes)
 from fastbert.model.calls import forget
-from fastbert.model.padding.policy import policy_from_option, set_policy
+from fastbert.model.holders import modules_in
+from fastbert.model.padding.policy import PaddingPolicy, policy_from_option, set_policy
 from fastbert.model.padding.surroundings import choose_padding
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, adopt, register_outputs
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model")
 PARTS = (hf.BertModel, hf.BertLayer, hf.BertPredictionHeadTransform)
 HEADS = tuple(original for original in REPLACEMENTS if original not in PARTS)
 
@@ -21,44 +22,49 @@ HEADS = tuple(original for original in REPLACEMENTS if original not in PARTS)
 def accelerate(model: Model, *, padding: str | None = None) -> Model:
     """Lets every transformers BERT inside `model` run on packed tokens, in place.
 
-    model: any torch.nn.Module that holds a transformers BertModel: a head, a pipeline's model, a sentence-transformers or
-        PEFT wrapper. Found by exact module type; a user's subclass of a head counts as that head. Parameters stay the same
-        tensors; a second call changes nothing.
+    model: a torch.nn.Module with a transformers BertModel inside (a head, a sentence-transformers or PEFT wrapper), or another
+        object with such modules among its attributes (a pipeline, a SetFit model, a trainer). Found by exact module type; a
+        user's subclass of a head counts as that head. Parameters stay the same tensors; a second call changes nothing.
     padding: what token states and logits hold at padding positions (attention_mask 0). "zeros" computes none of them; "exact"
         computes them all, equal to transformers. None chooses exact, with a warning that says so, where a module around the
         BertModel reads token states whatever the mask says (a recurrent network, a convolution, a pool, Flatten, attention, a
         known retrieval model), and zeros elsewhere.
     Returns model.
-    Raises TypeError for something that is not a module or holds no BertModel, ValueError for another padding.
+    Raises TypeError, naming what was looked through, where there is no BertModel, ValueError for another padding.
     """
     chosen = policy_from_option(padding, "accelerate")
-    _check("accelerate", model)
+    for module in modules_in(model, "accelerate"):
+        swap(module, chosen, "fastbert.accelerate")
+    return model
+
+
+def swap(model: nn.Module, chosen: PaddingPolicy | None, where: str) -> None:
+    """`accelerate` for a module that holds a BertModel. where: how a warning about padding begins."""
     adopt(model)
-    choose_padding(model, chosen, "fastbert.accelerate")
+    choose_padding(model, chosen, where, stacklevel=4)
     for part in model.modules():
         if isinstance(part, HEADS) and not isinstance(part, tuple(ORIGINALS)):
             cls: Any = type(part)
             part.__class__ = _with_fastbert_head(cls)
             register_outputs(type(part))
     _rebind_forwards(model)
-    return model
 
 
 def restore(model: Model) -> Model:
     """The reverse of `accelerate`, and of `quantize`: transformers' classes again, also for a model built with fastbert's.
 
-    Raises TypeError for something that is not a module or holds no BertModel.
+    Raises TypeError where there is no BertModel.
     """
-    _check("restore", model)
-    for part in list(model.modules()):
-        if isinstance(part, hf.BertLayer) and hasattr(part, "unswap"):  # a further swap, as to fp8
-            part.unswap()
-        original = ORIGINALS.get(type(part)) or type(part).__dict__.get("_original_class")
-        if original is not None:
-            part.__class__ = original
-            forget(part)
-            set_policy(part, None)
-    _rebind_forwards(model)
+    for module in modules_in(model, "restore"):
+        for part in list(module.modules()):
+            if isinstance(part, hf.BertLayer) and hasattr(part, "unswap"):  # a further swap, as to fp8
+                part.unswap()
+            original = ORIGINALS.get(type(part)) or type(part).__dict__.get("_original_class")
+            if original is not None:
+                part.__class__ = original
+                forget(part)
+                set_policy(part, None)
+        _rebind_forwards(module)
     return model
 
 
@@ -78,14 +84,6 @@ def _reduce(self: Any, protocol: Any) -> tuple:
 def _empty(cls: Any) -> Any:
     swapped = _with_fastbert_head(cls)
     return swapped.__new__(swapped)
-
-
-def _check(name: str, model: nn.Module) -> None:
-    expected = f"{name}: expected a torch.nn.Module with a transformers BertModel inside, got {type(model).__name__}"
-    if not isinstance(model, nn.Module):
-        raise TypeError(expected)
-    if not any(type(part) in (hf.BertModel, REPLACEMENTS[hf.BertModel]) for part in model.modules()):
-        raise TypeError(f"{expected} without one")
 
 
 def _rebind_forwards(model: nn.Module) -> None:

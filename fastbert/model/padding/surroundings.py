@@ -33,10 +33,10 @@ _MASKED_READERS = frozenset(
 )
 
 
-def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str) -> None:
+def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str, stacklevel: int = 3) -> None:
     """Sets the policy of every BertModel inside `model`: the user's choice, else what the modules around it need.
 
-    Warns where those need exact values, in a message that begins with `where`.
+    Warns where those need exact values, in a message that begins with `where`. stacklevel: from here to the user's line.
     """
     policy = chosen or surrounding_policy(model)
     if policy is None:
@@ -51,7 +51,7 @@ def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str) -
             f"{where}: padding positions hold transformers' values (padding='exact'), since {policy.reason}. "
             "Where it respects the mask, fastbert.accelerate(model, padding='zeros') saves their computation.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
