@@ -107,7 +107,7 @@ def segment_sum(rows: Tensor, ids: Tensor, num_segments: int, skip: int | None, 
     skip = -1 if skip is None else skip
     num_chunks = cdiv(M, CHUNK)
     partial = torch.empty((num_chunks, 2, N), dtype=torch.float32, device=rows.device)
-    BLOCK_N = min(triton.next_power_of_2(N), 1024)
+    BLOCK_N = min(max(triton.next_power_of_2(N), 64), 1024)
     sum_runs_kernel[(M, cdiv(N, BLOCK_N))](
         rows, sorted_ids, order, out, partial, M, N, rows.stride(0), num_segments, skip,
         CHUNK=CHUNK, BLOCK_M=SEGMENT_ROWS, BLOCK_N=BLOCK_N, num_warps=SEGMENT_WARPS,

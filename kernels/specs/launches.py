@@ -6,7 +6,7 @@ kernel is replaced. So a row cannot differ from a launch, and a new choice needs
 
 import inspect
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -71,7 +71,7 @@ def launch_of(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], targe
     signature: dict[str, str] = {}
     constexprs: dict[str, Any] = {}
     divisible, unaligned = [], []
-    plain, constants = _not_specialized(kernel), _constants(kernel.fn)
+    plain, constants, annotated = _not_specialized(kernel), _constants(kernel.fn), _annotated(kernel.fn)
     for name in kernel.arg_names:
         value = values[name]
         if name in constants or value is None:
@@ -84,10 +84,10 @@ def launch_of(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], targe
             signature[name] = "fp32"
         elif not isinstance(value, int):  # a tensor descriptor
             signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
-        elif value == 1 and name not in plain:
+        elif value == 1 and name not in plain and name not in annotated:
             constexprs[name] = 1
         else:
-            signature[name] = "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+            signature[name] = annotated.get(name) or ("i32" if -(1 << 31) <= value < 1 << 31 else "i64")
             if value % DIVISIBILITY == 0 and name not in plain:
                 divisible.append(name)
     return KernelVariant(
@@ -109,6 +109,13 @@ def launch_of(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], targe
 def _constants(function: Any) -> frozenset[str]:
     parameters = inspect.signature(function).parameters.values()
     return frozenset(parameter.name for parameter in parameters if "constexpr" in str(parameter.annotation))
+
+
+@cache
+def _annotated(function: Any) -> Mapping[str, str]:
+    """Types of integers that a kernel's source states, such as {'stride': 'i64'}."""
+    found = {name: str(one.annotation) for name, one in inspect.signature(function).parameters.items()}
+    return {name: f"i{kind.rpartition('int')[2]}" for name, kind in found.items() if kind.endswith(("int32", "int64"))}
 
 
 def _not_specialized(kernel: Any) -> frozenset[str]:

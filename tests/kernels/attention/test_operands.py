@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastbert.kernels.attention.operands import MAX_STRIDE, dense, with_aligned_rows
+from fastbert.kernels.attention.operands import MAX_STRIDE, aligned, with_aligned_rows
 
 T, H, D = 6, 2, 24
 READABLE = {
@@ -57,10 +57,10 @@ def test_sixteen_bytes_are_fewer_elements_of_a_wider_dtype():
 
 def test_dense_copies_what_is_apart_or_starts_off_sixteen_bytes():
     x = torch.arange(12, dtype=torch.int32)
-    assert dense(x) is x
-    assert dense(x[4:]).data_ptr() == x[4:].data_ptr()
+    assert aligned(x) is x
+    assert aligned(x[4:]).data_ptr() == x[4:].data_ptr()
     for view in (x[1:], x[::2], torch.arange(5)[1:]):
-        got = dense(view)
+        got = aligned(view)
         assert got.is_contiguous()
         assert got.data_ptr() % 16 == 0
         assert torch.equal(got, view)
