@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..batch_invariance import is_batch_invariant
 from ..device import architecture, dot_precision, index_of, is_gpu
-from .config import DIVISIBILITY, GemmConfig, are_whole_vectors, unsupported_reason
+from .config import GemmConfig, unsupported_reason
 from .keys import GEMM_PRODUCTS, OPERATIONS, Entry, Measured, Side, Timed, row_bucket
+from .operands import DIVISIBILITY, have_whole_vectors
 from .table import measured_on
 
 Gemm = Literal["auto", "triton", "library"]
@@ -114,7 +115,10 @@ def use_gemm(name: Gemm) -> Iterator[None]:
 
 @contextmanager
 def use_choice(choice: GemmChoice | None) -> Iterator[None]:
-    """Like `use_gemm`, with the tile too; None for the usual choice. For measuring: the tile must fit every product inside."""
+    """Like `use_gemm`, with the tile too; None for the usual choice. For measuring: every product inside takes this tile.
+
+    A product that cannot raises ValueError.
+    """
     global _forced
     before, _forced = _forced, choice
     try:
@@ -150,21 +154,14 @@ def select_gemm(
             raise RuntimeError("matrix products are forced to the library, which chooses by rows: not in batch-invariant mode")
         return _INVARIANT
     if _forced is not None:
-        choice = _forced
-    elif not is_gpu(device):
+        return _forced
+    if not is_gpu(device):
         return _INTERPRETED
-    else:
-        arch = architecture(device)
-        choice = _select(operation, M, N, K, dtype, dot_precision(dtype, arch), arch, _measured(device, arch))
-    if choice.config is not None and x is not None and not _can_take(choice.config, (N, K), x, weights):
-        return GemmChoice(choice.side, choice.reason)
-    return choice
-
-
-def _can_take(config: GemmConfig, sizes: tuple[int, int], x: Tensor, weights: Sequence[Tensor]) -> bool:
-    if config.needs_whole_vectors and not are_whole_vectors(sizes, x, *weights):
-        return False
-    return unsupported_reason(config, x, weights) is None
+    arch = architecture(device)
+    choice = _select(operation, M, N, K, dtype, dot_precision(dtype, arch), arch, _measured(device, arch))
+    if choice.config is None or x is None or (reason := unsupported_reason(choice.config, x, weights)) is None:
+        return choice
+    return GemmChoice(choice.side, f"{choice.reason}; not this tile here: {reason}")
 
 
 @lru_cache(maxsize=4096)
@@ -177,13 +174,19 @@ def _select(
         if entry is not None:
             tile = entry.winner.config
             config = None if tile is None else GemmConfig.named(GEMM_PRODUCTS[operation], tile)
-            return GemmChoice(entry.winner.side, _in_words(entry, rows, measured.device), config)
+            words = _in_words(entry, rows, measured.device)
+            if config is not None and not config.suits(N, K):  # a table from elsewhere: `fastbert tune` does not time it
+                return GemmChoice(entry.winner.side, f"{words}; not this tile: {_element_by_element(N, K)}")
+            return GemmChoice(entry.winner.side, words, config)
     error = f"; {measured.table_error}" if measured is not None and measured.table_error else ""
-    if N % DIVISIBILITY or K % DIVISIBILITY:
-        why = f"Triton would load element by element: N = {N} and K = {K} are not both multiples of {DIVISIBILITY}"
-        return GemmChoice("library", why + error)
+    if not have_whole_vectors(N, K):
+        return GemmChoice("library", _element_by_element(N, K) + error)
     rule = next(rule for rule in RULES if rule.applies(operation, M, dtype, precision, arch))  # the last one always does
     return GemmChoice(rule.side, rule.reason + error)
+
+
+def _element_by_element(N: int, K: int) -> str:
+    return f"Triton would load element by element: N = {N} and K = {K} are not both multiples of {DIVISIBILITY}"
 
 
 def _measured(device: torch.device, arch: str) -> Measured | None:

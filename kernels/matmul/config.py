@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..batch_invariance import is_batch_invariant
 from ..device import architecture, cdiv, dot_precision, has_wide_matrix_unit, is_amd, num_programs
+from .operands import have_whole_vectors
 
 Structure = Literal["pointers", "tma", "tma_persistent", "tma_flattened"]
 PRODUCTS = ("fwd", "dgrad", "dgrad_activation", "wgrad")
@@ -51,7 +52,7 @@ class GemmConfig:
     ) -> "GemmConfig":
         """The largest tile that still gives every multiprocessor work; in batch-invariant mode the second smallest.
 
-        whole_vectors: as `are_whole_vectors` says; where not, the smallest tile, the only one that then spills no register.
+        whole_vectors: as `have_whole_vectors` says; where not, the smallest tile, the only one that then spills no register.
         """
         arch = architecture(device)
         *larger, smallest = configs(product, dtype, dot_precision(dtype, arch), arch)
@@ -76,10 +77,13 @@ class GemmConfig:
             raise ValueError(f"expected a tile of {product} among {', '.join(map(repr, known))}, got {name!r}")
         return known[name]
 
-    @property
-    def needs_whole_vectors(self) -> bool:
-        """Whether it spills registers where operands are read element by element (compiled for sm_90 and sm_80)."""
-        return self.rows * self.columns > SMALL.rows * SMALL.columns or self.splits is not None
+    def suits(self, N: int, K: int) -> bool:
+        """Whether it spills no register with weights (N, K) (compiled for sm_90 and sm_80).
+
+        Read element by element, all but the smallest tile do. Descriptors read whole tiles, or nothing (`unsupported_reason`).
+        """
+        is_small = self.rows * self.columns <= SMALL.rows * SMALL.columns and self.splits is None
+        return is_small or self.structure != "pointers" or have_whole_vectors(N, K)
 
     @property
     def name(self) -> str:
@@ -127,7 +131,6 @@ TMA = (
 SPLIT = tuple(GemmConfig(64, 64, 128, num_warps=4, num_stages=4, splits=splits) for splits in (2, 4, 8))
 GROUP_ROWS = 8  # rows of tiles that are walked column by column, so that their operands stay in L2
 MAX_SPLITS, MIN_ROWS_PER_SPLIT = 16, 128
-DIVISIBILITY = 16  # elements of a row, bytes of an address: what Triton must know of them to load 16 bytes at a time
 
 
 def configs(product: str, dtype: torch.dtype, precision: str, arch: str) -> tuple[GemmConfig, ...]:
@@ -166,7 +169,7 @@ def _by_name(product: str) -> dict[str, GemmConfig]:
 
 
 def unsupported_reason(config: GemmConfig, x: Tensor, weights: Sequence[Tensor]) -> str | None:
-    """Why a forward on these tensors cannot take this config, as one clause; None where it can."""
+    """Why a forward on these tensors cannot take this config, as one clause; None where it can, if `readable` copies some."""
     if config.structure == "pointers":
         return None
     if config.splits is not None:
@@ -175,23 +178,16 @@ def unsupported_reason(config: GemmConfig, x: Tensor, weights: Sequence[Tensor])
         return f"tiles copied by the hardware are for bfloat16 and float16, not {x.dtype}"
     if not has_wide_matrix_unit(arch := architecture(x.device)):
         return f"{arch} has no hardware that copies tiles"
-    N = weights[0].shape[0]
+    N, K = weights[0].shape
     if N % 8:
         return f"rows of the result must be a multiple of 16 bytes, and N = {N} is no multiple of 8"
     if len(weights) == 3 and N % config.columns:
         return f"each of three weights must end with a tile, and N = {N} is no multiple of {config.columns}"
     for name, tensor in (("x", x), *(("a weight", weight) for weight in weights)):
-        if tensor.stride(1) != 1 or tensor.stride(0) % 8 or tensor.data_ptr() % 16:
+        is_copied = have_whole_vectors(N, K)
+        if tensor.stride(1) != 1 or not (is_copied or (tensor.stride(0) % 8 == 0 and tensor.data_ptr() % 16 == 0)):
             return f"{name} must start at a multiple of 16 bytes and have contiguous rows a multiple of 16 bytes apart"
     return None
-
-
-def are_whole_vectors(sizes: Sequence[int], *tensors: Tensor | None) -> bool:
-    """Whether Triton compiles loads and stores of 16 bytes: sizes, strides between rows and addresses are multiples of 16."""
-    strides = (tensor.stride(0) for tensor in tensors if tensor is not None)
-    if any(size % DIVISIBILITY for size in (*sizes, *strides)):
-        return False
-    return not any(tensor.data_ptr() % DIVISIBILITY for tensor in tensors if tensor is not None)
 
 
 def wgrad_splits(config: GemmConfig, M: int, N: int, K: int, device: torch.device) -> int:

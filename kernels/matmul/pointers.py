@@ -4,7 +4,7 @@ x: (M, K), weight: (N, K), y, dy: (M, N).  Forward y = x @ weight.T, dgrad dx = 
 Forward and dgrad take one weight or three of one shape side by side (query, key, value): N is then the rows of one of them,
 and y and dy have 3 * N columns. Products accumulate in float32 and are rounded once, in the epilogue. A wgrad split along M
 keeps one float32 slot per split; slots are added in order, so the bits depend on nothing but the shapes, the dtype and the
-device. Rows past M are read as copies of the last one, and never stored or summed.
+device (operands.py). Rows past M are read as copies of the last one, and never stored or summed.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ from torch import Tensor
 from ..device import architecture, cdiv, dot_precision
 from ..primitives.reduce import sum_partials
 from ..primitives.tiles import halves, offsets, tile_position
-from .config import GROUP_ROWS, GemmConfig, are_whole_vectors, unsupported_reason, wgrad_splits
+from .config import GROUP_ROWS, GemmConfig, unsupported_reason, wgrad_splits
 from .epilogue import store_activated, store_dx, store_half_dx
+from .operands import have_whole_vectors, readable, readable_weights
 from .split_k import gemm_fwd_split
 from .tma import gemm_fwd_tma
 
@@ -172,11 +173,10 @@ def gemm_fwd(
     (M, K), N, parts = x.shape, weights[0].shape[0], len(weights)
     y = torch.empty((M, parts * N), dtype=x.dtype, device=x.device)
     u = torch.empty((M if save_u else 0, parts * N), dtype=x.dtype, device=x.device)
-    if config is None:
-        whole = are_whole_vectors((N, K), x, *weights)
-        config = GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device, whole)
+    config = config or GemmConfig.for_shape("fwd", M, parts * N, x.dtype, x.device, have_whole_vectors(N, K))
     if (reason := unsupported_reason(config, x, weights)) is not None:
         raise ValueError(f"a forward cannot take {config.name}: {reason}")
+    (x,), weights = readable(N, K, x), readable_weights(N, K, weights)
     if config.structure != "pointers":
         gemm_fwd_tma(x, weights, biases, y, u, activation, config)
         return y, u
@@ -213,9 +213,9 @@ def gemm_dgrad(
     M, (N, K), parts, out_dtype = dy.shape[0], weights[0].shape, len(weights), out_dtype or dy.dtype
     dx = torch.empty((M, K), dtype=out_dtype, device=dy.device)
     product = "dgrad" if activation is None else "dgrad_activation"
-    if config is None:
-        whole = are_whole_vectors((N, K), dy, *weights, u)
-        config = GemmConfig.for_shape(product, M, K, dy.dtype, dy.device, whole)
+    (dy,), weights = readable(N, K, dy), readable_weights(N, K, weights)
+    u = None if u is None else readable(N, K, u)[0]
+    config = config or GemmConfig.for_shape(product, M, K, dy.dtype, dy.device, have_whole_vectors(N, K))
     _check_for_pointers(product, config)
     row_tiles = cdiv(M, config.rows)
     partial = torch.empty((row_tiles if want_sum else 0, K), dtype=torch.float32, device=dy.device)
@@ -235,7 +235,8 @@ def gemm_dgrad(
 def gemm_wgrad(dy: Tensor, x: Tensor, out_dtype: torch.dtype | None = None, config: GemmConfig | None = None) -> Tensor:
     """dy.T @ x. out_dtype: dy's where None."""
     (M, N), K, out_dtype = dy.shape, x.shape[1], out_dtype or dy.dtype
-    config = config or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device, are_whole_vectors((N, K), dy, x))
+    dy, x = readable(N, K, dy, x)
+    config = config or GemmConfig.for_shape("wgrad", N, K, dy.dtype, dy.device, have_whole_vectors(N, K))
     _check_for_pointers("wgrad", config)
     splits = config.splits or wgrad_splits(config, M, N, K, dy.device)
     rows_per_split = cdiv(cdiv(M, splits), config.inner) * config.inner

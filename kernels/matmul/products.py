@@ -35,7 +35,7 @@ def qkv_forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | 
     (M, K), N = x.shape, weights[0].shape[0]
     choice = select_gemm("qkv_linear", M, 3 * N, K, x.dtype, x.device, x, weights)
     if choice.side == "triton":
-        return gemm_fwd(x, _same_strides(weights), biases, None, False, config=choice.config)[0]
+        return gemm_fwd(x, weights, biases, None, False, config=choice.config)[0]
     y = x.new_empty(M, 3 * N)
     for out, weight, bias in zip(y.split(N, dim=1), weights, biases):
         if bias is None:
@@ -70,7 +70,7 @@ def qkv_dgrad(dy: Tensor, weights: Sequence[Tensor]) -> Tensor:
     (M, N), K = dy.shape, weights[0].shape[1]
     choice = select_gemm("qkv_dgrad", M, N, K, dy.dtype, dy.device, dy, weights)
     if choice.side == "triton":
-        return gemm_dgrad(dy, _same_strides(weights), config=choice.config)[0]
+        return gemm_dgrad(dy, weights, config=choice.config)[0]
     return _library(torch.mm, dy, torch.cat(tuple(weights)))  # one product rounds once, a sum of three products three times
 
 
@@ -100,8 +100,3 @@ def _library_mm(a: Tensor, b: Tensor, out_dtype: torch.dtype | None) -> Tensor:
     if a.is_cuda:
         return _library(torch.mm, a, b, out_dtype=out_dtype)
     return _library(torch.mm, a.to(out_dtype), b.to(out_dtype))
-
-
-def _same_strides(weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    same = all(weight.stride() == weights[0].stride() for weight in weights)
-    return weights if same else [weight.contiguous() for weight in weights]

@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..limits import ACTIVATIONS
 from ..matmul.activation_backward import activation_backward
-from ..matmul.config import PRODUCTS, GemmConfig, are_whole_vectors, candidates, configs, unsupported_reason
+from ..matmul.config import PRODUCTS, GemmConfig, candidates, configs, unsupported_reason
 from ..matmul.pointers import gemm_dgrad, gemm_fwd, gemm_wgrad
 from ..primitives.reduce import column_sum
 from .launches import COMPLETE, Point, cut, draws
@@ -20,8 +19,8 @@ from .launches import COMPLETE, Point, cut, draws
 # dtype and precision of a product.
 NUMBERS = ((torch.bfloat16, "ieee"), (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
 OF_BERT, IN_FLOAT32 = NUMBERS[0], NUMBERS[2:]
-# Sizes of an axis: whole steps of every sum, whole vectors but not steps, neither, and one.
-SIZES = (768, 784, 771, 1)
+# Sizes of an axis: whole steps of every sum, whole vectors but not steps, what descriptors alone read whole, neither, and one.
+SIZES = (768, 784, 776, 771, 1)
 LAYOUTS = ("contiguous", "contiguous", "padded", "far", "unaligned")
 
 
@@ -82,26 +81,21 @@ def any_points(target: str) -> Iterator[Point]:
 def _forward(M, N, K, dtype, config: GemmConfig, parts, bias, activation, save_u, layout="contiguous") -> None:
     x, weights = cut((M, K), dtype, layout), [cut((N, K), dtype, layout) for _ in range(parts)]
     biases = [torch.zeros(N, dtype=dtype) if bias else None] * parts
-    if _is_chosen(config, (N, K), x, *weights) and unsupported_reason(config, x, weights) is None:
+    if config.suits(N, K) and unsupported_reason(config, x, weights) is None:
         gemm_fwd(x, weights, biases, activation, save_u, config=config)
 
 
 def _dgrad(M, N, K, dtype, config, parts, activation, want_sum, want_h, layout="contiguous", out_dtype=None) -> None:
     dy, weights = cut((M, parts * N), dtype, layout), [cut((N, K), dtype, layout) for _ in range(parts)]
     u = None if activation is None else torch.zeros(M, K, dtype=dtype)
-    if _is_chosen(config, (N, K), dy, *weights, u):
+    if config.suits(N, K):
         gemm_dgrad(dy, weights, u, activation, want_sum, want_h, out_dtype=out_dtype, config=config)
 
 
 def _wgrad(M, N, K, dtype, config, layout="contiguous", out_dtype=None) -> None:
     dy, x = cut((M, N), dtype, layout), cut((M, K), dtype, layout)
-    if _is_chosen(config, (N, K), dy, x):
+    if config.suits(N, K):
         gemm_wgrad(dy, x, out_dtype=out_dtype, config=config)
-
-
-def _is_chosen(config: GemmConfig, sizes: tuple[int, int], *operands: Tensor | None) -> bool:
-    """Whether `choose` may take the tile: the same question that it asks."""
-    return not config.needs_whole_vectors or are_whole_vectors(sizes, *operands)
 
 
 def gradients_to_float32(target: str) -> Iterator[Point]:

@@ -54,10 +54,11 @@ class Product:
         return found
 
     def tiles(self, operands: Operands) -> list[GemmConfig]:
-        """Every tile that ships for this product and can read these operands."""
+        """Every tile that ships for this product and can read these operands, without spills."""
         one = next(iter(operands.values()))
         arch = architecture(one.device)
         tiles = candidates(GEMM_PRODUCTS[self.operation], one.dtype, dot_precision(one.dtype, arch), arch)
+        tiles = tuple(tile for tile in tiles if tile.suits(self.N, self.K))
         if "x" not in operands or "weight" not in operands:  # of the backward, whose tiles read everything
             return list(tiles)
         weights = _thirds(operands["weight"]) if self.operation == "qkv_linear" else (operands["weight"],)

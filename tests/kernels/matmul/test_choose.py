@@ -1,6 +1,7 @@
 """Who computes a product: measured entries before rules, what is forced before both, and that the choice is carried out."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,16 +151,49 @@ def test_the_measured_tile_reaches_the_launcher(device, monkeypatch):
         assert seen == [config], product
 
 
-def test_a_measured_tile_that_cannot_read_the_tensors_is_left_to_the_rules(device, monkeypatch):
+def test_a_measured_tile_that_cannot_read_the_tensors_is_left_to_the_rules(on_h200, monkeypatch):
     """Some tiles want aligned rows; the table knows shapes only."""
-    config = candidates("fwd", torch.float16, "ieee", "sm_90")[0]
-    x, weight = torch.zeros(8, 16, device=device), torch.zeros(32, 16, device=device)
-    shape = (8, 32, 16, x.dtype, device)
-    with use_choice(GemmChoice("triton", "measured", config)):
-        assert select_gemm("linear", *shape, x, (weight,)).config is config
-        monkeypatch.setattr(choose, "unsupported_reason", lambda config, x, weights: "rows are not aligned")
-        assert select_gemm("linear", *shape, x, (weight,)) == GemmChoice("triton", "measured")
-        assert select_gemm("dgrad", *shape).config is config
+    on_h200.entries[KEY] = BY_TRITON
+    x, weight = torch.zeros(1024, 768, dtype=torch.bfloat16), torch.zeros(768, 768, dtype=torch.bfloat16)
+    shape = (1024, 768, 768, x.dtype, CUDA)
+    assert select_gemm("linear", *shape, x, (weight,)).config is CONFIG
+    monkeypatch.setattr(choose, "unsupported_reason", lambda config, x, weights: "rows are not aligned")
+    choice = select_gemm("linear", *shape, x, (weight,))
+    assert (choice.side, choice.config) == ("triton", None)
+    assert choice.reason.endswith("155 us; not this tile here: rows are not aligned")
+    assert select_gemm("linear", *shape).config is CONFIG
+
+
+def test_a_measured_tile_that_would_read_element_by_element_is_not_taken(on_h200):
+    on_h200.entries["linear", torch.bfloat16, "ieee", 770, 768, 1024] = BY_TRITON
+    choice = select_gemm("linear", 1024, 770, 768, torch.bfloat16, CUDA)
+    assert (choice.side, choice.config) == ("triton", None)
+    assert choice.reason.endswith(
+        "not this tile: Triton would load element by element: N = 770 and K = 768 are not both multiples of 16"
+    )
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_tile_to_be_timed_is_the_one_that_runs(operation, monkeypatch):
+    """At the hidden size of a TinyBERT, which is a multiple of 8 and no more."""
+    seen = []
+    for launcher in ("gemm_fwd", "gemm_dgrad", "gemm_wgrad"):
+        found = torch.zeros(1) if launcher == "gemm_wgrad" else (None, None, None)
+        monkeypatch.setattr(products, launcher, lambda *args, config, found=found, **options: seen.append(config) or found)
+    for hidden in (312, 320):
+        one = next(one for one in of_layer(hidden, 1200, "gelu_erf", training=True) if one.operation == operation)
+        one = replace(one, with_bias=False)
+        operands = one.operands(8, torch.bfloat16, torch.device("cpu"), torch.Generator())
+        with pretend("sm_90"):
+            tiles = one.tiles(operands)
+            for tile in tiles:
+                seen.clear()
+                with use_choice(GemmChoice("triton", "being measured", tile)):
+                    one.run(operands)
+                assert seen == [tile]
+        assert tiles
+        assert all(tile.suits(one.N, one.K) for tile in tiles)
+        assert (len(tiles) > 1) == (hidden == 320 or operation in ("linear", "linear_activation"))
 
 
 def test_every_operation_goes_where_it_is_sent(device, monkeypatch):
