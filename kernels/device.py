@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch.torch_version import TorchVersion
 
-FENCED_COPIES = "3.7.1"  # the first Triton that puts a fence between asynchronous copies and wgmma (triton-lang/triton#9610)
+# The first Triton that puts a fence between asynchronous copies and products from shared memory: of Hopper and of Blackwell
+# (triton-lang/triton#9610; wrong results were seen on B200, and by 3.6.0 and 3.7.0 on B300).
+FENCED_COPIES = "3.7.1"
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # of an A100, an H100 SXM and a B200
 
 
@@ -89,10 +91,10 @@ def compiler_fault(arch: str) -> str | None:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:  # not installed, or under another name, which brings its own version
         return None
-    if not arch.startswith("sm_90") or TorchVersion(version) >= FENCED_COPIES:
+    if not (is_nvidia(arch) and has_wide_matrix_unit(arch)) or TorchVersion(version) >= FENCED_COPIES:
         return None
     return (
-        f"triton {version} leaves out the fence between asynchronous copies and Hopper's matrix products, which may so read "
+        f"triton {version} leaves out the fence between asynchronous copies and matrix products of {arch}, which may so read "
         f"old data: install triton {FENCED_COPIES} or newer, which comes with torch 2.13"
     )
 

@@ -170,10 +170,14 @@ def test_cdiv():
         ("sm_90", "3.7.0", True),
         ("sm_90", "3.7.1", False),
         ("sm_90", "3.10.0", False),
+        ("sm_100", "3.6.0", True),
+        ("sm_103", "3.7.0", True),
+        ("sm_100", "3.7.1", False),
         ("sm_80", "3.6.0", False),
+        ("sm_120", "3.6.0", False),
     ],
 )
-def test_a_triton_that_leaves_out_a_fence_on_hopper_is_told_once(arch, version, is_faulty, monkeypatch):
+def test_a_triton_that_leaves_out_a_fence_is_told_once(arch, version, is_faulty, monkeypatch):
     major, minor = divmod(int(arch.removeprefix("sm_")), 10)
     properties = SimpleNamespace(name="the card", major=major, minor=minor)
     monkeypatch.setattr(importlib.metadata, "version", {"triton": version}.__getitem__)
