@@ -1,11 +1,11 @@
 """The embedding of BERT: y = dropout(norm(word[id] + token_type[id] + position[id])), forward and backward.
 
 input_ids, token_type_ids, position_ids: (M,) int32 or int64; tables: (rows, N), with a row at least; weight, bias: (N,); mean,
-rstd: (M,) float32. A token with an id outside its table has NaN for its output and, through rstd, for all that it adds to a
-gradient; no row is read or written for that id. Saved for the backward: mean and rstd. The backward gathers the rows of the
-tables again, which reads no more than a saved sum of them would. Gradients of the layer norm, and of a token type table of at
-most two rows: float32 partial sums per program, added in a fixed order. Gradients of the other tables: by sorting the ids
-(segment_sum), or with float32 atomics where the caller allows them.
+rstd: (M,) float32. A token with an id outside its table has NaN for its output, where dropout keeps it, and, through rstd,
+for all that it adds to the gradients of the tables; no row is read or written for that id. Saved for the backward: mean and
+rstd. The backward gathers the rows of the tables again, which reads no more than a saved sum of them would. Gradients of the
+layer norm, and of a token type table of at most two rows: float32 partial sums per program, added in a fixed order. Gradients
+of the other tables: by sorting the ids (segment_sum), or with float32 atomics where the caller allows them.
 """
 
 import torch

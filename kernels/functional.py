@@ -152,8 +152,8 @@ def embedding(
     (N,). padding_idx: row of word_weight that receives no gradient, as in torch.nn.Embedding. dropout_p, seed, stream: as
     in `layer_norm`, applied after it. deterministic: table gradients are summed in a fixed order; where False, a GPU may add
     them with atomics.
-    Returns (..., N). On a GPU, whose ids are not looked at before, a token with an id outside its table gets NaN, and so do the
-    gradients it adds to: nothing is read or written outside a table.
+    Returns (..., N). On a GPU, whose ids are not looked at before, the kernel gives a token with an id outside its table NaN
+    where dropout keeps it, and so the rows of the tables to whose gradients it adds; nothing is read or written elsewhere.
     Raises ValueError for shapes that do not fit, ids outside their table (values are checked on the CPU; on a GPU when
     FASTBERT_DEBUG=1) or dropout_p outside [0, 1], TypeError for other dtypes.
     """
@@ -252,7 +252,8 @@ def attention(
 ) -> Tensor:
     """Softmax attention within each sequence of a packed batch (Vaswani et al. 2017, §3.2).
 
-    qkv: (T, 3, H, D); the last axis contiguous, the others of any stride. D is a multiple of 8 from 16 to 128.
+    qkv: (T, 3, H, D); where it is not contiguous or starts at no multiple of 16 bytes, a kernel may copy it first. D is a
+    multiple of 8 from 16 to 128.
     cu_seqlens, max_seqlen, seqused_k: as in `attention_schedule`; rows past seqused_k attend but are not attended to, and
     a sequence without keys gives zeros. softmax_scale: positive factor on q·k, D ** -0.5 where None. causal: a row attends
     to itself and earlier rows only. dropout_p: probability of dropping an attention weight. seed, stream: as in

@@ -23,7 +23,7 @@ from .blocks import (
     store_rows,
 )
 from .config import LOG2_E, BackwardConfig, Problem
-from .operands import dense, with_aligned_rows
+from .operands import aligned, with_aligned_rows
 from .schedule import TILE_ROWS, packs_short_sequences
 from .short import attention_bwd_short_kernel
 
@@ -263,8 +263,8 @@ def launch_backward(dout, qkv, out, lse, tiles, max_seqlen, softmax_scale, causa
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if T == 0:
         return dqkv
-    dout, qkv, out, lse = with_aligned_rows(dout), with_aligned_rows(qkv), dense(out), dense(lse)
-    seed = dense(seed) if dropout_p > 0 else None
+    dout, qkv, out, lse = with_aligned_rows(dout), with_aligned_rows(qkv), aligned(out), aligned(lse)
+    seed = aligned(seed) if dropout_p > 0 else None
     problem = Problem.of(qkv, max_seqlen, dropout_p, causal)
     config = BackwardConfig.choose(problem)
     strides = (*qkv.stride()[:3], *dout.stride()[:2])

@@ -24,7 +24,7 @@ from .blocks import (
     store_rows,
 )
 from .config import LOG2_E, ForwardConfig, Problem
-from .operands import dense, with_aligned_rows
+from .operands import aligned, with_aligned_rows
 from .schedule import TILE_ROWS, packs_short_sequences
 from .short import attention_fwd_short_kernel
 
@@ -116,7 +116,7 @@ def launch_forward(qkv, tiles, max_seqlen, softmax_scale, causal, dropout_p, see
     out, lse = empty_outputs(qkv, save)
     if T == 0:
         return out, lse
-    qkv, seed = with_aligned_rows(qkv), dense(seed) if dropout_p > 0 else None
+    qkv, seed = with_aligned_rows(qkv), aligned(seed) if dropout_p > 0 else None
     is_invariant = is_batch_invariant()
     problem = Problem.of(qkv, LONGEST if is_invariant else max_seqlen, dropout_p, causal)
     config = ForwardConfig.choose(problem)

@@ -29,7 +29,7 @@ def with_aligned_rows(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def dense(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     """x, or a copy of it where it is not contiguous or does not start at a multiple of 16 bytes."""
     return x if x.is_contiguous() and _starts_aligned(x) else x.clone(memory_format=torch.contiguous_format)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..device import cdiv
 from ..registration import register
-from .operands import dense
+from .operands import aligned
 from .schedule import CHUNK, PACK_ROWS, num_packs_bound
 
 LANES = 128  # runs, all packed by one program; runs are longer where there are more than LANES * CHUNK sequences
@@ -79,10 +79,10 @@ def _launch(cu_seqlens, seqused_k, total_tokens):
     B = cu_seqlens.shape[0] - 1
     if B == 0 or total_tokens == 0:
         return packs, spans
-    cu_seqlens = dense(cu_seqlens)
+    cu_seqlens = aligned(cu_seqlens)
     chunk = min(max(CHUNK, cdiv(B, LANES)), B)
     packs_kernel[(1,)](cu_seqlens, packs, B, chunk, LANES=LANES, ROWS=PACK_ROWS, num_warps=4, num_stages=2)
-    used = cu_seqlens if seqused_k is None else dense(seqused_k)
+    used = cu_seqlens if seqused_k is None else aligned(seqused_k)
     spans_kernel[(cdiv(B, SPAN_SEQUENCES),)](
         cu_seqlens, used, spans, B, total_tokens,
         HAS_UNUSED=seqused_k is not None, SEQUENCES=SPAN_SEQUENCES, ROWS=PACK_ROWS, num_warps=4, num_stages=2,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..device import cdiv
 from ..registration import register
-from .operands import dense
+from .operands import aligned
 from .schedule import TILE_ROWS, num_tiles_bound
 
 TILES, SEQUENCES, NUM_WARPS = 32, 256, 4
@@ -61,8 +61,8 @@ def _launch(cu_seqlens, seqused_k, total_tokens):
     B = cu_seqlens.shape[0] - 1
     if B == 0:
         return low.zero_(), high.zero_()
-    cu_seqlens = dense(cu_seqlens)
-    used = cu_seqlens if seqused_k is None else dense(seqused_k)
+    cu_seqlens = aligned(cu_seqlens)
+    used = cu_seqlens if seqused_k is None else aligned(seqused_k)
     tile_lists_kernel[(cdiv(low.shape[0], TILES), 2)](
         cu_seqlens, used, low, high, B, low.shape[0], high.shape[0],
         LOW_ROWS=TILE_ROWS[0], HIGH_ROWS=TILE_ROWS[1], HAS_UNUSED=seqused_k is not None, TILES=TILES, SEQUENCES=SEQUENCES,
