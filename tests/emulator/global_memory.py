@@ -112,6 +112,18 @@ class GlobalMemory:
         found = self.memory.allocations[which]
         return found if int(address.max()) + total <= found.base + found.size else None
 
+    def check_viewed(
+        self, allocation: Allocation, offset: np.ndarray, total: int, threads: np.ndarray, instruction: int, verb: str
+    ) -> None:
+        """Faults a write of `total` bytes at any of the offsets [n] beside the tensor given; notes a read there."""
+        first, end = allocation.viewed
+        beside = (offset < first) | (offset + total > end)
+        if beside.any():
+            what = f"{verb}s {allocation.name} outside of the tensor given, inside its storage"
+            if verb == "write":
+                self.batch.fault(what, instruction, threads[np.flatnonzero(beside)[0]])
+            self.batch.note(what, instruction)
+
     def check_written(self, allocation: Allocation, words: np.ndarray, threads: np.ndarray, instruction: int) -> None:
         """Finds words that still hold the poison of memory that nobody wrote. Bytes alone are not looked at."""
         size = words.dtype.itemsize
@@ -212,15 +224,9 @@ class GlobalMemory:
             allocation = self.memory.allocations[number]
             if (here + np.uint64(total) > np.uint64(allocation.base + allocation.size)).any():
                 self._out_of_bounds(here, total, users, instruction, verb)
-            offset = here - np.uint64(allocation.low)
-            first, end = allocation.viewed
-            beside = (offset < np.uint64(first)) | (offset + np.uint64(total) > np.uint64(end))
-            if beside.any():
-                what = f"{verb}s {allocation.name} outside of the tensor given, inside its storage"
-                if verb == "write":
-                    self.batch.fault(what, instruction, users[np.flatnonzero(beside)[0]])
-                self.batch.note(what, instruction)
-            yield allocation, part, offset.astype(np.int64)
+            offset = (here - np.uint64(allocation.low)).astype(np.int64)
+            self.check_viewed(allocation, offset, total, users, instruction, verb)
+            yield allocation, part, offset
 
     def _out_of_bounds(self, address: np.ndarray, total: int, threads: np.ndarray, instruction: int, verb: str) -> None:
         for one, thread in zip(address, threads, strict=True):

@@ -21,7 +21,7 @@ from .tma import TileCopies
 from .warps import Warps
 from .wgmma import Wgmma
 
-MOST_SHARED = 64 << 20  # bytes of shared memory of one batch of blocks
+SHARED_AT_ONCE = 64 << 20  # bytes of shared memory of one batch of blocks
 UNSET = {
     "u1": POISON8,
     "u2": POISON16,
@@ -110,7 +110,7 @@ def launch(
     for allocation in memory.allocations:
         allocation.begin_launch(compiled.global_granule)
     total = grid[0] * grid[1] * grid[2]
-    at_once = max(1, min(settings.threads_at_once // compiled.threads, MOST_SHARED // max(shared_bytes, 1)))
+    at_once = max(1, min(settings.threads_at_once // compiled.threads, SHARED_AT_ONCE // max(shared_bytes, 1)))
     with np.errstate(all="ignore"):
         for first in range(0, total, at_once):
             numbers = range(first, min(first + at_once, total))

@@ -90,7 +90,7 @@ class TileCopies:
             tile = self._tile(map_, origin, target, thread, instruction)
             data = np.zeros(tile.size, np.uint8)
             if tile.row_bytes:
-                allocation, where = self._storage(tile, thread, instruction)
+                allocation, where = self._storage(tile, thread, instruction, "read")
                 data[tile.rows, tile.columns] = inside = allocation.bytes[where]
                 if tile.row_bytes % 2 == 0:
                     words = inside.view(np.uint16).reshape(-1)
@@ -123,7 +123,7 @@ class TileCopies:
             self.stores.append(Store(int(thread), number, int(self.committed[thread])))
             if tile.row_bytes:
                 data = self.shared.views[16][tile.offset >> 4].view(np.uint8).reshape(tile.size)[tile.rows, tile.columns]
-                allocation, where = self._storage(tile, thread, instruction)
+                allocation, where = self._storage(tile, thread, instruction, "write")
                 same = (allocation.bytes[where] == data).all(axis=1)
                 writers = np.full(len(where), thread)
                 stamps, span = self.batch.global_stamps[writers], self._span(tile, allocation)
@@ -185,12 +185,17 @@ class TileCopies:
             tensor.base + elements * tensor.element_bytes,
         )
 
-    def _storage(self, tile: Tile, thread: int, instruction: int) -> tuple[Allocation, np.ndarray]:
-        """The storage that holds a tile, and the index of each byte in it, [rows, bytes of a row]."""
+    def _storage(self, tile: Tile, thread: int, instruction: int, verb: str) -> tuple[Allocation, np.ndarray]:
+        """The storage that holds a tile, and the index of each byte in it, [rows, bytes of a row].
+
+        A fault where there is none, or for a write beside the tensor given inside its storage; a read there is noted.
+        """
         allocation = self.global_memory.contains(tile.address, tile.row_bytes)
         if allocation is None:
             self.batch.fault("tile copy outside of the tensors of this launch", instruction, thread)
-        return allocation, (tile.address - allocation.low)[:, None] + np.arange(tile.row_bytes)
+        offset = tile.address - allocation.low
+        self.global_memory.check_viewed(allocation, offset, tile.row_bytes, np.full(len(offset), thread), instruction, verb)
+        return allocation, offset[:, None] + np.arange(tile.row_bytes)
 
     @staticmethod
     def _span(tile: Tile, allocation: Allocation) -> int:
