@@ -35,7 +35,14 @@ def verify_kernels(device: torch.device, samples_per_operation: int | None) -> I
         assert process.stderr is not None
         for line in process.stdout:
             found = json.loads(line)
-            yield Row("kernels", found["where"], Accuracy(**found["worst"]), found["count"], tuple(found["proved"]))
+            yield Row(
+                "kernels",
+                found["where"],
+                Accuracy(**found["worst"]),
+                found["count"],
+                tuple(found["proved"]),
+                tuple(found["earlier"]),
+            )
         errors = process.stderr.read().strip()
     if process.returncode:
         raise RuntimeError(f"the kernel check ended with status {process.returncode}: {errors[-2000:]}")
@@ -62,12 +69,13 @@ def main(device_type: str, num_samples: int) -> None:
                 samples = spec.samples[: num_samples or None]
                 found = [a for sample in samples for a in check_operation(spec, sample.make(dtype, device), dtype)]
                 worst = worst_of(found)
-                before = proved_by(recorded, spec.name, KINDS[dtype], sources, triton.__version__)
+                these, earlier = proved_by(recorded, spec.name, KINDS[dtype], sources, triton.__version__)
                 row = {
                     "where": f"{spec.name} {str(dtype).removeprefix('torch.')}",
                     "worst": asdict(worst),
                     "count": len(found),
-                    "proved": [here, *before] if worst.passed else before,
+                    "proved": (here, *these) if worst.passed else (),
+                    "earlier": earlier if worst.passed else (),
                 }
                 print(json.dumps(row), flush=True)
 

@@ -64,20 +64,26 @@ def add_proofs(new: Iterable[Proof], file: Path = FILE) -> None:
     write_whole(file, json.dumps([asdict(proofs[key]) for key in sorted(proofs)], indent=1) + "\n")
 
 
-def proved_by(proofs: Iterable[Proof], operation: str, kind: str, sources: str, triton: str) -> list[str]:
-    """What the record says of one operation in one kind of numbers, each line with all its kinds and with what compiled it.
+def proved_by(
+    proofs: Iterable[Proof], operation: str, kind: str, sources: str, triton: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what proved these sources of one operation in one kind of numbers, what proved earlier ones): each with all its kinds
+    and with what compiled it.
 
     sources, triton: those of this installation.
     """
+    of_operation = [proof for proof in proofs if proof.operation == operation and kind in proof.kinds]
+    these = [proof for proof in of_operation if proof.sources == sources]
+    return _lines(these, triton), _lines([proof for proof in of_operation if proof not in these], triton)
+
+
+def _lines(proofs: Iterable[Proof], triton: str) -> tuple[str, ...]:
     lines: dict[str, list[str]] = {}
     for proof in proofs:
-        if proof.operation != operation or kind not in proof.kinds:
-            continue
         late = "under the late schedule " if proof.schedule == "late" else ""
         version = f"triton {proof.triton}" if proof.triton == triton else f"triton {proof.triton}, here {triton}"
-        other = "" if proof.sources == sources else ", of other sources than these"
-        lines.setdefault(f"{late}in {', '.join(proof.kinds)} ({version}{other})", []).append(proof.target)
-    return [f"PTX of {', '.join(targets)} {rest}" for rest, targets in lines.items()]
+        lines.setdefault(f"{late}in {', '.join(proof.kinds)} ({version})", []).append(proof.target)
+    return tuple(f"PTX of {', '.join(targets)} {rest}" for rest, targets in lines.items())
 
 
 def digest_of(spec: OperationSpec) -> str:

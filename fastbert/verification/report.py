@@ -119,16 +119,19 @@ class Report:
 
 
 def proof_lines(rows: Iterable[Row]) -> list[str]:
-    """Where the kernels of these rows were proved, those with the same proofs on one line."""
-    together: dict[tuple[str, ...], list[str]] = {}
+    """Where the kernels of these rows were proved, those with the same proofs on one line; nothing of a row that failed."""
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for row in rows:
-        if row.proved:
-            together.setdefault(row.proved, []).append(row.where)
-    return [f"proved by: {'; '.join(proved)}\n  {', '.join(names)}" for proved, names in together.items()]
+        for head, proofs in (("proved by", row.proved), ("earlier sources were proved by", row.earlier)):
+            if proofs and row.passed:
+                together.setdefault((head, proofs), []).append(row.where)
+    return [f"{head}: {'; '.join(proofs)}\n  {', '.join(names)}" for (head, proofs), names in together.items()]
 
 
 def _proved(row: Row) -> dict[str, list[str]]:
-    return {"proved": list(row.proved)} if row.section == "kernels" else {}
+    if row.section != "kernels":
+        return {}
+    return {"proved": list(row.proved), "earlier": list(row.earlier)} if row.passed else {"proved": [], "earlier": []}
 
 
 def _bar(row: Row) -> str:

@@ -12,8 +12,9 @@ class Row:
     """One line of the report.
 
     section: 'weights', 'hidden states', 'outputs', 'gradients', 'heads' or 'kernels'. where: layer, head or operation.
-    worst: the accuracy nearest to its limit, or furthest beyond it, among `count` compared tensors. proved: of a kernel, where
-    it was found right: 'interpreter' or 'this GPU', now, unless it failed; and what proofs.py says was recorded.
+    worst: the accuracy nearest to its limit, or furthest beyond it, among `count` compared tensors. proved: of a kernel that
+    passed, where it was found right: 'interpreter' or 'this GPU', now, and what proofs.py says was recorded of these sources.
+    earlier: what was recorded of earlier ones. A row that failed has neither.
     """
 
     section: str
@@ -21,6 +22,7 @@ class Row:
     worst: Accuracy
     count: int
     proved: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -24,11 +24,11 @@ def child(monkeypatch, tmp_path, code):
 @pytest.mark.skipif(sys.platform == "win32", reason="scripts are not executable there")
 def test_rows_come_from_the_lines_of_the_process(monkeypatch, tmp_path):
     line = {"where": "gelu", "worst": {"name": "out", "error": 1.0, "torch_error": 2.0, "allowed": 4.0}, "count": 3}
-    line["proved"] = ["interpreter", "PTX of sm_80"]
+    line |= {"proved": ["interpreter", "PTX of sm_80"], "earlier": ["PTX of sm_90"]}
     code = f"import os, json\nassert os.environ['TRITON_INTERPRET'] == '1'\nprint(json.dumps({line}))"
     (row,) = child(monkeypatch, tmp_path, code)
     assert (row.section, row.where, row.count, row.worst.allowed, row.passed) == ("kernels", "gelu", 3, 4.0, True)
-    assert row.proved == ("interpreter", "PTX of sm_80")
+    assert (row.proved, row.earlier) == (("interpreter", "PTX of sm_80"), ("PTX of sm_90",))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="scripts are not executable there")
@@ -39,7 +39,7 @@ def test_a_process_that_fails_is_an_error_with_its_last_lines(monkeypatch, tmp_p
 
 @pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
 def test_a_row_says_where_its_kernels_were_proved(monkeypatch, capsys, triton_device, right):
-    """Here, where they are right, and where the record says so, of these sources and of these numbers."""
+    """Here, and where the record says so, of these sources and of these numbers; nowhere, where they are wrong."""
     import triton
 
     from fastbert.kernels.specs import registry
@@ -51,12 +51,10 @@ def test_a_row_says_where_its_kernels_were_proved(monkeypatch, capsys, triton_de
     if not right:
         monkeypatch.setattr(kernels, "check_operation", lambda *_: [Accuracy("out", 2.0, 1.0, 1.0)])
     kernels.main(triton_device.type, 1)
-    rows = {row["where"]: row["proved"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    here = ["this GPU" if triton_device.type == "cuda" else "interpreter"] * right
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    rows = {row["where"]: (row["proved"], row["earlier"]) for row in lines}
+    here = "this GPU" if triton_device.type == "cuda" else "interpreter"
     version = f"triton {triton.__version__}"
-    recorded = [
-        f"PTX of sm_80 in bf16, fp32 ({version})",
-        f"PTX of sm_90 in bf16, fp32 ({version}, of other sources than these)",
-    ]
-    assert rows["layer_norm float32"] == here + recorded
-    assert rows["layer_norm float16"] == here
+    these, earlier = f"PTX of sm_80 in bf16, fp32 ({version})", f"PTX of sm_90 in bf16, fp32 ({version})"
+    assert rows["layer_norm float32"] == (([here, these], [earlier]) if right else ([], []))
+    assert rows["layer_norm float16"] == (([here], []) if right else ([], []))

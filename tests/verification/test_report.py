@@ -28,7 +28,8 @@ def test_kernels_with_the_same_proofs_share_a_line(report):
             Row("kernels", "layer_norm float32", GOOD, 2, ("interpreter", PTX)),
             Row("kernels", "fp8_linear float32", GOOD, 2, ("interpreter",)),
             Row("kernels", "attention float32", GOOD, 2, ("interpreter", PTX)),
-            Row("kernels", "attention float16", BAD, 2, (PTX,)),
+            Row("kernels", "linear float32", GOOD, 2, ("interpreter",), (PTX,)),
+            Row("kernels", "attention float16", BAD, 2, (PTX,), (PTX,)),
         ]
     )
     lines = printed(report)
@@ -37,10 +38,11 @@ def test_kernels_with_the_same_proofs_share_a_line(report):
         f"proved by: interpreter; {PTX}",
         "  layer_norm float32, attention float32",
         "proved by: interpreter",
-        "  fp8_linear float32",
-        f"proved by: {PTX}",
-        "  attention float16",
+        "  fp8_linear float32, linear float32",
+        f"earlier sources were proved by: {PTX}",
+        "  linear float32",
     ]
+    assert not any("attention float16" in line for line in lines[start:])
 
 
 def test_rows_of_a_model_are_proved_by_nothing_but_themselves(report):
@@ -49,7 +51,14 @@ def test_rows_of_a_model_are_proved_by_nothing_but_themselves(report):
 
 
 def test_json_carries_the_proofs_of_kernels_alone(report):
-    report.add([Row("outputs", "last_hidden_state", GOOD, 1), Row("kernels", "attention float32", GOOD, 2, ("this GPU", PTX))])
-    model, kernel = report.as_dict()["rows"]
-    assert "proved" not in model
-    assert kernel["proved"] == ["this GPU", PTX]
+    report.add(
+        [
+            Row("outputs", "last_hidden_state", GOOD, 1),
+            Row("kernels", "attention float32", GOOD, 2, ("this GPU",), (PTX,)),
+            Row("kernels", "linear float32", BAD, 2, (PTX,), (PTX,)),
+        ]
+    )
+    model, kernel, failed = report.as_dict()["rows"]
+    assert not {"proved", "earlier"} & set(model)
+    assert (kernel["proved"], kernel["earlier"]) == (["this GPU"], [PTX])
+    assert (failed["proved"], failed["earlier"]) == ([], [])
