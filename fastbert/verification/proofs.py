@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import fastbert.kernels
-from fastbert.kernels.specs import spec as spec_module
+from fastbert.kernels.specs import accuracy
 from fastbert.kernels.specs.spec import OperationSpec
 from fastbert.utils.files import write_whole
 
-FILE = Path(spec_module.__file__).with_name("proofs.json")
+FILE = Path(accuracy.__file__).with_name("proofs.json")
 KERNELS = Path(fastbert.kernels.__path__[0])
 SCHEDULES = ("usual", "late")
 
@@ -87,17 +87,27 @@ def _lines(proofs: Iterable[Proof], triton: str) -> tuple[str, ...]:
 
 
 def digest_of(spec: OperationSpec) -> str:
-    """The digest of every file that an operation's kernels and their launches are made of. Imports no Triton."""
-    return digest(files_reached(files_of(spec.function)))
+    """The digest of all code that a proof of an operation speaks of: see `files_proved`. Imports no Triton."""
+    return digest(files_proved(spec))
+
+
+def files_proved(spec: OperationSpec) -> list[Path]:
+    """The files of an operation's kernels and their launches, of the public function and its checks, and of what judged them:
+    its spec (without what that imports), the reference and the rule. Sorted.
+    """
+    own = {Path(inspect.getfile(function)).resolve() for function in (spec.function, spec.fuzz)}  # each spec's file has a fuzz
+    return sorted({*own, *files_reached([*files_of(spec.function), Path(accuracy.__file__)])})
 
 
 def files_of(function: Callable[..., Any]) -> list[Path]:
-    """The files of kernels/ that a public operation imports when it is called, which are those that hold its kernels.
+    """The files of kernels/ that a public operation imports when it is called, which are those that hold its kernels, and those
+    that its own file imports at its top.
 
-    Raises ValueError for a function that imports none.
+    What the other operations of that file import when called is left out. Raises ValueError for a function that imports none.
     """
     file = Path(inspect.getfile(function)).resolve()
-    functions = {node.name: node for node in _parsed(file).body if isinstance(node, ast.FunctionDef)}
+    tree = _parsed(file)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     waiting, called = [function.__name__], set[str]()
     while waiting:  # it, and what it calls of the same file
         name = waiting.pop()
@@ -107,7 +117,7 @@ def files_of(function: Callable[..., Any]) -> list[Path]:
     found = [imported for name in called for imported in _imported(functions[name], file)]
     if not found:
         raise ValueError(f"expected {function.__qualname__} to import its kernels, got no import in it")
-    return found
+    return found + [imported for node in tree.body if isinstance(node, ast.ImportFrom) for imported in _imported(node, file)]
 
 
 def files_reached(files: Iterable[Path]) -> list[Path]:

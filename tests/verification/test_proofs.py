@@ -9,6 +9,7 @@ import pytest
 
 from fastbert.kernels import fp8, functional
 from fastbert.kernels.dropout import new_seed
+from fastbert.kernels.specs.spec import OperationSpec
 from fastbert.verification.proofs import (
     KERNELS,
     Proof,
@@ -16,6 +17,7 @@ from fastbert.verification.proofs import (
     digest,
     digest_of,
     files_of,
+    files_proved,
     files_reached,
     proved_by,
     read_proofs,
@@ -95,12 +97,50 @@ def test_an_operation_is_the_files_that_it_imports_when_called():
     def names(function) -> set[str]:
         return {file.relative_to(KERNELS.resolve()).as_posix() for file in files_of(function)}
 
-    assert names(functional.layer_norm) == {"layer_norm.py"}
-    assert names(functional.attention) >= {"attention/op.py"}
-    assert names(functional.attention_schedule) == {"attention/packing.py", "attention/work_list.py"}
-    assert names(fp8.linear) == {"fp8_kernels.py"}
+    of_file = {"attention/schedule.py", "backend.py", "checks.py", "dropout.py", "limits.py", "reference.py"}
+    assert names(functional.layer_norm) == {"layer_norm.py", *of_file}
+    assert names(functional.attention) >= {"attention/op.py", *of_file}
+    assert names(functional.attention_schedule) == {"attention/packing.py", "attention/work_list.py", *of_file}
+    assert names(fp8.linear) == {"fp8_kernels.py", "backend.py", "device.py", "fp8_format.py", "limits.py", "reference.py"}
     with pytest.raises(ValueError, match="expected new_seed to import its kernels, got no import in it"):
         files_of(new_seed)
+
+
+def spec_of(name: str) -> OperationSpec:
+    pytest.importorskip("triton", reason="Triton is not installed: no kernel")
+    from fastbert.kernels.specs.registry import ALL_SPECS
+
+    return next(spec for spec in ALL_SPECS if spec.name == name)
+
+
+def test_a_proof_speaks_of_the_public_function_and_of_what_judged_it():
+    def names(operation: str) -> set[str]:
+        return {file.relative_to(KERNELS.resolve()).as_posix() for file in files_proved(spec_of(operation))}
+
+    judges = {"reference.py", "specs/accuracy.py", "specs/matrix_unit.py"}
+    attention, linear = names("attention"), names("fp8_linear")
+    assert attention >= {"functional.py", "checks.py", "specs/attention.py", "attention/forward.py", *judges}
+    assert not attention & {"linear.py", "layer_norm.py", "fp8.py", "specs/linear.py"}
+    assert linear >= {"fp8.py", "fp8_kernels.py", "specs/fp8.py", *judges}
+    assert not linear & {"functional.py", "attention/op.py"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("specs/accuracy.py", "OUT_FACTOR = 2.0", "OUT_FACTOR = 3.0"),
+        ("specs/attention.py", "grad_factor=3.0", "grad_factor=4.0"),
+        ("functional.py", "check_attention(qkv", "check_nothing(qkv"),
+        ("checks.py", "def check_attention(", "def check_nothing("),
+    ],
+)
+def test_a_looser_rule_or_call_changes_the_digest(kernels, file, old, new):
+    files = [kernels / proved.relative_to(KERNELS.resolve()) for proved in files_proved(spec_of("attention"))]
+    before = digest(files, kernels)
+    text = (kernels / file).read_text(encoding="utf-8")
+    assert old in text
+    (kernels / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert digest(files, kernels) != before
 
 
 def test_files_are_reached_through_others():
