@@ -35,7 +35,8 @@ lint: .venv/.installed-test
 codegen: .venv/.installed-test
 	$(PY) -m benchmarks.codegen --jobs $(JOBS) --record benchmarks/codegen.tsv
 
-# Every sample through the compiled kernels of both targets, and what passed into the record that `fastbert verify` shows.
+# Every sample through the compiled kernels of both targets, by the usual schedule, and every pipelined kernel by the late one;
+# what passed goes into the record that `fastbert verify` shows, where the run ends.
 proofs: .venv/.installed-test
 	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_80 --full --record-proofs
 	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_90 --full --record-proofs

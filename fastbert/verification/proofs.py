@@ -1,7 +1,8 @@
 """Where each operation's kernels were proved before: a record that ships with them, and whether it is of these sources.
 
-`pytest tests/compiled --compiled=sm_90 --record-proofs` writes it: the kernels ran there as PTX, instruction by instruction,
-and every result was judged by the rule of `fastbert.kernels.specs.accuracy`.
+`pytest tests/compiled --compiled=sm_90 --full --record-proofs` writes it, where the whole run ends: the kernels ran there as
+PTX, instruction by instruction, and every result was judged by the rule of `fastbert.kernels.specs.accuracy`. Samples run by
+the emulator's usual schedule; the late one is the matter of tests/compiled/test_late_schedule.py, which must pass in that run.
 """
 
 import ast
@@ -21,31 +22,30 @@ from fastbert.utils.files import write_whole
 
 FILE = Path(accuracy.__file__).with_name("proofs.json")
 KERNELS = Path(fastbert.kernels.__path__[0])
-SCHEDULES = ("usual", "late")
 
 
 @dataclass(frozen=True)
 class Proof:
     """One operation whose kernels all passed on one target.
 
-    target: 'sm_90', whose PTX ran. schedule: 'usual', or 'late': asynchronous copies land at once, asynchronous products read
-    as late as PTX allows. kinds: of numbers, among bf16, fp16, fp32 and tf32. samples, tensors: how many were judged. worst:
-    the largest error, as a share of what is allowed. triton: its version, which compiled. sources: `digest` of the kernels.
+    target: 'sm_90', whose PTX ran. kinds: of numbers, among bf16, fp16, fp32 and tf32. runs: how many passed, each a sample or
+    a tile in one kind. runs_digest: `digest_of_runs` of them. tensors: how many were judged. worst: the largest error, as a
+    share of what is allowed. triton: its version, which compiled. sources: `digest_of` the operation.
     """
 
     operation: str
     target: str
-    schedule: str
     kinds: tuple[str, ...]
-    samples: int
+    runs: int
+    runs_digest: str
     tensors: int
     worst: float
     triton: str
     sources: str
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return self.operation, self.target, self.schedule
+    def key(self) -> tuple[str, str]:
+        return self.operation, self.target
 
 
 def read_proofs(file: Path = FILE) -> list[Proof]:
@@ -58,9 +58,14 @@ def read_proofs(file: Path = FILE) -> list[Proof]:
         raise ValueError(f"{file}: expected a list of proofs, got {error}") from error
 
 
-def add_proofs(new: Iterable[Proof], file: Path = FILE) -> None:
-    """Writes them into the record, each in the place of an older one of its operation, target and schedule."""
+def add_proofs(new: Iterable[Proof], failed: Iterable[tuple[str, str]] = (), file: Path = FILE) -> None:
+    """Writes them into the record, each in the place of an older one of its operation and target.
+
+    failed: operations and targets whose proofs are taken out.
+    """
     proofs = {proof.key: proof for proof in (*read_proofs(file), *new)}
+    for key in failed:
+        proofs.pop(key, None)
     write_whole(file, json.dumps([asdict(proofs[key]) for key in sorted(proofs)], indent=1) + "\n")
 
 
@@ -80,10 +85,14 @@ def proved_by(
 def _lines(proofs: Iterable[Proof], triton: str) -> tuple[str, ...]:
     lines: dict[str, list[str]] = {}
     for proof in proofs:
-        late = "under the late schedule " if proof.schedule == "late" else ""
         version = f"triton {proof.triton}" if proof.triton == triton else f"triton {proof.triton}, here {triton}"
-        lines.setdefault(f"{late}in {', '.join(proof.kinds)} ({version})", []).append(proof.target)
+        lines.setdefault(f"in {', '.join(proof.kinds)} ({version})", []).append(proof.target)
     return tuple(f"PTX of {', '.join(targets)} {rest}" for rest, targets in lines.items())
+
+
+def digest_of_runs(runs: Iterable[tuple[str, str]]) -> str:
+    """One number for a set of runs, each the name of a kind of numbers and what ran in it, in any order."""
+    return hashlib.sha256(json.dumps(sorted(set(runs))).encode()).hexdigest()[:16]
 
 
 def digest_of(spec: OperationSpec) -> str:

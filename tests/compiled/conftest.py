@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from fastbert.verification.proofs import read_proofs
 from tests.compiled.judging import Judge
-from tests.compiled.recording import Recorder
+from tests.compiled.recording import Recorder, Worker
 
 MULTIPROCESSORS = 3  # as under the interpreter: partial sums are added, and persistent programs walk several tiles
 # Notes on registers, which ptxas sees whole: where a wait lacks it puts one (its message C7517), and a fence (C7519) where a
@@ -31,15 +32,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--record-proofs",
         action="store_true",
-        help="note every operation that passed in the record that `fastbert verify` shows",
+        help="note every operation that passed in the record that `fastbert verify` shows; with --full, of the whole folder",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--record-proofs") and not hasattr(config, "workerinput"):  # not in xdist's workers
-        if not config.getoption("--compiled"):
-            raise pytest.UsageError("expected --compiled=sm_80 or sm_90 beside --record-proofs, got none")
-        config.pluginmanager.register(Recorder(config.getoption("--compiled"), config.getoption("--adversarial")))
+    if not config.getoption("--record-proofs"):
+        return
+    if hasattr(config, "workerinput"):  # of xdist
+        config.pluginmanager.register(Worker(config))
+        return
+    if not config.getoption("--compiled"):
+        raise pytest.UsageError("expected --compiled=sm_80 or sm_90 beside --record-proofs, got none")
+    if config.getoption("--adversarial"):  # test_late_schedule.py has it in every run
+        raise pytest.UsageError("expected --record-proofs without --adversarial: proofs are of the usual schedule")
+    try:
+        read_proofs()  # now, not after hours
+    except ValueError as error:
+        raise pytest.UsageError(f"{error}; remove it to record anew") from error
+    config.pluginmanager.register(Recorder(config))
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ class Judge:
             accuracies = []
         self._failures += [f"{operation} {kind} {sample}: {one}" for one in accuracies if not one.passed]
         worst = max((one.error / one.allowed for one in accuracies if one.allowed), default=0.0)
-        self._proofs.append({"operation": operation, "kind": kind, "tensors": len(accuracies), "worst": worst})
+        found = {"operation": operation, "kind": kind, "sample": sample, "tensors": len(accuracies), "worst": worst}
+        self._proofs.append(found)
 
     def verdict(self, wanted: Iterable[str] = ()) -> None:
         """Fails with every sample that failed, and with every kernel of `wanted` that was never launched."""

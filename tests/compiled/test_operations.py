@@ -29,10 +29,15 @@ def test_matches_float64(spec: OperationSpec, kind: Kind, target, full, judge):
             judge.check(
                 spec.name,
                 kind.name,
-                f"{sample.name} ({side})",
+                name_of((sample, side)),
                 lambda: check_operation(spec, sample.make(kind.dtype, CPU), kind.dtype),  # noqa: B023 (called at once)
             )
     judge.verdict(wanted)
+
+
+def name_of(run: Run) -> str:
+    sample, side = run
+    return f"{sample.name} ({side})"
 
 
 def runs(spec: OperationSpec, kind: Kind, target: int, full: bool) -> tuple[list[Run], list[Run]]:

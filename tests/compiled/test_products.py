@@ -19,6 +19,7 @@ from fastbert.kernels.specs.registry import ALL_SPECS
 from tests.compiled.plan import ELSEWHERE, KINDS, Kind, kernels_of, share
 
 CPU = torch.device("cpu")
+Run = tuple[str, GemmConfig]
 SPECS = {"qkv_linear": "qkv_linear", "qkv_dgrad": "qkv_linear", "linear_activation": "feed_forward"}
 SPECS |= {"dgrad_activation": "feed_forward", "linear": "linear", "dgrad": "linear", "wgrad": "linear"}
 NAMES = {"wgrad": ("dweight", "dbias"), "dgrad_activation": ("du", "dbias", "h")}
@@ -26,18 +27,28 @@ NAMES = {"wgrad": ("dweight", "dbias"), "dgrad_activation": ("du", "dbias", "h")
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_tile(kind: Kind, target, full, judge):
-    cases = [
-        (operation, tile)
-        for operation, product in GEMM_PRODUCTS.items()
-        for tile in candidates(product, kind.dtype, kind.precision, f"sm_{target}")
-    ]
+    cases = tiles(kind, target)
     if not full and kind.dtype != torch.float32:  # bf16 and fp16 have the same tiles
         cases = share(cases, KINDS[:2], kind)
     for operation, tile in cases:
         with kind.chosen():
-            judge.check(SPECS[operation], kind.name, f"{operation} {tile.name}", lambda: check(operation, tile, kind))  # noqa: B023
+            judge.check(SPECS[operation], kind.name, name_of((operation, tile)), lambda: check(operation, tile, kind))  # noqa: B023
     kernels = set().union(*(kernels_of(spec, kind, target) for spec in ALL_SPECS))
     judge.verdict({name for name in kernels & ELSEWHERE if "gemm" in name or "splits" in name})
+
+
+def tiles(kind: Kind, target: int) -> list[Run]:
+    """Every tile that ships, of every product."""
+    return [
+        (operation, tile)
+        for operation, product in GEMM_PRODUCTS.items()
+        for tile in candidates(product, kind.dtype, kind.precision, f"sm_{target}")
+    ]
+
+
+def name_of(run: Run) -> str:
+    operation, tile = run
+    return f"{operation} {tile.name}"
 
 
 def check(operation: str, tile: GemmConfig, kind: Kind) -> Iterator[Accuracy]:

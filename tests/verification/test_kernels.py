@@ -45,7 +45,7 @@ def test_a_row_says_where_its_kernels_were_proved(monkeypatch, capsys, triton_de
     from fastbert.kernels.specs import registry
 
     spec = next(spec for spec in registry.ALL_SPECS if spec.name == "layer_norm")
-    proof = Proof("layer_norm", "sm_80", "usual", ("bf16", "fp32"), 12, 40, 0.5, triton.__version__, digest_of(spec))
+    proof = Proof("layer_norm", "sm_80", ("bf16", "fp32"), 12, "of runs", 40, 0.5, triton.__version__, digest_of(spec))
     monkeypatch.setattr(registry, "ALL_SPECS", (spec,))
     monkeypatch.setattr(kernels, "read_proofs", lambda: [proof, dataclasses.replace(proof, target="sm_90", sources="other")])
     if not right:

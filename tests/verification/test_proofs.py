@@ -16,6 +16,7 @@ from fastbert.verification.proofs import (
     add_proofs,
     digest,
     digest_of,
+    digest_of_runs,
     files_of,
     files_proved,
     files_reached,
@@ -23,26 +24,30 @@ from fastbert.verification.proofs import (
     read_proofs,
 )
 
-PROOF = Proof("attention", "sm_80", "usual", ("bf16", "fp32"), 35, 70, 0.5, "3.7.1", "0123456789abcdef")
+PROOF = Proof("attention", "sm_80", ("bf16", "fp32"), 35, "89abcdef01234567", 70, 0.5, "3.7.1", "0123456789abcdef")
 RENEW = "`make proofs` renews the record"
 
 
 def test_the_record_is_of_these_sources():
-    """For every operation and target, in every kind of numbers that models are run in."""
+    """For every operation and target, of every sample and tile in every kind of numbers."""
     pytest.importorskip("triton", reason="Triton is not installed: no kernel")
     from fastbert.kernels.specs.registry import ALL_SPECS
+    from tests.compiled.complete import complete
 
     recorded = {proof.key: proof for proof in read_proofs()}
     for spec in ALL_SPECS:
         sources = digest_of(spec)
         for target in ("sm_80", "sm_90"):
-            if not any(target in variant.targets or not variant.targets for variant in spec.variants()):
+            wanted = complete(spec, int(target.removeprefix("sm_")))
+            if not wanted:
                 continue
-            proof = recorded.get((spec.name, target, "usual"))
+            proof = recorded.get((spec.name, target))
             assert proof is not None, f"{spec.name} has no proof for {target}: {RENEW}"
             assert proof.sources == sources, f"the kernels of {spec.name} changed since they were proved for {target}: {RENEW}"
-            assert {"bf16", "fp16", "fp32"} <= set(proof.kinds), f"{spec.name} was proved in {proof.kinds} on {target}: {RENEW}"
-            assert proof.samples >= len(spec.samples), f"{spec.name} was not proved with every sample on {target}: {RENEW}"
+            kinds = {kind for kind, _ in wanted}
+            assert set(proof.kinds) == kinds, f"{spec.name} was proved in {proof.kinds} on {target}: {RENEW}"
+            passed = (proof.runs, proof.runs_digest)
+            assert passed == (len(wanted), digest_of_runs(wanted)), f"not all of {spec.name} was proved on {target}: {RENEW}"
             assert proof.worst <= 1.0
 
 
@@ -149,13 +154,27 @@ def test_files_are_reached_through_others():
     assert "layer_norm.py" not in names
 
 
-def test_a_proof_replaces_the_one_of_its_operation_target_and_schedule(tmp_path):
+def test_a_proof_replaces_the_one_of_its_operation_and_target(tmp_path):
     file = tmp_path / "proofs.json"
     assert read_proofs(file) == []
-    late, newer = dataclasses.replace(PROOF, schedule="late"), dataclasses.replace(PROOF, samples=36)
-    add_proofs([PROOF, late, dataclasses.replace(PROOF, target="sm_90")], file)
-    add_proofs([newer], file)
-    assert read_proofs(file) == [late, newer, dataclasses.replace(PROOF, target="sm_90")]
+    newer, hopper = dataclasses.replace(PROOF, runs=36), dataclasses.replace(PROOF, target="sm_90")
+    add_proofs([PROOF, hopper], file=file)
+    add_proofs([newer], file=file)
+    assert read_proofs(file) == [newer, hopper]
+
+
+def test_a_proof_of_what_failed_since_is_taken_out(tmp_path):
+    file = tmp_path / "proofs.json"
+    hopper = dataclasses.replace(PROOF, target="sm_90")
+    add_proofs([PROOF, hopper], file=file)
+    add_proofs([], {("attention", "sm_90"), ("linear", "sm_80")}, file)
+    assert read_proofs(file) == [PROOF]
+
+
+def test_a_set_of_runs_has_one_digest():
+    runs = [("bf16", "one (triton)"), ("fp32", "one (triton)")]
+    assert digest_of_runs(runs) == digest_of_runs([*reversed(runs), runs[0]])
+    assert len({digest_of_runs(some) for some in (runs, runs[:1], [("bf16", "one (library)"), runs[1]], [])}) == 4
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"operation": "attention"}]', json.dumps([{"kinds": []}])])
