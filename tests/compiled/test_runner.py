@@ -1,6 +1,7 @@
 """What runs, what fails and what is recorded, without a kernel: the plan, the judge and the recorder. No --compiled."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,12 +97,12 @@ def test_a_judge_passes_what_is_within_its_limit():
 @pytest.mark.parametrize("spec", ALL_SPECS, ids=lambda spec: spec.name)
 def test_a_whole_run_has_every_sample_in_every_kind_and_more_than_a_short_one(spec):
     for target in targets_of(spec):
-        whole = complete(spec, target)
-        assert {kind for kind, _ in whole} == {kind.name for kind in kinds_of(spec)}
+        every = complete(spec, target)
+        assert {kind for kind, _ in every} == {kind.name for kind in kinds_of(spec)}
         for kind in kinds_of(spec):
-            assert {(kind.name, f"{sample.name} (triton)") for sample in spec.samples} <= whole
+            assert {(kind.name, f"{sample.name} (triton)") for sample in spec.samples} <= every
             short = {(kind.name, name_of(run)) for run in runs(spec, kind, target, False)[0]}
-            assert short < whole
+            assert short < every
 
 
 def test_a_whole_run_has_the_tiles_of_the_operation():
@@ -112,8 +113,10 @@ def test_a_whole_run_has_the_tiles_of_the_operation():
     assert complete(next(spec for spec in ALL_SPECS if spec.name == "fp8_linear"), 80) == set()
 
 
-LINEAR = sorted(complete(next(spec for spec in ALL_SPECS if spec.name == "linear"), 90))
-NORM = sorted(complete(next(spec for spec in ALL_SPECS if spec.name == "layer_norm"), 90))
+@cache
+def whole(operation: str) -> list[tuple[str, str]]:
+    """Not at import: every worker would ask the specs for their kernels."""
+    return sorted(complete(next(spec for spec in ALL_SPECS if spec.name == operation), 90))
 
 
 def report(operation: str = "", passed: Any = (), failed: bool = False, when: str = "teardown") -> Any:
@@ -121,7 +124,9 @@ def report(operation: str = "", passed: Any = (), failed: bool = False, when: st
     return SimpleNamespace(user_properties=[(PROPERTY, found)] if found else [], failed=failed, when=when, nodeid="a test")
 
 
-WHOLE = (report("linear", LINEAR), report("layer_norm", NORM))
+def reports() -> tuple[Any, Any]:
+    """Of tests that passed all of two operations."""
+    return report("linear", whole("linear")), report("layer_norm", whole("layer_norm"))
 
 
 def recorder(*arguments: str, full: bool = True, **options: Any) -> Recorder:
@@ -152,25 +157,34 @@ def recorded(monkeypatch, recorder: Recorder, *reports: Any, status: int = 0, st
 
 
 def test_a_recorder_notes_what_passed_whole(monkeypatch):
-    new, out, lines = recorded(monkeypatch, recorder(), *WHOLE)
+    new, out, lines = recorded(monkeypatch, recorder(), *reports())
     proof = new["linear"]
     assert (new.keys(), out) == ({"linear", "layer_norm"}, set())
-    assert (proof.target, proof.kinds, proof.runs) == ("sm_90", ("bf16", "fp16", "fp32", "tf32"), len(LINEAR))
-    assert (proof.tensors, proof.worst, proof.runs_digest) == (2 * len(LINEAR), 0.25, proofs.digest_of_runs(LINEAR))
+    assert (proof.target, proof.kinds, proof.runs) == ("sm_90", ("bf16", "fp16", "fp32", "tf32"), len(whole("linear")))
+    assert (proof.tensors, proof.worst, proof.runs_digest) == (
+        2 * len(whole("linear")),
+        0.25,
+        proofs.digest_of_runs(whole("linear")),
+    )
     assert any(line.startswith("not recorded: attention, expected ") and "got 0" in line for line in lines)
 
 
-@pytest.mark.parametrize("left", [LINEAR[1:], LINEAR[:-1], [*LINEAR[1:], ("bf16", "another")]])
-def test_a_recorder_wants_every_run_of_an_operation(monkeypatch, left):
-    new, out, lines = recorded(monkeypatch, recorder(), report("linear", left), WHOLE[1])
+@pytest.mark.parametrize(
+    "change", [lambda runs: runs[1:], lambda runs: runs[:-1], lambda runs: [*runs[1:], ("bf16", "another")]]
+)
+def test_a_recorder_wants_every_run_of_an_operation(monkeypatch, change):
+    new, out, lines = recorded(monkeypatch, recorder(), report("linear", change(whole("linear"))), reports()[1])
     assert (new.keys(), out) == ({"layer_norm"}, set())
     assert any(
-        line.startswith(f"not recorded: linear, expected {len(LINEAR)} runs, got {len(LINEAR) - 1} and") for line in lines
+        line.startswith(f"not recorded: linear, expected {len(whole('linear'))} runs, got {len(whole('linear')) - 1} and")
+        for line in lines
     )
 
 
 def test_a_recorder_takes_out_what_failed(monkeypatch):
-    new, out, lines = recorded(monkeypatch, recorder(), *WHOLE, report("linear", LINEAR[:1], failed=True), status=1)
+    new, out, lines = recorded(
+        monkeypatch, recorder(), *reports(), report("linear", whole("linear")[:1], failed=True), status=1
+    )
     assert (new.keys(), out) == ({"layer_norm"}, {("linear", "sm_90")})
     assert lines[-1] == "not recorded, since a test failed: linear"
 
@@ -178,13 +192,13 @@ def test_a_recorder_takes_out_what_failed(monkeypatch):
 def test_a_recorder_counts_a_test_once(monkeypatch):
     """Each of its three reports carries what it found."""
     new, _, _ = recorded(
-        monkeypatch, recorder(), *(report("linear", LINEAR, when=when) for when in ("setup", "call", "teardown"))
+        monkeypatch, recorder(), *(report("linear", whole("linear"), when=when) for when in ("setup", "call", "teardown"))
     )
-    assert new["linear"].tensors == 2 * len(LINEAR)
+    assert new["linear"].tensors == 2 * len(whole("linear"))
 
 
 def test_a_recorder_notes_nothing_where_a_test_of_no_operation_failed(monkeypatch):
-    new, out, lines = recorded(monkeypatch, recorder(), *WHOLE, report(failed=True, when="call"), status=1)
+    new, out, lines = recorded(monkeypatch, recorder(), *reports(), report(failed=True, when="call"), status=1)
     assert (new, out) == ({}, set())
     assert lines[-1] == "not recorded, since a test failed: a test"
 
@@ -192,7 +206,7 @@ def test_a_recorder_notes_nothing_where_a_test_of_no_operation_failed(monkeypatc
 def test_a_recorder_notes_nothing_where_a_file_was_not_collected(monkeypatch):
     one = recorder()
     one.pytest_collectreport(SimpleNamespace(failed=True, nodeid="tests/compiled/test_bert.py"))
-    new, _, lines = recorded(monkeypatch, one, *WHOLE, status=1)
+    new, _, lines = recorded(monkeypatch, one, *reports(), status=1)
     assert new == {}
     assert lines[-1] == "not recorded, since a test failed: tests/compiled/test_bert.py"
 
@@ -211,23 +225,23 @@ def test_a_recorder_notes_nothing_where_a_file_was_not_collected(monkeypatch):
 )
 def test_a_recorder_notes_nothing_of_a_part(monkeypatch, part, status, stopped, why):
     """But what failed in it has no proof any more."""
-    reports = (*WHOLE, report("attention", [("bf16", "one")], failed=True))
-    new, out, lines = recorded(monkeypatch, part(), *reports, status=status, stopped=stopped)
+    found = (*reports(), report("attention", [("bf16", "one")], failed=True))
+    new, out, lines = recorded(monkeypatch, part(), *found, status=status, stopped=stopped)
     assert (new, out) == ({}, {("attention", "sm_90")})
     assert lines[0] == f"no proof recorded: expected the whole of compiled with --full, got a run with {why}"
 
 
 def test_a_recorder_notes_nothing_where_tests_were_deselected(monkeypatch):
     """By pytest itself, or by a worker of xdist, which says so at its end."""
-    alone, of_workers, whole = recorder(), recorder(), recorder()
+    alone, of_workers, complete_run = recorder(), recorder(), recorder()
     alone.pytest_deselected([None])
     config: Any = SimpleNamespace(workeroutput={})
     worker = Worker(config)
-    whole.pytest_testnodedown(config, None)
+    complete_run.pytest_testnodedown(config, None)
     worker.pytest_deselected([None, None])
     of_workers.pytest_testnodedown(config, None)
     for one in (alone, of_workers):
-        new, _, lines = recorded(monkeypatch, one, *WHOLE)
+        new, _, lines = recorded(monkeypatch, one, *reports())
         assert new == {}
         assert lines[0].endswith("got a run with tests deselected")
-    assert recorded(monkeypatch, whole, *WHOLE)[0].keys() == {"linear", "layer_norm"}
+    assert recorded(monkeypatch, complete_run, *reports())[0].keys() == {"linear", "layer_norm"}
