@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .device import cdiv, num_programs
 from .dropout import scale, threshold
-from .layer_norm import LayerNormConfig
+from .layer_norm import MEANS_BLOCK, MEANS_WARPS, LayerNormConfig
 from .primitives.layout import last_contiguous
 from .primitives.philox import keep_adjacent
 from .primitives.reduce import sum_partials
@@ -287,7 +287,7 @@ def _embedding_bwd(*inputs):
         embedding_bwd_means_kernel[(M,)](
             dy, *ids, *tables, weight, mean, rstd, seed, means,
             N, *sizes, dy.stride(0), *strides, threshold(dropout_p), scale(dropout_p), stream,
-            HAS_DROPOUT=dropout_p > 0, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
+            HAS_DROPOUT=dropout_p > 0, BLOCK_N=MEANS_BLOCK, num_warps=MEANS_WARPS,
         )  # fmt: skip
     embedding_bwd_kernel[(programs, columns)](
         dy, *ids, *tables, weight, mean, rstd, seed, means, dz, *dtables, norm_partial, token_type_partial,

@@ -9,6 +9,7 @@ float32 accumulator, times the scale of these columns where there is one. Rows p
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -163,6 +164,7 @@ class Fp8Config:
         return LARGE if tiles >= num_programs(device, 1) else SMALL
 
 
+VECTOR = 16  # bytes of a load
 LARGE = Fp8Config(128, num_warps=8, num_stages=3)
 SMALL = Fp8Config(64, num_warps=4, num_stages=4)
 # Rows per program of the kernels that hold whole rows, and their warps. Four rows of the layer norm spill on sm_90.
@@ -206,6 +208,9 @@ def _gemm(q, scale, weight_q, weight_scale, bias, activation, y, y_scale):
     (M, K), N = q.shape, weight_q.shape[0]
     if M * N == 0:
         return
+    if missing := -K % VECTOR:  # zeros, which add nothing: bytes read one by one would spill registers
+        q, weight_q = (F.pad(x.view(torch.uint8), (0, missing)).view(E4M3) for x in (q, weight_q))
+        K += missing
     config = Fp8Config.for_shape(M, N, q.device)
     fp8_gemm_kernel[(cdiv(M, config.rows) * cdiv(N, GROUP),)](
         q, scale, weight_q, weight_scale, bias, y, y_scale, M, N, K,

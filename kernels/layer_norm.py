@@ -6,7 +6,7 @@ dropout mask is recomputed from its seed. Parameter gradients: each program writ
 second kernel adds the rows in a fixed order; no atomics.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -145,6 +145,7 @@ def layer_norm_bwd_means_kernel(
 
 
 MAX_BACKWARD_BLOCK = 4096  # columns of a row that a backward holds in registers, with the sums for its parameters
+MEANS_BLOCK, MEANS_WARPS = 2048, 8  # of a wider row, whose means come first
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ class LayerNormConfig:
 
     @classmethod
     def for_backward(cls, N: int) -> "LayerNormConfig":
-        return cls.for_size(min(N, MAX_BACKWARD_BLOCK))
+        config = cls.for_size(min(N, MAX_BACKWARD_BLOCK))
+        return replace(config, num_warps=8) if config.BLOCK_N == 2048 else config
 
 
 def _layer_norm_fwd(x, weight, bias, residual, x_bias, eps, dropout_p, seed, stream, out_dtype, save):
@@ -220,7 +222,7 @@ def _layer_norm_bwd(dy, saved, weight, mean, rstd, saved_is_x, x_dtype, residual
         layer_norm_bwd_means_kernel[(M,)](
             dy, saved, weight, mean, rstd, means,
             N, dy.stride(0), saved.stride(0),
-            SAVED_IS_X=saved_is_x, BLOCK_N=config.BLOCK_N, num_warps=config.num_warps,
+            SAVED_IS_X=saved_is_x, BLOCK_N=MEANS_BLOCK, num_warps=MEANS_WARPS,
         )  # fmt: skip
     layer_norm_bwd_kernel[(programs, columns)](
         dy, saved, weight, mean, rstd, seed, means, dx, dresidual, partial,

@@ -111,7 +111,9 @@ def _backward(problem: Problem) -> Iterator[KernelVariant]:
     """The kernels that a backward of this problem launches, with shared tiles for short sequences and without."""
     config = BackwardConfig.choose(problem)
     if config.short is not None:
-        yield _short(attention_bwd_short_kernel, "bwd short", problem, config.short)
+        short = _short(attention_bwd_short_kernel, "bwd short", problem, config.short)
+        waits = "with 4 warps it does not, and heads above 64 spill" if problem.is_wide and problem.target == "sm_90" else ""
+        yield replace(short, added_waits=waits)
         yield from _backward_of_the_rest(problem, config, PACK_ROWS + 1)
     if config.short is None or problem.max_seqlen > PACK_ROWS:
         yield from _backward_of_the_rest(problem, config, 1)

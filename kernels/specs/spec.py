@@ -47,8 +47,8 @@ class KernelVariant:
     rest of the arguments. Pointers get divisibility 16, but for those in `unaligned`, and so do the integers in `divisible`.
     unit: what multiplies, 'tensor' cores, 'scalar' float32 units where products must be exact, or 'memory' where products are
     negligible. older_unit: why a tensor row uses mma.sync on Hopper. added_waits: why the assembler may wait between products
-    of a row on Hopper where the kernel does not. of_bert: whether BERT-base or BERT-large launches it. targets: architectures
-    it ships for, all where empty.
+    of a row on Hopper where the kernel does not. spills: why registers may spill. of_bert: whether BERT-base or BERT-large
+    launches it. targets: architectures it ships for, all where empty.
     """
 
     name: str
@@ -61,6 +61,7 @@ class KernelVariant:
     unit: Literal["tensor", "scalar", "memory"] = "memory"
     older_unit: str = ""
     added_waits: str = ""
+    spills: str = ""
     divisible: tuple[str, ...] = ()
     unaligned: tuple[str, ...] = ()
     of_bert: bool = False
