@@ -1,6 +1,14 @@
 # `make demo` and `make test` need python3, make and a C compiler; each sets up .venv the first time and only then.
+# A PYTHON of your choice has an environment of its own, as .venv-3.12.
 PYTHON ?= python3
-PY := .venv/bin/python
+ifneq ($(origin PYTHON),file)
+OF_PYTHON := $(shell $(PYTHON) -c 'import sys; print("-%d.%d" % sys.version_info[:2])' 2>/dev/null)
+$(if $(OF_PYTHON),,$(error expected an interpreter, got PYTHON=$(PYTHON), which does not run))
+endif
+VENV ?= .venv$(OF_PYTHON)
+PY := $(VENV)/bin/python
+# Which torch is installed: auto (the CPU build where there is no NVIDIA driver), pip (what pip finds), cpu, cu130, rocm7.0, ...
+TORCH ?= auto
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 OUT ?= out/gpu
 RESULTS ?= out/bench
@@ -15,34 +23,34 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test lint bench gpu codegen proofs versions clean
 
-demo: .venv/.installed-demo
+demo: $(VENV)/.installed-demo
 	$(PY) -m fastbert demo $(MODEL) $(if $(TEXT),--text $(TEXT))
 
 # The kernels are tested under Triton's interpreter, then compiled: their PTX runs in an emulator, and is looked at ahead of
 # time. Triton reads which of the two it is when a kernel is decorated, and a target is one GPU: each has processes of its own.
-test: .venv/.installed-test
+test: $(VENV)/.installed-test
 	$(PY) -m pytest -n $(JOBS) -q tests
 	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_80
 	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_90
 	$(PY) -m pytest -q --quick --benchmark-disable benchmarks
 	$(PY) -m benchmarks.codegen --summary --part --jobs $(JOBS) --check benchmarks/codegen.tsv
 
-lint: .venv/.installed-test
+lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-codegen: .venv/.installed-test
+codegen: $(VENV)/.installed-test
 	$(PY) -m benchmarks.codegen --jobs $(JOBS) --record benchmarks/codegen.tsv
 
 # Every sample through the compiled kernels of both targets, by the usual schedule, and every pipelined kernel by the late one;
 # what passed goes into the record that `fastbert verify` shows, where the run ends.
-proofs: .venv/.installed-test
+proofs: $(VENV)/.installed-test
 	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_80 --full --record-proofs
 	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_90 --full --record-proofs
 
 # Small sizes without a GPU, the headline rows with one; BENCH=--full for every row of the records.
-bench: .venv/.installed-test
+bench: $(VENV)/.installed-test
 	mkdir -p $(RESULTS)
 	$(PY) -m pytest -q benchmarks $(BENCH) --record=$(RESULTS)/raw.json
 	$(PY) -m benchmarks.report $(RESULTS)
@@ -55,17 +63,17 @@ gpu:
 versions:
 	$(PYTHON) tests/versions.py $(SET) --folder $(FOLDER) $(TESTS)
 
-.venv/.created:
-	$(PYTHON) -m venv .venv
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-.venv/.installed-demo: .venv/.created pyproject.toml constraints.txt
-	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo]'
+$(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
+	$(PY) .ci/install.py --torch $(TORCH) demo
 	touch $@
 
-.venv/.installed-test: .venv/.created pyproject.toml constraints.txt
-	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,test,bench,lint]'
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
+	$(PY) .ci/install.py --torch $(TORCH) demo test bench lint
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info
