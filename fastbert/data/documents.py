@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastbert.utils.errors import DataError
+from fastbert.utils.installation import install_command
 
 MAX_DOCUMENT_BYTES = 1 << 26
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -190,7 +191,7 @@ def _open_parquet(name: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"expected pyarrow for {name}, got none installed: pip install 'fastbert-triton[train]'") from error
+        raise DataError(f"expected pyarrow for {name}, got none installed: {install_command('train')}") from error
     try:
         file = pyarrow.parquet.ParquetFile(name)
     except pyarrow.ArrowInvalid as error:
@@ -227,7 +228,7 @@ def _import_datasets(name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"expected datasets for {name}, got none installed: pip install 'fastbert-triton[train]'") from error
+        raise DataError(f"expected datasets for {name}, got none installed: {install_command('train')}") from error
     return datasets
 
 

@@ -27,6 +27,7 @@ from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_miss
 from fastbert.utils.errors import InputError
 from fastbert.utils.existing_outputs import exists_error
 from fastbert.utils.files import write_whole
+from fastbert.utils.installation import install_command
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -54,9 +55,7 @@ def export_checkpoint(
     if to == "torch-export" and out.suffix != ".pt2":
         raise InputError(f"expected a name that ends in .pt2, as torch.export.load wants it, got {out}")
     if to == "onnx" and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
-        raise InputError(
-            f"expected {' and '.join(missing)} for ONNX, got none installed: pip install 'fastbert-triton[export]'"
-        )
+        raise InputError(f"expected {' and '.join(missing)} for ONNX, got none installed: {install_command('export')}")
     model, reference, class_name = _load_models(checkpoint)
     if to == "onnx" and (size := sum(one.nbytes for one in model.parameters())) > MAX_ONNX_BYTES:
         raise InputError(f"expected at most {MAX_ONNX_BYTES:,} bytes of weights for an ONNX file, got {size:,} in {checkpoint}")
@@ -70,7 +69,7 @@ def export_checkpoint(
         if not check:
             say("not run: --no-check")
         elif to == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-            say("not run: onnxruntime is not installed: pip install 'fastbert-triton[export]', or --no-check")
+            say(f"not run: onnxruntime is not installed: {install_command('export')}, or --no-check")
             passed = False
         else:
             difference, share = _differences(reference, _runner(content, to, names), names)

@@ -8,6 +8,7 @@ import torch
 
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import check_room, size_of
+from fastbert.utils.installation import install_command
 
 from .method import Method
 from .options import Options
@@ -19,7 +20,7 @@ def check_machine(options: Options) -> None:
     """Raises InputError where a library is missing or the processes do not fit the options."""
     for library, name in NEEDED.items():
         if importlib.util.find_spec(library) is None:
-            raise InputError(f"expected {name} for fine-tuning, got none installed: pip install 'fastbert-triton[train]'")
+            raise InputError(f"expected {name} for fine-tuning, got none installed: {install_command('train')}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and options.frozen is not None:
         raise InputError(

@@ -9,6 +9,7 @@ import torch
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import check_room, size_of
+from fastbert.utils.installation import install_command
 
 from .options import Options
 
@@ -29,7 +30,7 @@ def check_machine(options: Options) -> None:
     if options.seed < 0:
         raise InputError(f"expected a seed of at least 0, got {options.seed}")
     if not is_installed("accelerate"):
-        raise InputError("expected accelerate for training, got none installed: pip install 'fastbert-triton[train]'")
+        raise InputError(f"expected accelerate for training, got none installed: {install_command('train')}")
     if options.fsdp and options.direction == "shallow":
         raise InputError("expected no FSDP beside direction shallow, got both")
 

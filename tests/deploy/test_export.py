@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fastbert.cli.deploy import export as export_command
 from fastbert.deploy import export
 from fastbert.utils.errors import InputError
+from fastbert.utils.installation import install_command
 
 LIMIT = 40
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -137,7 +138,7 @@ def test_without_an_exporter_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     done = invoke(save(tmp_path / "model", "BertModel"), "--to", "onnx", "--out", tmp_path / "a.onnx")
     assert done.exit_code == 2
-    assert "onnxscript for ONNX, got none installed: pip install 'fastbert-triton[export]'" in done.output
+    assert f"onnxscript for ONNX, got none installed: {install_command('export')}" in done.output
     assert not (tmp_path / "a.onnx").exists()
 
 
