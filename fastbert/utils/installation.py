@@ -61,16 +61,13 @@ def _requirements(distribution: metadata.Distribution, extra: str) -> list[str]:
     """What the extra asks for, written out."""
     from packaging.requirements import Requirement
 
-    found = []
-    for requirement in map(Requirement, distribution.requires or ()):
-        if (
-            requirement.marker
-            and not requirement.marker.evaluate({"extra": ""})
-            and requirement.marker.evaluate({"extra": extra})
-        ):
-            requirement.marker = None
-            found.append(str(requirement))
-    return found
+    def asked(requirement: Requirement, chosen: str) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({"extra": chosen})
+
+    found = [one for one in map(Requirement, distribution.requires or ()) if asked(one, extra) and not asked(one, "")]
+    for requirement in found:
+        requirement.marker = None  # no shell's business
+    return [str(requirement) for requirement in found]
 
 
 def _installer(arguments: list[str]) -> str:
