@@ -21,7 +21,7 @@ TESTS ?= tests
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench gpu codegen proofs versions clean
+.PHONY: demo test lint bench gpu codegen proofs versions release rehearsal clean
 
 demo: $(VENV)/.installed-demo
 	$(PY) -m fastbert demo $(MODEL) $(if $(TEXT),--text $(TEXT))
@@ -63,6 +63,14 @@ gpu:
 versions:
 	$(PYTHON) tests/versions.py $(SET) --folder $(FOLDER) $(TESTS)
 
+# The files of a release in dist/, from the last commit, which carries the tag; docs/release.md says the steps. `make rehearsal`
+# builds the same files of any commit, to look at.
+release: $(VENV)/.installed-release
+	$(PY) .ci/release.py
+
+rehearsal: $(VENV)/.installed-release
+	$(PY) .ci/release.py --rehearse
+
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -73,6 +81,10 @@ $(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	$(PY) .ci/install.py --torch $(TORCH) demo test bench lint
+	touch $@
+
+$(VENV)/.installed-release: $(VENV)/.created pyproject.toml constraints.txt
+	$(PY) .ci/install.py --torch $(TORCH) release
 	touch $@
 
 clean:
