@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     version = declared_version(ROOT)
     missing = [tool for tool in ("build", "twine", "cyclonedx_py", "setuptools") if importlib.util.find_spec(tool) is None]
     if missing:
-        raise SystemExit(f"expected the tools of the extra `release`, which `make release` installs, got no {', '.join(missing)}")
+        raise SystemExit(
+            f"expected the tools of the extra `release`, which `make release` installs, got no {', '.join(missing)}"
+        )
     found = uncommitted(ROOT) + ([] if options.rehearse else disagreements(ROOT, version))
     if found:
         raise SystemExit("\n".join(["not released:", *found]))
@@ -64,7 +66,7 @@ def declared_version(root: Path) -> str:
     text = (root / "fastbert" / "version.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     if found is None:
-        raise SystemExit(f"expected a line __version__ = \"...\" in {root / 'fastbert' / 'version.py'}, got none")
+        raise SystemExit(f'expected a line __version__ = "..." in {root / "fastbert" / "version.py"}, got none')
     return found[1]
 
 
