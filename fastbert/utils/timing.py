@@ -100,6 +100,36 @@ def interleaved(calls: Mapping[str, Call], device: torch.device, *, rounds: int,
     return turns.timings
 
 
+def largest_spread(timings: Mapping[str, Timing]) -> float:
+    return max(timing.spread for timing in timings.values())
+
+
+def steadiest(
+    measure: Callable[[], dict[str, Timing]],
+    *,
+    allowed_spread: float,
+    tries: int,
+    seconds: float,
+    on_noise: Callable[[float], None],
+    now: Callable[[], float] = time.monotonic,
+) -> dict[str, Timing]:
+    """The timings of the first try in which no spread is above `allowed_spread`, else of the steadiest.
+
+    measure: one try. tries, seconds: no further try begins after that many, or once that long has passed. on_noise: receives
+    the largest spread of a try that is about to be repeated.
+    """
+    begin = now()
+    best = measure()
+    latest = best
+    for _ in range(tries - 1):
+        if largest_spread(best) <= allowed_spread or now() - begin >= seconds:
+            break
+        on_noise(largest_spread(latest))
+        latest = measure()
+        best = min(best, latest, key=largest_spread)
+    return best
+
+
 def failure_reason(error: Exception) -> str:
     """The exception in one line, as tables print it."""
     if isinstance(error, torch.OutOfMemoryError):
