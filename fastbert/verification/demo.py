@@ -57,7 +57,7 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
         f"Embeddings by fastbert and by transformers are {verdict}: largest difference {difference:.1e} "
         f"(allowed {EQUAL_TO[dtype]:.0e}, the rounding of the dtype)\n"
     )
-    variants = {"transformers": lambda: embed(original, batch), "fastbert": lambda: embed(swapped, batch)}
+    variants: dict[str, Call] = {"transformers": lambda: embed(original, batch), "fastbert": lambda: embed(swapped, batch)}
     timings = _time(variants, device, rounds, console)
     labels = {"transformers": f"transformers ({original.config._attn_implementation})", "fastbert": "fastbert"}
     _print_timings(timings, labels, rounds, real_tokens, console)
