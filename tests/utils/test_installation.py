@@ -33,6 +33,7 @@ def install_from(tmp_path, monkeypatch):
         monkeypatch.setattr(metadata, "distribution", lambda name: {NAME: metadata.PathDistribution(folder)}[name])
 
     monkeypatch.setattr(installation.shutil, "which", lambda name: str(Path(sys.executable).with_name(name)))
+    monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: name)  # uv's environments have no pip
     return install
 
 
