@@ -12,6 +12,7 @@ docstring lists its files in reading order.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fastbert.version import __version__ as __version__
@@ -115,7 +116,19 @@ def _hint(name: str) -> str:
     return ""
 
 
+def _is_the_command() -> bool:
+    """Whether this import begins the command `fastbert`, or `python -m fastbert`, whose mistakes are one line."""
+    name = sys.argv[0] if sys.argv else ""
+    return os.path.basename(name) == "fastbert" or (name == "-m" and "fastbert" in sys.orig_argv)
+
+
 if os.environ.get("FASTBERT_REGISTER", "") not in ("", "0"):  # else importing fastbert imports nothing
     from fastbert.model.construction import register_from_environment as _register_from_environment
 
-    _register_from_environment(os.environ["FASTBERT_REGISTER"])
+    try:
+        _register_from_environment(os.environ["FASTBERT_REGISTER"])
+    except ValueError as _error:
+        if not _is_the_command():
+            raise
+        sys.stderr.write(f"fastbert: {_error}\n")
+        raise SystemExit(2) from None

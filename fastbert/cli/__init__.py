@@ -13,7 +13,7 @@ inference_run      rows through a task, to a file or the screen
 inference_results  results as JSON and as tables
 verification       `demo`, `explain`, `verify`
 deploy             `tune`, `export`
-scripts            `run`
+scripts            `run`; bootstrap/ is what Python imports before the program
 options            options of several groups
 console            where commands print
 errors             how commands end

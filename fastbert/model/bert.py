@@ -33,8 +33,8 @@ from fastbert.model.padded_layers import PaddedLayers
 from fastbert.model.padding.layout import Layout, packed_layout, plan_layout, split_sequences
 from fastbert.model.padding.packed_batch import PackedBatch, PaddedBatch, PaddingFreeBatch
 from fastbert.model.padding.padding_free import Boundaries, boundaries_of_call, check_one_sequence_per_row, given_arguments
-from fastbert.model.padding.policy import Caller, policy_from_option, policy_of, set_policy
-from fastbert.model.padding.reads import padding_verdict, record_plan, tokens_to_check, warn_of_readers
+from fastbert.model.padding.policy import Caller, policy_from_option, set_policy
+from fastbert.model.padding.reads import must_be_exact, padding_verdict, record_plan, tokens_to_check, warn_of_readers
 from fastbert.model.padding.surroundings import choose_padding
 from fastbert.model.registry import adopt, replaces
 
@@ -159,7 +159,8 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
             return found
         if found is not None:
             return self._prologue_padding_free(inputs, found, caller)
-        return self._prologue_padded(inputs, attention_mask, loss_positions, output_positions, caller)
+        exact = must_be_exact(self, caller, kwargs)
+        return self._prologue_padded(inputs, attention_mask, loss_positions, output_positions, caller, exact)
 
     def _prologue_padded(
         self,
@@ -168,11 +169,12 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         loss_positions: Tensor | None,
         output_positions: Tensor | None,
         caller: Caller | None,
+        exact: bool,
     ) -> tuple[PackedBatch, Tensor] | Verdict:
         tokens = inputs.tokens  # (B, S) or (B, S, D)
         batch_size, seqlen = tokens.shape[:2]
         keep = None if attention_mask is None else attention_mask.to(tokens.device, torch.bool)  # (B, S)
-        if keep is not None and policy_of(self).exact:
+        if keep is not None and exact:
             loss_positions = keep.new_ones(()).expand(batch_size, seqlen)
         plan = plan_layout(
             keep,

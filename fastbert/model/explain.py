@@ -81,14 +81,13 @@ def explain(model: nn.Module) -> Explanation:
 
 
 def _explain(model: nn.Module, berts: list[tuple[str, Any]]) -> Explanation:
-    notes: dict[str, str] = {"fastbert.register": "on, every BERT that is built is fastbert's"} if is_registered() else {}
+    notes: dict[str, str] = {"fastbert.register": "on, every BERT that transformers builds is fastbert's"} if is_registered() else {}
     decisions: list[Decision] = []
     for name, bert in berts:
         prefix = f"{name}." if name else ""
         label = f" of {name}" if len(berts) > 1 else ""
         if not isinstance(bert, BertModel):
-            reason = "not swapped: see fastbert.accelerate" + ("; built before fastbert.register()" * is_registered())
-            decisions.append(Decision(name or type(bert).__name__, "transformers", reason))
+            decisions.append(Decision(name or type(bert).__name__, "transformers", _not_swapped(bert)))
             continue
         notes.update({key + label: value for key, value in _model_notes(bert).items()})
         decisions += _model_decisions(bert, prefix)
@@ -96,6 +95,12 @@ def _explain(model: nn.Module, berts: list[tuple[str, Any]]) -> Explanation:
         if isinstance(module, (hf.BertOnlyMLMHead, hf.BertPreTrainingHeads)):
             decisions += _vocabulary_decisions(f"{name}.predictions", module.predictions)
     return Explanation(type(model).__name__, notes, tuple(decisions))
+
+
+def _not_swapped(bert: hf.BertModel) -> str:
+    if type(bert) is hf.BertModel:
+        return "not swapped: see fastbert.accelerate"
+    return f"not swapped: {type(bert).__name__} is a class of its own on BertModel, which stays as it is written"
 
 
 def _model_notes(bert: BertModel) -> dict[str, str]:

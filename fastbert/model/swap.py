@@ -1,6 +1,7 @@
 """`accelerate` and `restore`: transformers' BERT classes replaced by fastbert's and back, in place."""
 
 import functools
+import threading
 import types
 from typing import Any, TypeVar
 
@@ -8,13 +9,15 @@ from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
 from fastbert.model import heads as _heads  # noqa: F401  (registers its classes)
+from fastbert.model.bert import BertPreTrainedModel
 from fastbert.model.calls import forget
-from fastbert.model.holders import modules_in
+from fastbert.model.holders import holds_bert, modules_in
 from fastbert.model.padding.policy import PaddingPolicy, policy_from_option, set_policy
 from fastbert.model.padding.surroundings import choose_padding
 from fastbert.model.registry import ORIGINALS, REPLACEMENTS, adopt, register_outputs
 
 Model = TypeVar("Model")
+_lock = threading.RLock()  # while a class is made: its metaclass may run code of its own
 PARTS = (hf.BertModel, hf.BertLayer, hf.BertPredictionHeadTransform)
 HEADS = tuple(original for original in REPLACEMENTS if original not in PARTS)
 
@@ -28,20 +31,30 @@ def accelerate(model: Model, *, padding: str | None = None) -> Model:
     padding: what token states and logits hold at padding positions (attention_mask 0). "zeros" computes none of them; "exact"
         computes them all, equal to transformers. None chooses exact, with a warning that says so, where a module around the
         BertModel reads token states whatever the mask says (a recurrent network, a convolution, a pool, Flatten, attention, a
-        known retrieval model), and zeros elsewhere.
+        known retrieval model), and zeros elsewhere. A model that was built under `fastbert.register` keeps what it has.
     Returns model.
     Raises TypeError, naming what was looked through, where there is no BertModel, ValueError for another padding.
     """
     chosen = policy_from_option(padding, "accelerate")
     for module in modules_in(model, "accelerate"):
-        swap(module, chosen, "fastbert.accelerate")
+        _swap(module)
+        choose_padding(module, chosen, "fastbert.accelerate")
     return model
 
 
-def swap(model: nn.Module, chosen: PaddingPolicy | None, where: str) -> None:
-    """`accelerate` for a module that holds a BertModel. where: how a warning about padding begins."""
+def swap_built(model: nn.Module, policy: PaddingPolicy) -> None:
+    """What `fastbert.register` does to a module at the end of its construction. policy: of each BertModel that is swapped here;
+    one that was fastbert's before keeps its own."""
+    if isinstance(model, BertPreTrainedModel) or not holds_bert(model):  # fastbert's own heads have just done so
+        return
+    fresh = [part for part in model.modules() if type(part) is hf.BertModel]
+    _swap(model)
+    for part in fresh:
+        set_policy(part, policy)
+
+
+def _swap(model: nn.Module) -> None:
     adopt(model)
-    choose_padding(model, chosen, where, stacklevel=4)
     for part in model.modules():
         if isinstance(part, HEADS) and not isinstance(part, tuple(ORIGINALS)):
             cls: Any = type(part)
@@ -68,9 +81,14 @@ def restore(model: Model) -> Model:
     return model
 
 
-@functools.cache
 def _with_fastbert_head(cls: Any) -> Any:
-    """A user's subclass of a head, with fastbert's head between it and transformers'."""
+    """A user's subclass of a head, with fastbert's head between it and transformers': one class, whichever thread asks first."""
+    with _lock:
+        return _make_with_fastbert_head(cls)
+
+
+@functools.cache
+def _make_with_fastbert_head(cls: Any) -> Any:
     replacement = next(REPLACEMENTS[base] for base in cls.__mro__ if base in REPLACEMENTS)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (cls, replacement), names | {"_original_class": cls, "__reduce_ex__": _reduce})

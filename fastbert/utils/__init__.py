@@ -17,4 +17,5 @@ sizes             BERT base and large
 sample_text       built-in sentences, or the lines of a file
 pictures          plots without a screen
 printing          lines of text on Rich's console
+imports           an action after somebody's import of a module
 """

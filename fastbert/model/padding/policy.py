@@ -4,9 +4,10 @@ By default they hold zeros, which saves their computation; with padding="exact" 
 """
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
+if TYPE_CHECKING:  # `register` reads this file before the program has imported anything
+    from torch import nn
 
 CHOICES = ("zeros", "exact")
 
@@ -31,6 +32,7 @@ class PaddingPolicy(NamedTuple):
 
 
 DEFAULT = PaddingPolicy()
+REGISTERED = PaddingPolicy(True, "built under fastbert.register")  # by programs that need not know of fastbert
 
 
 def policy_from_option(padding: str | None, where: str) -> PaddingPolicy | None:
@@ -42,11 +44,11 @@ def policy_from_option(padding: str | None, where: str) -> PaddingPolicy | None:
     return PaddingPolicy(padding == "exact", f"padding={padding!r}", True)
 
 
-def policy_of(bert: nn.Module) -> PaddingPolicy:
+def policy_of(bert: "nn.Module") -> PaddingPolicy:
     return getattr(bert, "_padding_policy", DEFAULT)
 
 
-def set_policy(bert: nn.Module, policy: PaddingPolicy | None) -> None:
+def set_policy(bert: "nn.Module", policy: PaddingPolicy | None) -> None:
     """Kept in the instance, so that copies and pickles have it; no parameter or config changes, so no checkpoint has it."""
     if policy is None:
         bert.__dict__.pop("_padding_policy", None)

@@ -7,12 +7,27 @@ from torch import Tensor, nn
 
 from fastbert.kernels.backend import records_portably
 from fastbert.model import calls
+from fastbert.model.fallback.hooks import find_global_hook, is_touched
 from fastbert.model.fallback.verdict import FUSED, Path, Verdict
 from fastbert.model.padding.layout import Plan
 from fastbert.model.padding.policy import DEFAULT, Caller, policy_of
 
 LOSS_READS_PADDING = "a loss reads padding positions"
 _READERS = "readers of padding"  # the reason of a warning
+
+
+def must_be_exact(bert: Any, caller: Caller | None, kwargs: dict[str, Any]) -> bool:
+    """Whether padding positions of this call must hold transformers' values: the policy says so, and someone can see them.
+
+    Nobody can where a head reads the pooled state alone, returns no hidden states, and no hook looks into the model.
+    """
+    if not policy_of(bert).exact:
+        return False
+    if caller is not Caller.POOLED_HEAD or torch.compiler.is_compiling():
+        return True
+    if kwargs.get("output_hidden_states", getattr(bert.config, "output_hidden_states", False)):
+        return True
+    return find_global_hook() is not None or any(map(is_touched, bert.modules()))
 
 
 def padding_verdict(bert: Any, plan: Plan) -> Verdict:

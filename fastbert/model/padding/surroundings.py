@@ -44,7 +44,7 @@ def choose_padding(model: nn.Module, chosen: PaddingPolicy | None, where: str, s
     changed = False
     for part in model.modules():
         if type(part) is REPLACEMENTS[hf.BertModel] and (chosen or not policy_of(part).chosen):
-            changed = changed or policy_of(part) != policy
+            changed = changed or policy_of(part).exact != policy.exact
             set_policy(part, policy)
     if changed and policy.exact and chosen is None:
         warnings.warn(
