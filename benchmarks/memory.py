@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastbert
 from fastbert.kernels.backend import use_backend
 from fastbert.kernels.functional import cross_entropy
+from fastbert.model.construction import transformers_classes
 from fastbert.utils.sizes import SIZES
 
 MASKED = 0.15
@@ -84,7 +85,8 @@ def _model(name: str, case: Case) -> Any:
     torch.set_default_dtype(case.weights)
     try:
         classes = fastbert if name == FASTBERT else transformers
-        return classes.BertForPreTraining(transformers.BertConfig(**case.config, **attention)).train()
+        with transformers_classes():  # a class of fastbert builds its own all the same
+            return classes.BertForPreTraining(transformers.BertConfig(**case.config, **attention)).train()
     finally:
         torch.set_default_dtype(before)
 

@@ -20,6 +20,7 @@ import fastbert
 from benchmarks.harness.arena import Absent, Candidate, Prepared
 from benchmarks.harness.work import Batch
 from fastbert.kernels import fp8
+from fastbert.model.construction import transformers_classes
 
 from .compiled import Compilation, kernels_of
 from .libraries import need_on_gpu
@@ -38,13 +39,16 @@ class Encoders:
         config = copy.deepcopy(config)
         config._attn_implementation = "eager"
         self.config, self.dtype, self.device = config, dtype, device
-        self.state = transformers.BertModel(config, add_pooling_layer=False).eval().state_dict()
+        with transformers_classes():
+            self.state = transformers.BertModel(config, add_pooling_layer=False).eval().state_dict()
 
     def transformers_model(self, attention: str, dtype: torch.dtype | None = None) -> nn.Module:
         """transformers' encoder with one of its attention implementations."""
         config = copy.deepcopy(self.config)
         config._attn_implementation = attention
-        return self._load(transformers.BertModel(config, add_pooling_layer=False), dtype)
+        with transformers_classes():
+            model = transformers.BertModel(config, add_pooling_layer=False)
+        return self._load(model, dtype)
 
     def fastbert_model(self) -> nn.Module:
         return self._load(fastbert.BertModel(copy.deepcopy(self.config), add_pooling_layer=False))

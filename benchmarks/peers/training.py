@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fastbert
 from benchmarks.harness.arena import Candidate, Prepared
 from benchmarks.harness.work import Batch, pretraining_batch
+from fastbert.model.construction import transformers_classes
 from fastbert.utils.flops import pretraining_flops
 from fastbert.utils.timing import Timer
 
@@ -49,7 +50,8 @@ class Pretraining:
         self.config._attn_implementation = "sdpa"
         self.lengths, self.micro_batches, self.modes = lengths, micro_batches, modes
         self.live: list[tuple[list[nn.Parameter], torch.optim.Optimizer]] = []
-        self.state = transformers.BertForPreTraining(self.config).state_dict()
+        with transformers_classes():
+            self.state = transformers.BertForPreTraining(self.config).state_dict()
         self.small = self.batch(min(4, micro_batches[0]))
         self.exact = self._loss_and_norm(self._load(transformers.BertForPreTraining, dropout=0.0, float32=True), float32=True)
         same_precision = self._loss_and_norm(self._load(transformers.BertForPreTraining, dropout=0.0))
@@ -76,7 +78,8 @@ class Pretraining:
     def _load(self, cls: type[nn.Module], *, dropout: float, float32: bool = False) -> nn.Module:
         config = copy.deepcopy(self.config)
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-        model = cls(config)
+        with transformers_classes():  # a class of fastbert builds its own all the same
+            model = cls(config)
         model.load_state_dict(self.state)
         narrow = self.precision == "bf16" and not float32
         return model.train().to(self.device, torch.bfloat16 if narrow else torch.float32)

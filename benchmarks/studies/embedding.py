@@ -22,6 +22,7 @@ from rich.table import Table
 import fastbert
 from benchmarks.harness.conditions import conditions
 from fastbert.inference.embedding import embed
+from fastbert.model.construction import transformers_classes
 from fastbert.utils.checkpoints import packaged_checkpoint
 from fastbert.utils.files import write_whole
 from fastbert.utils.timing import interleaved
@@ -58,10 +59,11 @@ def main(
     transformers.utils.logging.set_verbosity_error()  # loading without the pooler warns
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = packaged_checkpoint()
-    encoder = sentence_transformers.SentenceTransformer(path, device=str(device))
-    limit = encoder.max_seq_length
-    transformers_model = transformers.BertModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
+    with transformers_classes():
+        encoder = sentence_transformers.SentenceTransformer(path, device=str(device))
+        transformers_model = transformers.BertModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
     fastbert_model = fastbert.BertModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32).eval().to(device)
+    limit = encoder.max_seq_length
     # The limit of a loaded pair is the tokenizer's, so that all three cut alike.
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, model_max_length=limit)
     vectors: dict[str, np.ndarray] = {}

@@ -27,6 +27,7 @@ from fastbert.finetuning.model import load_model
 from fastbert.finetuning.options import Setting
 from fastbert.finetuning.task_types import load_task
 from fastbert.finetuning.trainer import FineTuner, training_arguments
+from fastbert.model.construction import transformers_classes
 from fastbert.utils.checkpoints import Checkpoint, open_checkpoint, packaged_checkpoint
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import write_whole
@@ -74,7 +75,8 @@ def train(
             method.collate = batches
             trainer: transformers.Trainer = FineTuner(model, arguments, method)
         else:
-            peer = getattr(transformers, task.head)(model.config)
+            with transformers_classes():
+                peer = getattr(transformers, task.head)(model.config)
             peer.load_state_dict(model.state_dict())
             del model
             batches = _Counted(PaddedBatches(checkpoint.tokenizer, tokens=task.head == "BertForTokenClassification"))

@@ -81,7 +81,9 @@ def explain(model: nn.Module) -> Explanation:
 
 
 def _explain(model: nn.Module, berts: list[tuple[str, Any]]) -> Explanation:
-    notes: dict[str, str] = {"fastbert.register": "on, every BERT that transformers builds is fastbert's"} if is_registered() else {}
+    notes: dict[str, str] = (
+        {"fastbert.register": "on, every BERT that transformers builds is fastbert's"} if is_registered() else {}
+    )
     decisions: list[Decision] = []
     for name, bert in berts:
         prefix = f"{name}." if name else ""

@@ -82,7 +82,7 @@ def restore(model: Model) -> Model:
 
 
 def _with_fastbert_head(cls: Any) -> Any:
-    """A user's subclass of a head, with fastbert's head between it and transformers': one class, whichever thread asks first."""
+    """A user's subclass of a head, with fastbert's head between it and transformers': one class, in all threads."""
     with _lock:
         return _make_with_fastbert_head(cls)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -134,6 +135,60 @@ def test_a_wrapper_by_another_library_survives(monkeypatch):
         PreTrainedModel.post_init = ours
 
 
+def init_weights_runs(build) -> int:
+    with mock.patch.object(hf.BertModel, "init_weights", autospec=True) as ran:
+        build()
+    return ran.call_count
+
+
+def test_a_post_init_that_was_saved_while_registered_stays_good(monkeypatch):
+    """As libraries do that put it back later, or call it from a function of their own."""
+    fastbert.register()
+    saved = PreTrainedModel.post_init
+    fastbert.unregister()
+    monkeypatch.setattr(PreTrainedModel, "post_init", lambda self: saved(self))
+    assert init_weights_runs(lambda: hf.BertModel(config_for())) == 1
+    assert type(hf.BertModel(config_for())) is hf.BertModel
+    fastbert.register()
+    assert init_weights_runs(lambda: hf.BertModel(config_for())) == 1
+    assert is_fastbert(hf.BertModel(config_for()))
+    fastbert.unregister()
+    assert PreTrainedModel.post_init is not saved
+
+
+def test_unregister_within_a_construction_takes_no_step_out_of_it():
+    """In another thread, say, between the lookup of post_init and its first line."""
+    fastbert.register()
+    ours = PreTrainedModel.post_init
+    fastbert.unregister()
+    model = hf.BertModel.__new__(hf.BertModel)
+    with mock.patch.object(PreTrainedModel, "post_init"):
+        model.__init__(config_for())
+    assert init_weights_runs(lambda: ours(model)) == 1
+    assert type(model) is hf.BertModel
+
+
+def test_registered_within_somebodys_patch():
+    with mock.patch.object(PreTrainedModel, "post_init", lambda self: POST_INIT(self)):
+        fastbert.register()
+        assert is_fastbert(hf.BertModel(config_for()))
+    assert type(hf.BertModel(config_for())) is hf.BertModel  # the patch has put back what it found
+    fastbert.register()
+    assert is_fastbert(hf.BertModel(config_for()))
+
+
+def test_registering_in_a_loop_piles_nothing_up():
+    wrapped = mock.Mock(wraps=POST_INIT)
+    with mock.patch.object(PreTrainedModel, "post_init", lambda self: wrapped(self)):
+        for _ in range(5):
+            fastbert.register()
+            fastbert.unregister()
+        fastbert.register()
+        hf.BertModel(config_for())
+        fastbert.unregister()
+    assert wrapped.call_count == 1
+
+
 def test_inside_transformers_classes_nothing_is_swapped(registered):
     with transformers_classes():
         assert not is_registered()
@@ -168,13 +223,101 @@ class SubclassOfAUser(hf.BertForSequenceClassification):
         return super().forward(*args, **kwargs)
 
 
-def test_a_users_head_that_reads_padding_gets_transformers_values(registered):
-    with pytest.warns(UserWarning, match=r"fastbert\.register \(HeadOfAUser\).*LSTM") as caught:
-        model = HeadOfAUser(config_for())
-    assert caught[0].filename == __file__
+def test_a_users_head(registered):
+    model = HeadOfAUser(config_for())
     assert is_fastbert(model)
     assert policy_of(model.bert).exact
     assert type(model) is HeadOfAUser
+
+
+class MeanOfAll(nn.Module):
+    """A user's module, which transformers does not know; it reads padding."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.bert = transformers.AutoModel.from_config(config)
+
+    def forward(self, ids, mask):
+        return self.bert(ids, attention_mask=mask).last_hidden_state.mean(1)
+
+
+class LateTagger(hf.BertForTokenClassification):
+    """What reads padding comes after the last post_init."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True, bidirectional=True)
+        self.classifier = nn.Linear(2 * config.hidden_size, 3)
+
+    def forward(self, ids, mask):
+        return self.classifier(self.lstm(self.bert(ids, attention_mask=mask)[0])[0])
+
+
+class MeanLogits(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.tagger = hf.BertForTokenClassification(config)
+
+    def forward(self, ids, mask):
+        return self.tagger(ids, attention_mask=mask).logits.mean(1)
+
+
+class StatesOfAClassifier(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.head = hf.BertForSequenceClassification(config)
+
+    def forward(self, ids, mask):
+        return self.head(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1].mean(1)
+
+
+@pytest.mark.parametrize("cls", [MeanOfAll, LateTagger, MeanLogits, StatesOfAClassifier])
+def test_code_that_ignores_the_mask_computes_the_same(cls):
+    batch = make_batch("right")
+    ids, mask = batch.inputs()["input_ids"], batch.inputs()["attention_mask"]
+    reference = cls(config_for()).eval()
+    fastbert.register()
+    model = cls(config_for()).eval()
+    assert is_fastbert(model)
+    model.load_state_dict(reference.state_dict())
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(model(ids, mask), reference(ids, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_computes_no_padding_unless_a_hook_looks(registered):
+    model = hf.BertForSequenceClassification(config_for()).eval()
+    inputs = make_batch("right").inputs()
+    model(**inputs)
+    assert fastbert.explain(model).notes["padding"] == "exact (built under fastbert.register)"
+    assert fastbert.explain(model).notes["last call"] == "packed"
+    states = []
+    hook = model.bert.register_forward_hook(lambda module, args, output: states.append(output[0]))
+    model(**inputs)
+    hook.remove()
+    with transformers_classes():
+        reference = hf.BertForSequenceClassification(config_for()).eval()
+    reference.load_state_dict(model.state_dict())
+    torch.testing.assert_close(states[0], reference.bert(**inputs)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_chosen_for_a_model_stays():
+    """A model with a choice of its own inside one that transformers builds later."""
+    inner = fastbert.BertModel(config_for(), padding="zeros")
+    fastbert.register()
+    assert not policy_of(fastbert.BertForMaskedLM(config_for()).bert).exact  # fastbert's class, by its name
+
+    class Outer(hf.BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = inner
+            self.post_init()
+
+    Outer(config_for())
+    assert policy_of(inner).chosen
+    assert not policy_of(inner).exact
+    built = hf.BertModel(config_for())
+    assert not policy_of(fastbert.accelerate(built, padding="zeros")).exact
 
 
 def test_a_users_subclass_of_a_head(registered):
@@ -183,12 +326,15 @@ def test_a_users_subclass_of_a_head(registered):
     assert isinstance(model, fastbert.BertForSequenceClassification)
     assert isinstance(model, SubclassOfAUser)
     assert hasattr(model, "extra")
+    assert type(model) is not SubclassOfAUser  # as the docstring of register says
+    assert type(SubclassOfAUser(config_for())) is type(model)
     assert type(pickle.loads(pickle.dumps(model))) is type(model)
 
 
 def test_padding_is_the_users_choice():
-    fastbert.register(padding="exact")
-    assert policy_of(hf.BertModel(config_for())).exact
+    for choice in ({}, {"padding": "exact"}):
+        fastbert.register(**choice)
+        assert policy_of(hf.BertModel(config_for())).exact
     fastbert.register(padding="zeros")
     assert not policy_of(hf.BertModel(config_for())).exact
     with pytest.raises(ValueError, match="register: expected padding 'zeros' or 'exact', got 'none'"):
@@ -196,7 +342,7 @@ def test_padding_is_the_users_choice():
 
 
 def test_remote_code_is_not_passed_over(registered, tmp_path):
-    """A checkpoint of type bert with code of its own: who trusts that code gets that code."""
+    """A checkpoint of type bert with code of its own on BertModel: who trusts that code gets that code, as it is written."""
     hf.BertModel(config_for()).save_pretrained(tmp_path)
     (tmp_path / "custom.py").write_text(
         "from transformers.models.bert.modeling_bert import BertModel\n\n\nclass Custom(BertModel):\n    of_its_own = True\n"
@@ -207,15 +353,21 @@ def test_remote_code_is_not_passed_over(registered, tmp_path):
     loaded = transformers.AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded).__name__ == "Custom"
     assert loaded.of_its_own
+    assert not any(type(part).__module__.startswith("fastbert") for part in loaded.modules())
+    assert "Custom is a class of its own on BertModel" in str(fastbert.explain(loaded))
     assert is_fastbert(transformers.AutoModel.from_pretrained(tmp_path, trust_remote_code=False))
 
 
 def test_explain_says_it():
     before = hf.BertModel(config_for())
+    said = str(fastbert.explain(before))
+    assert "not swapped: see fastbert.accelerate" in said
     assert "fastbert.register" not in str(fastbert.explain(fastbert.accelerate(hf.BertModel(config_for()))))
     fastbert.register()
-    assert "built before fastbert.register()" in str(fastbert.explain(before))
-    assert "fastbert.register: on" in str(fastbert.explain(hf.BertModel(config_for())))
+    built = hf.BertModel(config_for())
+    assert "fastbert.register: on" in str(fastbert.explain(built))
+    for model in (before, fastbert.restore(built)):
+        assert str(fastbert.explain(model)).endswith(said.partition("\n")[2].strip())
 
 
 def test_restore_gives_transformers_back(registered):
@@ -241,31 +393,41 @@ def test_sentence_transformers(registered, sentence_encoder):
 def test_environment(value):
     register_from_environment(value)
     assert is_registered()
-    assert policy_of(hf.BertModel(config_for())).exact is (value == "exact")
+    assert policy_of(hf.BertModel(config_for())).exact is (value != "zeros")
 
 
 def test_environment_is_off_or_wrong():
     for value in ("", "0"):
         register_from_environment(value)
         assert not is_registered()
-    with pytest.raises(ValueError, match="FASTBERT_REGISTER: expected 0, 1, zeros or exact, got 'yes'"):
+    with pytest.raises(ValueError, match="expected FASTBERT_REGISTER to be 0, 1, zeros or exact, got 'yes'"):
         register_from_environment("yes")
 
 
-def test_import_reads_the_environment():
-    code = "import fastbert, transformers; print(type(transformers.BertModel(transformers.BertConfig(**{})).encoder.layer[0]))"
-    code = code.replace("**{}", "vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8")
-    for value, module in (("1", "fastbert"), ("0", "transformers")):
-        environment = os.environ | {"FASTBERT_REGISTER": value}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert f"'{module}." in done.stdout
+def test_import_reads_the_environment_and_imports_nothing_else():
+    code = (
+        "import sys, fastbert; print({'torch', 'transformers'} & set(sys.modules)); import transformers; "
+        "print(type(transformers.BertModel(transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, "
+        "num_attention_heads=1, intermediate_size=8)).encoder.layer[0]))"
+    )
+    environment = os.environ | {"FASTBERT_REGISTER": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("set()\n<class 'fastbert.")
+
+
+def test_a_wrong_environment_is_one_error():
+    environment = os.environ | {"FASTBERT_REGISTER": "yes"}
+    done = subprocess.run([sys.executable, "-c", "import fastbert"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("Error") == 1
+    assert done.stderr.endswith("ValueError: expected FASTBERT_REGISTER to be 0, 1, zeros or exact, got 'yes'\n")
 
 
 # ---- objects that hold models ---------------------------------------------------------------------------------------------
 
 
 class Slotted:
-    __slots__ = ("inner",)
+    __slots__ = "inner"  # one name
 
     def __init__(self, inner):
         self.inner = inner
@@ -279,9 +441,23 @@ class Holder:
     def trap(self):
         raise AssertionError("no property is run")
 
+    def __getattr__(self, name):
+        raise AssertionError("no code of the object is run")
+
+
+class Items(dict):
+    def items(self):
+        raise AssertionError("no code of the object is run")
+
 
 @pytest.mark.parametrize(
-    "wrap", [lambda m: Holder(body=m), lambda m: Holder(a={"x": [m]}), lambda m: Holder(b=Holder(c=Slotted(m)))]
+    "wrap",
+    [
+        lambda m: Holder(body=m),
+        lambda m: Holder(a={"x": [m]}),
+        lambda m: Holder(a=Items(x=m)),
+        lambda m: Holder(b=Holder(c=Slotted(m))),
+    ],
 )
 def test_accelerate_and_restore_find_the_model_in_an_object(wrap):
     model = hf.BertForSequenceClassification(config_for())
@@ -298,6 +474,27 @@ def test_accelerate_finds_all_models_of_an_object_and_survives_a_circle():
     holder.itself = holder
     fastbert.accelerate(holder)
     assert all(map(is_fastbert, models))
+
+
+def test_a_model_far_away_and_near_is_found_near():
+    near = Holder(model=hf.BertModel(config_for()))
+    fastbert.accelerate(Holder(first=Holder(a=Holder(b=near)), second=near))
+    assert is_fastbert(near.model)
+
+
+def test_rows_code_and_libraries_are_not_searched():
+    """A trainer's own rows may be millions; here one look at each would fail."""
+    model, hidden = hf.BertModel(config_for()), hf.BertModel(config_for())
+    module, function = type(sys)("module"), lambda: None
+    module.model = function.model = hidden
+    rows = [Holder(model=hidden)] * 101
+    holder = Holder(rows=rows, table={row: hidden for row in range(101)}, module=module, function=function, t=torch.ones(2))
+    with pytest.raises(TypeError, match=r"Holder without one in rows \(not its 101 items\), table \(not its 101 items\)$"):
+        fastbert.accelerate(holder)
+    holder.model = model
+    fastbert.accelerate(holder)
+    assert is_fastbert(model)
+    assert not is_fastbert(hidden)
 
 
 def test_a_pipeline_is_accelerated(tmp_path):

@@ -10,7 +10,7 @@ import sys
 
 def _serve():
     announcement = os.environ.pop("FASTBERT_RUN_ANNOUNCEMENT", None)  # for the first process alone
-    if sys.version_info < (3, 10):
+    if sys.hexversion < 0x030A0000:  # a Python that fastbert does not run on
         return
     try:
         import fastbert  # noqa: F401  (registers, as FASTBERT_REGISTER says)
