@@ -47,7 +47,8 @@ def register(*, padding: str | None = None) -> None:
     padding: what token states and logits hold at padding positions. "exact", the default, is transformers' values, since code
         that reads them cannot be seen from here; a head on the pooled state (classification, multiple choice, next sentence)
         computes none of them all the same where nothing can read them. "zeros" never computes them: faster, and right where
-        whatever reads token states goes by attention_mask. Holds for the models built from now on.
+        whatever reads token states goes by attention_mask, as sentence-transformers' pooling does; `fastbert.accelerate` of the
+        whole model afterwards finds that out. Holds for the models built from now on.
     Raises ValueError for another padding.
     """
     global _registered, _policy

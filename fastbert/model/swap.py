@@ -31,7 +31,8 @@ def accelerate(model: Model, *, padding: str | None = None) -> Model:
     padding: what token states and logits hold at padding positions (attention_mask 0). "zeros" computes none of them; "exact"
         computes them all, equal to transformers. None chooses exact, with a warning that says so, where a module around the
         BertModel reads token states whatever the mask says (a recurrent network, a convolution, a pool, Flatten, attention, a
-        known retrieval model), and zeros elsewhere. A model that was built under `fastbert.register` keeps what it has.
+        known retrieval model), and zeros elsewhere; a model that was built under `fastbert.register` stays exact, but for the
+        modules of sentence-transformers that are known to go by the mask.
     Returns model.
     Raises TypeError, naming what was looked through, where there is no BertModel, ValueError for another padding.
     """
