@@ -32,8 +32,11 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from fastbert.inference.classification import classify as classify
     from fastbert.inference.embedding import embed as embed
     from fastbert.inference.embedding import embed_stream as embed_stream
+    from fastbert.inference.encoder import Encoder as Encoder
     from fastbert.inference.masked_words import fill_mask as fill_mask
     from fastbert.inference.next_sentence import next_sentence as next_sentence
+    from fastbert.inference.ranking import rank as rank
+    from fastbert.inference.residents import clear_cache as clear_cache
     from fastbert.inference.tagging import tag as tag
     from fastbert.kernels import use_backend as use_backend
     from fastbert.model.batch_invariance import batch_invariant as batch_invariant
@@ -73,11 +76,13 @@ _MODULES = {
     "BertTokenizer": "transformers",
     "BertTokenizerFast": "transformers",
     "BertTokenizerLegacy": "transformers",
+    "Encoder": "fastbert.inference.encoder",
     "WordpieceTokenizer": "transformers",
     "accelerate": "fastbert.model.swap",
     "answer": "fastbert.inference.answering",
     "batch_invariant": "fastbert.model.batch_invariance",
     "classify": "fastbert.inference.classification",
+    "clear_cache": "fastbert.inference.residents",
     "compile": "fastbert.deploy.graphs",
     "dequantize": "fastbert.deploy.fp8",
     "embed": "fastbert.inference.embedding",
@@ -86,6 +91,7 @@ _MODULES = {
     "fill_mask": "fastbert.inference.masked_words",
     "next_sentence": "fastbert.inference.next_sentence",
     "quantize": "fastbert.deploy.fp8",
+    "rank": "fastbert.inference.ranking",
     "register": "fastbert.model.construction",
     "restore": "fastbert.model.swap",
     "tag": "fastbert.inference.tagging",

@@ -16,10 +16,12 @@ import fastbert.modeling_bert
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = (
+    "Encoder",
     "accelerate",
     "answer",
     "batch_invariant",
     "classify",
+    "clear_cache",
     "compile",
     "dequantize",
     "embed",
@@ -28,6 +30,7 @@ OWN = (
     "fill_mask",
     "next_sentence",
     "quantize",
+    "rank",
     "register",
     "restore",
     "tag",

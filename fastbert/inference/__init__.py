@@ -3,9 +3,12 @@
 In reading order:
 
 loading            a checkpoint as a model with its tokenizer
+checkpoint_files   what its files are, to notice other ones
 saved_settings     what fine-tuning saved with it
 sentence_settings  what sentence-transformers saves: keys and checks
 sentence_folder    a folder of sentence-transformers, from its settings
+sentence_objects   the same of an object that is loaded already
+residents          models that stay in memory, and the few that the functions keep
 notes              counts of rows that were cut, empty and the like
 task               what a task defines: rows, sequences, batches
 engine             rows through a task in packed batches
@@ -18,6 +21,8 @@ tagging            `tag`
 answering          `answer`
 masked_words       `fill_mask`
 next_sentence      `next_sentence`
+ranking            `rank`
+encoder            `Encoder`: all of these on one resident model
 inputs             rows from files, for the commands
 outputs            resumable files of results, for the commands
 """

@@ -13,7 +13,8 @@ from fastbert.utils.errors import InputError
 
 from .classification import is_pair
 from .engine import rows_of, stream
-from .loading import Model, load, require_offsets
+from .loading import require_offsets
+from .residents import Model, load, resident
 from .saved_settings import SavedSettings
 from .task import Batch, Encoded, Row, Task, to_host
 
@@ -164,14 +165,12 @@ def answer(
         raise InputError("expected one question and one context, or several of both, got one and several")
     pairs: Iterable[Any] = [(questions, contexts)] if single else _pairs(questions, contexts)
     task = Answering(
-        model,
+        resident(model, device, dtype),
         top=top,
         null_threshold=null_threshold,
         max_length=max_length,
         stride=stride,
         max_answer_length=max_answer_length,
-        device=device,
-        dtype=dtype,
     )
     found = [answers for _, answers in stream(task, rows_of(pairs), batch_tokens=batch_tokens)]
     task.notes.warn()

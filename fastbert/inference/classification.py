@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
-from .loading import Loaded, Model, load
+from .loading import Loaded
+from .residents import Model, load, resident
 from .saved_settings import SavedSettings
 from .sentence_folder import CROSS_ENCODER, config_activation
 from .sentence_modules import activation
@@ -78,7 +79,7 @@ def _activation(loaded: Loaded) -> tuple[bool, nn.Module]:
     config, folder = loaded.config, loaded.folder
     name = config_activation(config, loaded.name) if folder is None else folder.activation
     if name is not None:
-        return True, activation(name, f"config.json of {loaded.name}")
+        return True, activation(name, f"config.json of {loaded.name}") if isinstance(name, str) else name
     if folder is not None:
         return True, nn.Sigmoid() if config.num_labels == 1 else nn.Identity()
     if config.problem_type == "regression":
@@ -139,7 +140,7 @@ def classify(
     checkpoint, for what cannot be run.
     """
     single = isinstance(texts, str) or is_pair(texts)
-    task = Classification(model, top=top, long=long, max_length=max_length, device=device, dtype=dtype)
+    task = Classification(resident(model, device, dtype), top=top, long=long, max_length=max_length)
     found = [labels for _, labels in stream(task, rows_of([texts] if single else texts), batch_tokens=batch_tokens)]
     task.notes.warn()
     return found[0] if single else found

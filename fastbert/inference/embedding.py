@@ -1,6 +1,7 @@
 """Sentence embeddings: the last hidden state of each text, pooled."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from fastbert.utils.checkpoints import CLASS_NAMES, packaged_checkpoint
 from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
-from .loading import Model, load
+from .residents import Model, load, resident
 from .sentence_folder import ENCODER, SentenceFolder
-from .sentence_head import make_head
+from .sentence_head import make_head, read_chain
 from .sentence_modules import MODES
 from .task import Batch, Encoded, Row, Task, to_host
 from .tokenizing import TextTokenizer
@@ -49,14 +50,16 @@ class Embedding(Task[np.ndarray]):
         if output_dtype not in OUTPUT_DTYPES:
             raise InputError(f"expected output_dtype to be {' or '.join(OUTPUT_DTYPES)}, got {output_dtype!r}")
         model = packaged_checkpoint() if model is None else model
-        only = {} if isinstance(model, tuple) else {"add_pooling_layer": False}
-        super().__init__(load(model, CLASS_NAMES, device=device, dtype=dtype, sentences=ENCODER, **only))
+        super().__init__(load(model, CLASS_NAMES, device=device, dtype=dtype, sentences=ENCODER, add_pooling_layer=False))
         self.bert = next(iter(berts(self.loaded.model)))
         folder = self.loaded.folder
         self.prompt = (folder or SentenceFolder(self.loaded.name)).prompt(prompt, prompt_name)
         width = self.loaded.config.hidden_size
-        head = make_head(folder, width, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim)
-        self.head = head.to(self.loaded.device)
+        chain = None
+        if folder is not None:
+            build = partial(read_chain, folder, width, pooling=pooling, device=self.loaded.device)
+            chain = self.loaded.part(("chain", pooling), build)
+        self.head = make_head(chain, width, pooling=pooling, normalize=normalize, truncate_dim=truncate_dim)
         self.size: int = self.head.size
         self.output_dtype = np.dtype(output_dtype)
         self._tokenizer = TextTokenizer(self.loaded, self.notes, long, prompt=self.prompt)
@@ -120,7 +123,7 @@ def embed(
     """
     single = isinstance(texts, str)
     task = Embedding(
-        model,
+        resident(model, device, dtype, packaged_checkpoint),
         pooling=pooling,
         normalize=normalize,
         truncate_dim=truncate_dim,
@@ -128,8 +131,6 @@ def embed(
         prompt_name=prompt_name,
         output_dtype=output_dtype,
         long=long,
-        device=device,
-        dtype=dtype,
     )
     vectors = [vector for _, vector in stream(task, rows_of([texts] if single else texts), batch_tokens=batch_tokens)]
     task.notes.warn()
@@ -158,7 +159,7 @@ def embed_stream(
     Arguments, warnings and errors: see `embed`.
     """
     task = Embedding(
-        model,
+        resident(model, device, dtype, packaged_checkpoint),
         pooling=pooling,
         normalize=normalize,
         truncate_dim=truncate_dim,
@@ -166,8 +167,6 @@ def embed_stream(
         prompt_name=prompt_name,
         output_dtype=output_dtype,
         long=long,
-        device=device,
-        dtype=dtype,
     )
     for _, vector in stream(task, rows_of(texts), batch_tokens=batch_tokens):
         yield vector

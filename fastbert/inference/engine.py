@@ -82,7 +82,8 @@ class _WindowReader:
             if not chunk:
                 break
             carried += chunk_carried
-            encoded = self.task.encode(chunk)
+            with self.task.loaded.lock:
+                encoded = self.task.encode(chunk)
             window.extend(zip(chunk, encoded))
             tokens += sum(len(sequence.ids) for sequences in encoded for sequence in sequences)
         self.tokens = min(2 * self.tokens, self.max_tokens)

@@ -1,8 +1,11 @@
 """From a name, a folder or a loaded pair to a model of fastbert's classes with its tokenizer, ready for inference."""
 
-from dataclasses import dataclass
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -21,6 +24,12 @@ from .sentence_folder import SentenceFolder, read_sentence_folder
 Model = str | Path | tuple[Any, Any]
 # Classes whose weights have the same names and shapes.
 ALIKE = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
+# transformers builds a model under a default dtype of the whole process, so that no two threads may load at once.
+LOADING = threading.RLock()
+Part = TypeVar("Part")
+
+_finding_lock = threading.Lock()
+_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Loaded:
     """A model with its tokenizer.
 
     name: for messages. limit: most tokens of a sequence, special ones included. path: of the weights, None for a given pair.
-    folder: what sentence-transformers saved with the weights, None where it did not.
+    folder: what sentence-transformers saved with the weights, None where it did not. lock: to be held while the tokenizer runs,
+    as a call sets how it cuts texts. parts: see `part`.
     """
 
     name: str
@@ -37,6 +47,8 @@ class Loaded:
     limit: int
     path: str | None = None
     folder: SentenceFolder | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    parts: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +57,14 @@ class Loaded:
     @property
     def config(self) -> transformers.BertConfig:
         return self.model.config
+
+    def part(self, key: Hashable, build: Callable[[], Part]) -> Part:
+        """What `build` made of this model at the first call with the key."""
+        if key not in self.parts:
+            with LOADING:
+                if key not in self.parts:
+                    self.parts[key] = build()
+        return self.parts[key]
 
 
 def load(
@@ -69,12 +89,28 @@ def load(
     if isinstance(model, tuple):
         if device is not None or dtype is not None:
             raise InputError("expected no device or dtype beside a loaded model, which is not moved")
-        return _checked(*_pair(model, classes), None)
-    path = str(model)
+        require_fit(model, classes)
+        return checked(*model, name_of(model[0]))
+    with LOADING, torch.inference_mode(False):
+        return _read(str(model), classes, *resolve(device, dtype), sentences, kwargs)
+
+
+def resolve(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of a checkpoint: None for CUDA if there is one, and for bfloat16 on CUDA, float32 elsewhere."""
+    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return target, dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
+
+
+def _read(
+    path: str,
+    classes: tuple[str, ...],
+    target: torch.device,
+    dtype: torch.dtype,
+    sentences: str | None,
+    kwargs: dict[str, Any],
+) -> Loaded:
     source = open_checkpoint(path)
     folder = None if sentences is None else read_sentence_folder(path, sentences)
-    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
     if "BertModel" not in classes and is_frozen(source.path):
         found = _frozen(source.path, classes, dtype)
     else:
@@ -96,7 +132,7 @@ def load(
     tokenizer = source.require_tokenizer()
     if folder is not None:
         folder.prepare(tokenizer)
-    return _checked(found.eval().to(target), tokenizer, path, source.path, folder)
+    return checked(found.eval().to(target), tokenizer, path, path=source.path, folder=folder)
 
 
 def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str) -> None:
@@ -124,11 +160,16 @@ def _frozen(path: str, classes: tuple[str, ...], dtype: torch.dtype) -> Any:
     return found
 
 
-def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, str]:
-    if len(model) != 2:
-        raise InputError(f"expected a name, a folder or (model, tokenizer), got a tuple of {len(model)}")
-    found, tokenizer = model
-    name = getattr(found, "name_or_path", "") or type(found).__name__
+def name_of(model: Any) -> str:
+    """What messages call a loaded model."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+def require_fit(pair: tuple[Any, ...], classes: tuple[str, ...]) -> None:
+    """Raises InputError, which says what to do, where it is no (model, tokenizer) of one of these classes in eval mode."""
+    if len(pair) != 2:
+        raise InputError(f"expected a name, a folder or (model, tokenizer), got a tuple of {len(pair)}")
+    found = pair[0]
     if getattr(found, "task_class", type(found).__name__) not in classes:
         raise InputError(f"expected a model of class {' or '.join(classes)}, got {type(found).__name__}")
     if not any(berts(found)):
@@ -137,12 +178,18 @@ def _pair(model: tuple[Any, ...], classes: tuple[str, ...]) -> tuple[Any, Any, s
             f"fastbert.{type(found).__name__}, or swap it with fastbert.accelerate(model)"
         )
     if found.training:
-        raise InputError(f"expected a model in eval mode, got {name} in training mode: call model.eval()")
-    return found, tokenizer, name
+        raise InputError(f"expected a model in eval mode, got {name_of(found)} in training mode: call model.eval()")
 
 
-def _checked(model: Any, tokenizer: Any, name: str, path: str | None, folder: SentenceFolder | None = None) -> Loaded:
+def checked(model: Any, tokenizer: Any, name: str, *, path: str | None = None, folder: SentenceFolder | None = None) -> Loaded:
+    """Raises InputError where the tokenizer of a given model does not belong to it. path: None for a given model."""
     if path is None and (wrong := "none" if tokenizer is None else misfit(tokenizer, model.config)) is not None:
         raise InputError(advice(name, wrong))
     limit = min(model.config.max_position_embeddings, tokenizer.model_max_length)
-    return Loaded(name, model, tokenizer, limit, path, folder)
+    return Loaded(name, model, tokenizer, limit, path, folder, lock_of(tokenizer))
+
+
+def lock_of(tokenizer: Any) -> threading.RLock:
+    """The lock of a tokenizer, the same for every call that is given it."""
+    with _finding_lock:
+        return _locks.setdefault(tokenizer, threading.RLock())

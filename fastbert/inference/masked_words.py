@@ -12,7 +12,7 @@ from fastbert.utils.checkpoints import small_checkpoint
 from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
-from .loading import Model, load
+from .residents import Model, load, resident
 from .task import Batch, Encoded, Row, Task, to_host
 from .tokenizing import TextTokenizer
 
@@ -145,7 +145,7 @@ def fill_mask(
     package. batch_tokens, device, dtype: see `fastbert.embed`. A text over the limit is read in a window around each mask, with
     a warning. Raises InputError, naming the row or the checkpoint, for a text without a mask and what cannot be run.
     """
-    task = MaskFilling(model, top=top, device=device, dtype=dtype)
+    task = MaskFilling(resident(model, device, dtype, small_checkpoint), top=top)
     rows = rows_of([texts] if isinstance(texts, str) else texts)
     found = [fills for _, fills in stream(task, rows, batch_tokens=batch_tokens)]
     task.notes.warn()

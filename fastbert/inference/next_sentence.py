@@ -11,7 +11,7 @@ from fastbert.utils.errors import InputError
 
 from .classification import is_pair
 from .engine import rows_of, stream
-from .loading import Model, load
+from .residents import Model, load, resident
 from .task import Batch, Encoded, Row, Task, to_host
 from .tokenizing import TextTokenizer
 
@@ -92,7 +92,7 @@ def next_sentence(
     InputError, naming the row or the checkpoint, for what cannot be run.
     """
     single = is_pair(pairs)
-    task = NextSentence(model, long=long, device=device, dtype=dtype)
+    task = NextSentence(resident(model, device, dtype, small_checkpoint), long=long)
     found = [score for _, score in stream(task, rows_of([pairs] if single else pairs), batch_tokens=batch_tokens)]
     task.notes.warn()
     return found[0] if single else found

@@ -1,5 +1,6 @@
 """Counts of rows that were cut, empty and the like, with the locations of the first ones."""
 
+import sys
 import warnings
 from dataclasses import dataclass, field
 
@@ -28,6 +29,12 @@ class Notes:
         ]
 
     def warn(self) -> None:
-        """Warns with each line, at the caller of the caller."""
-        for line in self.lines():
-            warnings.warn(line, stacklevel=3)
+        """Warns with each line, at the first caller that is not of this package."""
+        lines = self.lines()
+        if not lines:
+            return
+        level, frame = 1, sys._getframe()
+        while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(__package__ + "."):
+            level, frame = level + 1, frame.f_back
+        for line in lines:
+            warnings.warn(line, stacklevel=level)

@@ -46,7 +46,7 @@ class SentenceFolder:
     """The settings of a folder that sentence-transformers saved.
 
     path: folder or hub name. modules: after the Transformer, in order. limit: most tokens, None for the tokenizer's.
-    activation: dotted name of the class that turns a CrossEncoder's logits into scores, None where it is not set.
+    activation: what turns a CrossEncoder's logits into scores, or the dotted name of its class; None where it is not set.
     """
 
     path: str
@@ -56,7 +56,7 @@ class SentenceFolder:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
-    activation: str | None = None
+    activation: Any = None
 
     def prepare(self, tokenizer: Any) -> None:
         """Applies the folder's settings to the tokenizer, in place. Raises InputError where that is not possible."""

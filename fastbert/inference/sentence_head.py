@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +69,43 @@ class Head(nn.Module):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
+@dataclass(frozen=True)
+class Chain:
+    """The modules of a folder with their weights, in order. size: of a vector. truncate_dim: the folder's."""
+
+    modules: tuple[nn.Module, ...]
+    size: int
+    truncate_dim: int | None = None
+
+
+def read_chain(folder: SentenceFolder, width: int, *, pooling: str | None, device: torch.device) -> Chain:
+    """The modules of a folder, on the device. width: of the encoder's hidden state. pooling: instead of the folder's.
+
+    Raises InputError, naming the file, where settings or weights do not fit.
+    """
+    widths = {TOKENS: width}
+    built = [_build(folder.path, module, widths, pooling) for module in folder.modules]
+    if SENTENCE not in widths:
+        raise InputError(f"expected a module Pooling in modules.json of {folder.path}, got none")
+    modules = tuple(module.eval().requires_grad_(False).to(device) for module in built if module is not None)
+    return Chain(modules, widths[SENTENCE], folder.truncate_dim)
+
+
 def make_head(
-    folder: SentenceFolder | None, width: int, *, pooling: str | None, normalize: bool | None, truncate_dim: int | None
+    chain: Chain | None, width: int, *, pooling: str | None, normalize: bool | None, truncate_dim: int | None
 ) -> Head:
     """The modules of a folder, or a normalised mean without one.
 
-    width: of the encoder's hidden state. pooling, truncate_dim: instead of the folder's. normalize: True for vectors of length
-    1 at the end, False without a Normalize that a folder ends with. Raises InputError, naming the file, where settings or
-    weights do not fit.
+    width, pooling: see `read_chain`. normalize: True for vectors of length 1 at the end, False without a Normalize that a
+    folder ends with. truncate_dim: instead of the folder's.
     """
-    if folder is None:
+    if chain is None:
         return Head([Pooling([pooling or "mean"])], width, truncate_dim, normalize is not False)
-    widths = {TOKENS: width}
-    built = [_build(folder.path, module, widths, pooling) for module in folder.modules]
-    modules = [module for module in built if module is not None]
-    if SENTENCE not in widths:
-        raise InputError(f"expected a module Pooling in modules.json of {folder.path}, got none")
+    modules = list(chain.modules)
     if normalize is False:
         while isinstance(modules[-1], Normalize) and modules[-1].target == SENTENCE:
             modules.pop()
-    size = folder.truncate_dim if truncate_dim is None else truncate_dim
-    return Head(modules, widths[SENTENCE], size, normalize is True).eval().requires_grad_(False)
+    return Head(modules, chain.size, chain.truncate_dim if truncate_dim is None else truncate_dim, normalize is True).eval()
 
 
 def _build(path: str, module: Module, widths: dict[str, int], pooling: str | None) -> nn.Module | None:

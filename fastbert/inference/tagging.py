@@ -13,7 +13,8 @@ from fastbert.tasks.windows import WordWindow, split_words, word_windows
 from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
-from .loading import Model, load, require_offsets
+from .loading import require_offsets
+from .residents import Model, load, resident
 from .saved_settings import SavedSettings
 from .task import Batch, Encoded, Row, Task, Words, to_host
 
@@ -163,7 +164,7 @@ def tag(
     dtype: see `fastbert.embed`. Warns of empty texts. Raises InputError, naming the row or the checkpoint, for what cannot be
     run.
     """
-    task = Tagging(model, max_length=max_length, stride=stride, characters=characters, device=device, dtype=dtype)
+    task = Tagging(resident(model, device, dtype), max_length=max_length, stride=stride, characters=characters)
     rows = rows_of([texts] if isinstance(texts, str) else texts)
     found = [tags for _, tags in stream(task, rows, batch_tokens=batch_tokens)]
     task.notes.warn()

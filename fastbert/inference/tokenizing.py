@@ -28,7 +28,7 @@ class TextTokenizer:
     ) -> None:
         if long is not None and long not in LONG:
             raise InputError(f"expected long to be {' or '.join(LONG)}, got {long!r}")
-        self.tokenizer, self.notes, self.long = loaded.tokenizer, notes, long
+        self.tokenizer, self.notes, self.long, self._lock = loaded.tokenizer, notes, long, loaded.lock
         self.limit = loaded.limit if limit is None else min(limit, loaded.limit)
         self._unknown = self.tokenizer.unk_token_id
         self._num_special = [self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
@@ -84,6 +84,7 @@ class TextTokenizer:
     def _tokenize(self, values: Sequence[Any], **options: Any) -> list[Encoded]:
         pairs = not isinstance(values[0], str)
         texts = ([first for first, _ in values], [second for _, second in values]) if pairs else (list(values),)
-        found = self.tokenizer(*texts, return_attention_mask=False, return_token_type_ids=pairs, verbose=False, **options)
+        with self._lock:
+            found = self.tokenizer(*texts, return_attention_mask=False, return_token_type_ids=pairs, verbose=False, **options)
         types = [np.array(ids, np.uint8) for ids in found["token_type_ids"]] if pairs else [None] * len(values)
         return [Encoded(np.array(ids, np.int32), of_text) for ids, of_text in zip(found["input_ids"], types)]
