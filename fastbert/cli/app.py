@@ -6,7 +6,7 @@ import typer
 
 from fastbert.version import __version__
 
-from . import data, deploy, finetuning, inference, pretraining, scripts, verification
+from . import data, deploy, finetuning, inference, pretraining, ranking, scripts, verification
 from .errors import CommandGroup
 
 app = typer.Typer(
@@ -49,5 +49,6 @@ app.command("next")(inference.next_sentence)
 app.command()(inference.classify)
 app.command()(inference.tag)
 app.command()(inference.answer)
+app.command()(ranking.rank)
 app.command()(deploy.export)
 app.command(context_settings=scripts.PASS_ARGUMENTS)(scripts.run)
