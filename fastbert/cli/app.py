@@ -6,7 +6,7 @@ import typer
 
 from fastbert.version import __version__
 
-from . import data, deploy, finetuning, inference, pretraining, ranking, scripts, verification
+from . import data, deploy, evaluation, finetuning, inference, pretraining, ranking, scripts, verification
 from .errors import CommandGroup
 
 app = typer.Typer(
@@ -50,5 +50,6 @@ app.command()(inference.classify)
 app.command()(inference.tag)
 app.command()(inference.answer)
 app.command()(ranking.rank)
+app.command()(evaluation.evaluate)
 app.command()(deploy.export)
 app.command(context_settings=scripts.PASS_ARGUMENTS)(scripts.run)

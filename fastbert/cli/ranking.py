@@ -13,10 +13,7 @@ from .options import OverwriteOption, Precision, PrecisionOption
 def rank(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What the texts are to answer.")],
     model: Annotated[str, typer.Option(help="A folder or a hub name of a cross-encoder: a BERT checkpoint with one score.")],
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; '-' or nothing reads the standard input, one a line."),
-    ] = None,
+    texts: Texts = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many texts, best first. Default: all.")] = None,
     file: File = None,
     field: Field = None,

@@ -23,6 +23,7 @@ masked_words       `fill_mask`
 next_sentence      `next_sentence`
 ranking            `rank`
 encoder            `Encoder`: all of these on one resident model
+evaluation         metrics of a model on a labelled file
 inputs             rows from files, for the commands
 outputs            resumable files of results, for the commands
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .tags import as_bioes
+from .tags import OUTSIDE, as_bioes, tag_type
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
@@ -26,6 +26,19 @@ def classification_metrics(predictions: Sequence[int], labels: Sequence[int], nu
     if num_labels == 2:
         found["f1"] = float(f1_score(labels, predictions, labels=[0, 1], pos_label=1, zero_division=0.0))
     return found
+
+
+def scores_by_label(predictions: Sequence[int], labels: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """precision, recall, f1 and support (rows that have it) of each label, by its name; 0 where there is nothing to count."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    numbers = list(range(len(names)))
+    found = precision_recall_fscore_support(labels, predictions, labels=numbers, zero_division=0.0)
+    return {name: _scores(*one) for name, *one in zip(names, *found)}
+
+
+def _scores(precision: float, recall: float, f1: float, support: int) -> dict[str, float]:
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
 
 
 def regression_metrics(predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
@@ -58,6 +71,23 @@ def entity_metrics(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence
             "recall": float(recall_score(wanted, guessed, zero_division=0)),
             "accuracy": float(accuracy_score(wanted, guessed)),
         }
+
+
+def scores_by_type(predictions: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """precision, recall, f1 and support (entities) of each type of entity, as `entity_metrics` counts them."""
+    import warnings
+
+    from seqeval.metrics import classification_report
+
+    guessed, wanted = _tag_lists(predictions), _tag_lists(tags)
+    names = sorted({tag_type(tag) for sentence in (*guessed, *wanted) for tag in sentence} - {OUTSIDE})
+    if not names:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = classification_report(wanted, guessed, output_dict=True, zero_division=0)
+    values = {name: found[name] for name in names}
+    return {name: _scores(one["precision"], one["recall"], one["f1-score"], one["support"]) for name, one in values.items()}
 
 
 def _tag_lists(tags: Sequence[Sequence[str]]) -> list[list[str]]:
