@@ -43,9 +43,9 @@ def rank(
     from .inference_run import _is_terminal, _json_line, _print, _progress
 
     with plain_errors():
-        _check_out(out, overwrite)
         rows = pick_rows(texts or [], inputs.RANK, file, field, format_, header)
         with locked_file(out, say) if out is not None else nullcontext():
+            _check_out(out, overwrite)
             task = Ranking(model, long=long.value, max_length=max_length, dtype=_dtype(precision))
             if task.line is not None:
                 say(task.line)
