@@ -11,6 +11,10 @@ inference_options  their common options
 inference_rows     the rows that they read
 inference_run      rows through a task, to a file or the screen
 inference_results  results as JSON and as tables
+ranking            `rank`
+evaluation         `evaluate`
+evaluation_tables  its tables
+report_files       the file of --json
 verification       `demo`, `explain`, `verify`
 deploy             `tune`, `export`
 scripts            `run`; bootstrap/ is what Python imports before the program

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from itertools import count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +214,8 @@ def test_what_rows_carry_bounds_a_window(monkeypatch):
             yield Row("a", f"row {number}", {"id": number, "body": ["x" * 50, {"more": "y" * 50}]})
 
     class Counting:
+        loaded = SimpleNamespace(lock=nullcontext())
+
         def encode(self, some):
             return [[Encoded(np.zeros(3, np.int32))] for _ in some]
 
