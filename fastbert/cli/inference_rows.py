@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from fastbert.inference.inputs import Kind, Source
-from fastbert.inference.task import Row
+from fastbert.inference.rows import Row
 from fastbert.utils.errors import InputError
 
 

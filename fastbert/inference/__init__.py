@@ -7,7 +7,8 @@ saved_settings     what fine-tuning saved with it
 sentence_settings  what sentence-transformers saves: keys and checks
 sentence_folder    a folder of sentence-transformers, from its settings
 notes              counts of rows that were cut, empty and the like
-task               what a task defines: rows, sequences, batches
+rows               what a task reads
+task               what a task defines: sequences, batches
 engine             rows through a task in packed batches
 tokenizing         texts to sequences
 embedding          `embed`

@@ -14,8 +14,9 @@ from fastbert.utils.errors import InputError
 from .classification import is_pair
 from .engine import rows_of, stream
 from .loading import Model, load, require_offsets
+from .rows import Row
 from .saved_settings import SavedSettings
-from .task import Batch, Encoded, Row, Task, to_host
+from .task import Batch, Encoded, Task, to_host
 
 CLASSES = ("BertForQuestionAnswering",)
 Found = list[dict[str, Any]]

@@ -19,7 +19,7 @@ from fastbert.tasks.squad import ARTICLE, questions_of
 from fastbert.tasks.tagged import WORD_NAMES
 from fastbert.utils.errors import InputError
 
-from .task import Row, Words
+from .rows import Row, Words
 
 PREFIX = "input_"  # of a carried column whose name a result has too
 

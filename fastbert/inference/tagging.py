@@ -14,8 +14,9 @@ from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
 from .loading import Model, load, require_offsets
+from .rows import Row, Words
 from .saved_settings import SavedSettings
-from .task import Batch, Encoded, Row, Task, Words, to_host
+from .task import Batch, Encoded, Task, to_host
 
 CLASSES = ("BertForTokenClassification",)
 STRIDE = 128

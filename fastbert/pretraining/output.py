@@ -10,11 +10,13 @@ from rich.console import Console
 
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
-from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, other_options_error, visible_names
+from fastbert.utils.existing_outputs import other_options_error
 
+from .folder import OPTIONS as OPTIONS
+from .folder import is_started
 from .options import MAY_CHANGE, Options
 
-OPTIONS, PICTURE = "run.json", "loss.png"
+PICTURE = "loss.png"
 
 
 def resume_point(options: Options, identity: dict[str, Any], resume: bool, overwrite: bool, console: Console) -> Path | None:
@@ -22,14 +24,8 @@ def resume_point(options: Options, identity: dict[str, Any], resume: bool, overw
 
     identity: of `options.identity_of`. Raises InputError where the run may not write to its folder.
     """
-    found, names = checkpoints.all_of(options.out), visible_names(options.out)
-    if names and not found and OPTIONS not in names:
-        raise foreign_folder_error(options.out, "pretrain", names[0])
-    if overwrite or not names:
+    if not is_started(options.out, options.last_checkpoint, resume, overwrite):
         return None
-    if not resume:
-        is_finished = any(path.name == options.last_checkpoint for path in found)
-        raise exists_error(options.out, "is finished" if is_finished else "is unfinished")
     if (options.out / OPTIONS).is_file():
         _compare(options.out, _read_options(options.out / OPTIONS), identity, console)
     checkpoint, refused = checkpoints.last_good(options.out)

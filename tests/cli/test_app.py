@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 from typer.testing import CliRunner
 
@@ -11,7 +12,8 @@ from fastbert.cli.app import app
 
 def test_version():
     done = CliRunner().invoke(app, ["--version"])
-    assert (done.exit_code, done.stdout, done.stderr) == (0, f"fastbert {fastbert.__version__}\n", "")
+    libraries = "".join(f"{name} {version(name)}\n" for name in ("torch", "triton", "transformers"))
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"fastbert {fastbert.__version__}\n{libraries}", "")
 
 
 def test_help_and_mistakes_come_without_loading_torch():
