@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastbert.utils.errors import Resumable
-from fastbert.utils.printing import count, print_line
+from fastbert.utils.printing import number_of, print_line
 
 from .console import console
 from .errors import plain_errors
@@ -82,7 +82,7 @@ def _lines() -> Any:
         printed = now
         speed = (documents - before) / max(now - start, 1e-3)
         part = f" ({done / total:.0%})" if total else ""
-        typer.echo(f"{stage}: {count(documents, 'document')}{part}, {speed:,.0f}/s", err=True)
+        typer.echo(f"{stage}: {number_of(documents, 'document')}{part}, {speed:,.0f}/s", err=True)
 
     return report
 
@@ -125,16 +125,17 @@ def tokenizer(
     screen = console()
     print_line(
         screen,
-        f"{count(found['vocab_size'], 'entry', 'entries')} from {count(found['documents'], 'document')}, "
-        f"{count(found['sentences'], 'sentence')}; {count(found['characters'], 'character')} kept, "
-        f"{count(found['characters_left_out'], 'rare one')} left out; "
+        f"{number_of(found['vocab_size'], 'entry', 'entries')} from {number_of(found['documents'], 'document')}, "
+        f"{number_of(found['sentences'], 'sentence')}; {number_of(found['characters'], 'character')} kept, "
+        f"{number_of(found['characters_left_out'], 'rare one')} left out; "
         f"{'cased' if cased else 'uncased'}, accents {'stripped' if found['strip_accents'] else 'kept'}: {out}",
     )
     if found["vocab_size"] < vocab_size:
         print_line(
             screen,
-            f"warning: the text gives {count(found['vocab_size'], 'entry', 'entries')}, not {vocab_size:,}: nothing left to "
-            f"merge occurs {count(min_frequency, 'time')}",
+            f"warning: the text gives {number_of(found['vocab_size'], 'entry', 'entries')}, "
+            f"not {vocab_size:,}: nothing left to "
+            f"merge occurs {number_of(min_frequency, 'time')}",
         )
 
 
@@ -202,5 +203,5 @@ def prepare(
     screen.print(audit_table(meta.audit))
     for warning in audit_warnings(meta.audit):
         print_line(screen, f"warning: {warning}")
-    line = finished_message(out) if was_finished else f"{out}: {count(len(meta.shards), 'shard')}"
+    line = finished_message(out) if was_finished else f"{out}: {number_of(len(meta.shards), 'shard')}"
     print_line(screen, line)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.utils.printing import number_of
+
 from .errors import plain_errors
 from .help import INPUT, MODEL, OUTPUT
 from .inference_options import (
@@ -132,7 +134,10 @@ def embed(
         options |= {"sha256 of the modules": task.head.digest}
         options |= {"size": task.size, "dtype": dtype.value, "long": long.value, "limit": task.limit}
         before = f"prompt {task.prompt!r}, " if task.prompt else ""
-        say(f"{task.loaded.name}: {before}{', '.join(task.head.steps)}, {task.size} dimensions, at most {task.limit} tokens")
+        say(
+            f"{task.loaded.name}: {before}{', '.join(task.head.steps)}, {number_of(task.size, 'dimension')}, "
+            f"at most {number_of(task.limit, 'token')}"
+        )
         little = task.output_dtype.newbyteorder("<")
         in_order = without_columns(lambda row, vector: np.ascontiguousarray(vector, little).tobytes(), out)
         raw = npy_header(task.size, task.output_dtype), in_order
@@ -306,7 +311,6 @@ def tag(
         rows = pick_rows(texts or [], inputs.TAG, file, field, format_, header)
         destination.check(rows, model)
         from fastbert.inference.tagging import Tagging
-        from fastbert.utils.printing import count
 
         from .inference_run import run
 
@@ -321,7 +325,7 @@ def tag(
 
         run(task, rows, results.Form(counted, results.TAGS.to_table), destination, options, batch_tokens=batch_tokens)
         if any(counts.values()):
-            say(f"{count(counts['words'], 'word')} tagged, {count(counts['entities'], 'entity', 'entities')}")
+            say(f"{number_of(counts['words'], 'word')} tagged, {number_of(counts['entities'], 'entity', 'entities')}")
 
 
 def answer(

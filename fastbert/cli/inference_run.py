@@ -17,7 +17,7 @@ from fastbert.inference.task import Task
 from fastbert.utils.errors import InputError, Resumable
 from fastbert.utils.existing_outputs import finished_message
 from fastbert.utils.locks import locked_file
-from fastbert.utils.printing import count
+from fastbert.utils.printing import number_of
 from fastbert.version import __version__
 
 from .console import console
@@ -58,7 +58,7 @@ def run(
             header = {} if raw is None else {"header": raw[0]}
             output = Output(out, identity, resume=destination.resume, overwrite=destination.overwrite, **header)
             if output.finished:
-                say(f"{finished_message(out)}: {count(output.rows, 'row')}")
+                say(f"{finished_message(out)}: {number_of(output.rows, 'row')}")
                 return
         _run(task, rows, form, output, batch_tokens, check, None if raw is None else raw[1])
 
@@ -169,7 +169,7 @@ def _write(
             raise OSError(f"{error}; {output.partial} is kept, and {advice}") from error
         say(f"fastbert: interrupted; {advice}")
         raise
-    say(f"{output.file}: {count(output.rows, 'row')}")
+    say(f"{output.file}: {number_of(output.rows, 'row')}")
 
 
 def _describe_input(rows: list[Row] | Source) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _progress(total: int | None, first: int, hidden: bool = False) -> Iterator[R
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.fields[done]:,} rows"),
+        TextColumn("rows: {task.fields[done]:,}"),
         BarColumn(),
         TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),

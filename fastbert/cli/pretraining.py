@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastbert.pretraining.folder import is_started
-from fastbert.utils.printing import count
+from fastbert.utils.printing import number_of
 from fastbert.utils.sizes import SIZES, check_size_or_file
 
 from .console import console
@@ -255,7 +255,7 @@ def masks(
     for number in range(min(samples, len(shards))):
         sample = shards[number]
         rates.add(sample, *masker(sample, number, 0), masker)
-    table = Table(title=f"{count(rates.samples, 'sample')}, {count(rates.tokens, 'token')}")
+    table = Table(title=f"{number_of(rates.samples, 'sample')}, {number_of(rates.tokens, 'token')}")
     for name in ("", "tokens", "share"):
         table.add_column(name, justify="right" if name else "left")
     predicted = max(rates.predicted, 1)

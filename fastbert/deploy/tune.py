@@ -26,6 +26,7 @@ from fastbert.kernels.matmul.table import (
 )
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import strict_json, write_whole
+from fastbert.utils.printing import number_of
 from fastbert.utils.sizes import SIZES
 from fastbert.utils.timing import Clock, Timer
 
@@ -112,7 +113,7 @@ def run_tune(
     with _tf32(dtype == "tf32"):
         clock = Timer(device, kernel=True)
         for result in tune(products, rows, DTYPES[dtype], device, table, clock, rounds=rounds, again=again):
-            title = f"{result.product.operation} {result.product.N}x{result.product.K}, {result.rows} rows"
+            title = f"{result.product.operation} {result.product.N}x{result.product.K}, {number_of(result.rows, 'row')}"
             for name, why in result.excluded:
                 console.print(f"left out of {title}: {name}: {why}", style="red", highlight=False, markup=False)
             everything_ran &= result.entry is not None and not result.excluded

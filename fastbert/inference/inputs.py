@@ -18,6 +18,7 @@ from fastbert.tasks.sentences import text_columns
 from fastbert.tasks.squad import ARTICLE, questions_of
 from fastbert.tasks.tagged import WORD_NAMES
 from fastbert.utils.errors import InputError
+from fastbert.utils.printing import number_of
 
 from .rows import Row, Words
 
@@ -91,7 +92,9 @@ class Source:
                 pass
         found = _format(file, kind, format_)
         if fields is not None and len(fields) != len(roles):
-            raise InputError(f"expected {len(roles)} field(s), {' and '.join(roles)}, got {len(fields)}: {', '.join(fields)}")
+            raise InputError(
+                f"expected {number_of(len(roles), 'field')}, {' and '.join(roles)}, got {len(fields)}: {', '.join(fields)}"
+            )
         if found in ("text", "conll") and fields is not None:
             raise InputError(f"expected {', '.join(TABLES)} beside a named field, got {found} in {name}")
         if not header and found not in ("csv", "tsv"):

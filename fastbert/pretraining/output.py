@@ -11,6 +11,7 @@ from rich.console import Console
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
 from fastbert.utils.existing_outputs import other_options_error
+from fastbert.utils.printing import number_of
 
 from .folder import OPTIONS as OPTIONS
 from .folder import is_started
@@ -40,7 +41,8 @@ def _compare(out: Path, before: dict[str, Any], now: dict[str, Any], console: Co
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if before.get("processes") != world:
         console.print(
-            f"[yellow]{before.get('processes')} processes before, {world} now: the same samples in every step, but other "
+            f"[yellow]{number_of(before.get('processes') or 0, 'process', 'processes')} before, "
+            f"{world} now: the same samples in every step, but other "
             "dropout than an uninterrupted run[/]"
         )
     for name, value in now.items():

@@ -16,6 +16,6 @@ def line_printer(console: Any) -> Say:
     return lambda line: print_line(console, line)
 
 
-def count(number: int, singular: str, plural: str | None = None) -> str:
+def number_of(number: int, singular: str, plural: str | None = None) -> str:
     """A number with its noun: "1 row", "2,000 rows". plural: where it is not the singular with an s."""
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastbert.kernels.specs.accuracy import OUT_FACTOR
 from fastbert.utils.checkpoints import Checkpoint
+from fastbert.utils.printing import number_of
 from fastbert.version import __version__
 
 from .rows import GRADIENT_FACTOR, Row
@@ -51,7 +52,8 @@ class Report:
             "transformers": transformers.__version__,
         }
         self.console.print(
-            f"[bold]{source.path}[/]\n{source.class_name}, {len(texts)} texts, {self.about['dtype']} on {name}; torch "
+            f"[bold]{source.path}[/]\n{source.class_name}, {number_of(len(texts), 'text')}, "
+            f"{self.about['dtype']} on {name}; torch "
             f"{torch.__version__}, transformers {transformers.__version__}\n\n"
             f"Each row: the largest difference from float64, by fastbert and by PyTorch's own rounding in "
             f"{self.about['dtype']}. fastbert may err\n{OUT_FACTOR:g} times as much ({GRADIENT_FACTOR:g} times for gradients) "
@@ -76,12 +78,13 @@ class Report:
         failed = [row for row in self.rows if not row.passed]
         tensors = sum(row.count for row in self.rows)
         if failed:
-            self.console.print(f"[bold red]NOT SAFE[/]: {len(failed)} of {len(self.rows)} rows are outside their limit:")
+            self.console.print(f"[bold red]NOT SAFE[/]: {len(failed)} of {number_of(len(self.rows), 'row')} outside the limit:")
             for row in failed:
                 self.console.print(f"  {row.section}, {row.where}: {row.worst}", highlight=False)
         else:
             self.console.print(
-                f"[bold green]SAFE TO SWAP[/]: {tensors} tensors compared, {len(self.rows)} rows, none outside its limit",
+                f"[bold green]SAFE TO SWAP[/]: {number_of(tensors, 'tensor')} compared, "
+                f"{number_of(len(self.rows), 'row')}, none outside its limit",
                 highlight=False,
             )
         return not failed
