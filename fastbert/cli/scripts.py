@@ -26,11 +26,13 @@ def run(
         typer.Option(help="What token states hold at padding; exact is transformers' values.", show_default=False),
     ] = None,
 ) -> None:
-    """Run a Python program, unchanged, in which every BERT that transformers builds is fastbert's.
+    """Run a Python program, unchanged, with fastbert's BERT in it.
 
-    Example: fastbert run --padding exact train.py --epochs 3
+    Every BERT that transformers builds is fastbert's. Options of fastbert come
+    before the program.
 
-    Options of fastbert come before the program. Under torchrun or accelerate launch: torchrun … -m fastbert run train.py …
+    On several processes: torchrun -m fastbert run train.py, and the same after
+    accelerate launch.
     """
     if not module and not Path(program).is_file():
         raise typer.BadParameter(f"expected a Python file, got {program}, which is no file", param_hint="PROGRAM")

@@ -150,7 +150,8 @@ def print_entries(entries: dict[Key, Entry], title: str, console: Any) -> None:
 
     table = Table(title=title)
     for column in ("product", "N x K", "dtype", "rows", "faster", "us", "other side", "us", "ratio"):
-        table.add_column(column, justify="right" if column in ("rows", "us", "ratio") else "left")
+        number = column in ("rows", "us", "ratio")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for (operation, dtype, precision, N, K, rows), entry in sorted(
         entries.items(), key=lambda item: (*map(str, item[0][:3]), *item[0][3:])
     ):

@@ -8,6 +8,7 @@ divided too, and scored by rank 0.
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class FineTuner(SavingTrainer):
     ) -> None:
         task = method.task
         evaluation: Any = task.evaluation
-        self.tokens = 0
+        self.tokens, self._read = 0, deque[int]()  # the loader reads a batch ahead
         super().__init__(
             model=model,
             args=args,
@@ -85,7 +86,7 @@ class FineTuner(SavingTrainer):
         return loader
 
     def _collate(self, rows: Sequence[Feature]) -> dict[str, Any]:
-        self.tokens += sum(map(len, rows))
+        self._read.append(sum(map(len, rows)))
         return self.method.collate(rows) if self.args.world_size == 1 else self._collate_share(rows)
 
     def _collate_share(self, rows: Sequence[Feature]) -> dict[str, Any]:
@@ -94,6 +95,11 @@ class FineTuner(SavingTrainer):
         own = sorted(rows, key=len)[self.args.process_index :: world]
         share = world * sum(map(loss_terms, own)) / max(1, sum(map(loss_terms, rows)))
         return {**self.method.collate(own or rows[:1]), "share": share}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        self.tokens += self._read.popleft()
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -59,7 +59,7 @@ class Source:
     """The rows of one file or the standard input.
 
     file: None for the standard input. fields: the columns of the texts, as the user named them; None for the columns named as
-    the roles, else as fine-tuning finds them, else all where there are as many columns as roles. format: one of the kind's.
+    the roles, else as fine-tuning finds them, else all where there are as many columns as roles, if no role is a question. format: one of the kind's.
     header: whether CSV and TSV begin with the names of the columns. say: called with a line for the user, such as which columns
     were chosen.
     """
@@ -170,7 +170,9 @@ class Source:
             return tuple(lower[role] for role in roles)
         if roles != ANSWER.roles and (found := text_columns(columns, {}, pair=len(roles) > 1)):
             return tuple(found.values())
-        return columns if len(columns) == len(roles) else ()
+        # Any two columns are a pair, but which of them is a question only their names say.
+        in_order = len(columns) == len(roles) and (roles != ANSWER.roles or not self.header)
+        return columns if in_order else ()
 
     def _text(self, row: files.Row, column: str) -> str | Words:
         value = row.values.get(column)

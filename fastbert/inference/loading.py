@@ -70,10 +70,10 @@ def load(
         if device is not None or dtype is not None:
             raise InputError("expected no device or dtype beside a loaded model, which is not moved")
         return _checked(*_pair(model, classes), None)
+    target = _device(device)
     path = str(model)
     source = open_checkpoint(path)
     folder = None if sentences is None else read_sentence_folder(path, sentences)
-    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
     if "BertModel" not in classes and is_frozen(source.path):
         found = _frozen(source.path, classes, dtype)
@@ -97,6 +97,19 @@ def load(
     if folder is not None:
         folder.prepare(tokenizer)
     return _checked(found.eval().to(target), tokenizer, path, source.path, folder)
+
+
+def _device(wanted: torch.device | str | None) -> torch.device:
+    """Raises InputError for a name that is none, and for a GPU where there is none."""
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"expected a device such as cpu, cuda or cuda:1, got {wanted!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"expected a device of this machine, got {device}, and PyTorch sees {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str) -> None:

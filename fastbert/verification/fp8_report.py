@@ -21,7 +21,7 @@ def show(report: QuantizationReport, about: dict[str, Any], console: Console) ->
     )
     table = Table()
     for name in ("", "compared", "mean", "at least", "worst", "at least", ""):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for finding in report.findings:
         numbers = (_value(finding.mean), _limit(finding.least_mean), _value(finding.worst), _limit(finding.least_worst))
         limited = finding.least_mean is not None
