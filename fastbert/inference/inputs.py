@@ -59,9 +59,9 @@ class Source:
     """The rows of one file or the standard input.
 
     file: None for the standard input. fields: the columns of the texts, as the user named them; None for the columns named as
-    the roles, else as fine-tuning finds them, else all where there are as many columns as roles, if no role is a question. format: one of the kind's.
-    header: whether CSV and TSV begin with the names of the columns. say: called with a line for the user, such as which columns
-    were chosen.
+    the roles, else as fine-tuning finds them, else all where there are as many columns as roles and none is a question.
+    format: one of the kind's. header: whether CSV and TSV begin with the names of the columns. say: called with a line for the
+    user, such as which columns were chosen.
     """
 
     file: Path | None

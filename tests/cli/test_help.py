@@ -1,4 +1,4 @@
-"""What `--help` shows: commands and options in panels, an example for every command that it can run, nothing cut at 80 columns."""
+"""What `--help` shows: commands and options in panels, examples that can be typed, and nothing cut at 80 columns."""
 
 import shlex
 from pathlib import Path
