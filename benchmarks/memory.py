@@ -146,9 +146,9 @@ def main(
     table = Table(title=f"Activation memory of a pre-training step, {seq_len} tokens a sequence ({how})")
     for column in ("", "KiB a token: transformers", "fastbert", "tokens in the same memory"):
         table.add_column(column, justify="right" if column else "left")
-    for size, config in SIZES.items():
+    for size in ("bert-base", "bert-large"):
         for precision, weights in PRECISIONS.items():
-            case = Case(config, seq_len, weights)
+            case = Case(SIZES[size], seq_len, weights)
             count, batch = (peak_bytes, batch_size) if on_gpu else (saved_bytes, 4)
             peer, fused = (bytes_per_token(name, case, count, batch) for name in (TRANSFORMERS, FASTBERT))
             table.add_row(f"{size}, {precision}", f"{peer / 1024:.0f}", f"{fused / 1024:.0f}", f"{peer / fused:.2f}x")

@@ -67,7 +67,7 @@ def train(
     model, _ = load_model(checkpoint, task.head, task.settings, dropout=setting.dropout)
     steps = -(-len(task.train) // setting.batch_size) * int(setting.epochs)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(setting, steps, Path(folder), "float32", console)
+        arguments = training_arguments(setting, steps, Path(folder), "float32")
         arguments.set_evaluate("no")
         method = Method(task, checkpoint)
         if name == FASTBERT:

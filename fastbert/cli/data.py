@@ -9,18 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from fastbert.utils.errors import Resumable
-from fastbert.utils.printing import print_line
+from fastbert.utils.printing import number_of, print_line
 
 from .console import console
 from .errors import plain_errors
+from .help import DATA, OUTPUT, SPEED
 from .options import OverwriteOption
 
 FilesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="FILES...",
-        help="FILE.txt (a sentence a line, a blank line between documents), FILE.jsonl, FILE.parquet, or "
-        "hf:NAME[@CONFIG][:SPLIT[:COLUMN]].",
+        help="FILE.txt (a sentence a line, a blank line between documents), FILE.jsonl, FILE.parquet, or a "
+        "data set of the hub: hf:NAME or hf:NAME@CONFIG, then nothing, :SPLIT or :SPLIT:COLUMN.",
     ),
 ]
 
@@ -81,22 +82,28 @@ def _lines() -> Any:
         printed = now
         speed = (documents - before) / max(now - start, 1e-3)
         part = f" ({done / total:.0%})" if total else ""
-        typer.echo(f"{stage}: {documents:,} documents{part}, {speed:,.0f}/s", err=True)
+        typer.echo(f"{stage}: {number_of(documents, 'document')}{part}, {speed:,.0f}/s", err=True)
 
     return report
 
 
 def tokenizer(
     files: FilesArgument,
-    out: Annotated[Path, typer.Option(help="Folder for the tokenizer.")],
-    vocab_size: Annotated[int, typer.Option(help="Entries, special tokens and characters included.")] = 30522,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the tokenizer.")],
+    vocab_size: Annotated[
+        int, typer.Option(metavar="ENTRIES", help="Entries, special tokens and characters included.")
+    ] = 30522,
     cased: Annotated[bool, typer.Option("--cased/--uncased", help="Keep capitals.")] = False,
     strip_accents: Annotated[
         bool | None,
         typer.Option("--strip-accents/--keep-accents", help="Default: strip if uncased, unless the text is partly Korean."),
     ] = None,
-    min_frequency: Annotated[int, typer.Option(help="Of a pair to be merged, of a character to be kept.")] = 2,
-    character_coverage: Annotated[float, typer.Option(help="Share of the text whose characters are kept.")] = 0.9999,
+    min_frequency: Annotated[
+        int, typer.Option(metavar="TIMES", help="How often a pair to be merged, or a character to be kept, occurs.")
+    ] = 2,
+    character_coverage: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the text, from 0 to 1, whose characters are kept.")
+    ] = 0.9999,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a WordPiece vocabulary and save it as a BERT tokenizer."""
@@ -118,33 +125,50 @@ def tokenizer(
     screen = console()
     print_line(
         screen,
-        f"{found['vocab_size']:,} entries from {found['documents']:,} documents, {found['sentences']:,} sentences; "
-        f"{found['characters']:,} characters kept, {found['characters_left_out']:,} rare ones left out; "
+        f"{number_of(found['vocab_size'], 'entry', 'entries')} from {number_of(found['documents'], 'document')}, "
+        f"{number_of(found['sentences'], 'sentence')}; {number_of(found['characters'], 'character')} kept, "
+        f"{number_of(found['characters_left_out'], 'rare one')} left out; "
         f"{'cased' if cased else 'uncased'}, accents {'stripped' if found['strip_accents'] else 'kept'}: {out}",
     )
     if found["vocab_size"] < vocab_size:
         print_line(
             screen,
-            f"warning: the text gives {found['vocab_size']:,} entries, not {vocab_size:,}: nothing left to merge occurs "
-            f"{min_frequency} times",
+            f"warning: the text gives {number_of(found['vocab_size'], 'entry', 'entries')}, "
+            f"not {vocab_size:,}: nothing left to "
+            f"merge occurs {number_of(min_frequency, 'time')}",
         )
 
 
 def prepare(
     files: FilesArgument,
-    tokenizer: Annotated[str, typer.Option(help="A folder or hub name of a BERT tokenizer.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    seq_len: Annotated[int, typer.Option(help="Most tokens of a sample, [CLS] and [SEP] included.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
-    short_seq_prob: Annotated[float, typer.Option(help="Share of the documents cut into shorter samples.")] = 0.1,
-    duplicates: Annotated[int, typer.Option(help="Passes over the text, each with other pairs.")] = 1,
-    workers: Annotated[int | None, typer.Option(help="Processes. Default: one for each core.")] = None,
-    shard_samples: Annotated[int, typer.Option(help="About how many samples a shard has.")] = 65536,
+    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="A folder or hub name of a BERT tokenizer.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write.", rich_help_panel=OUTPUT)],
+    seq_len: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Most tokens of a sample, [CLS] and [SEP] included.", rich_help_panel=DATA)
+    ] = 128,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Of all random draws.", rich_help_panel=DATA)] = 0,
+    short_seq_prob: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="Share of the documents, from 0 to 1, cut into shorter samples.", rich_help_panel=DATA
+        ),
+    ] = 0.1,
+    duplicates: Annotated[
+        int, typer.Option(metavar="PASSES", help="Passes over the text, each with other pairs.", rich_help_panel=DATA)
+    ] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="PROCESSES", help="Processes. Default: one for each core.", rich_help_panel=SPEED),
+    ] = None,
+    shard_samples: Annotated[
+        int, typer.Option(metavar="SAMPLES", help="About how many samples a shard has.", rich_help_panel=OUTPUT)
+    ] = 65536,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
             help="Continue where the same command was interrupted, to the same bytes; a finished --out is left as it is.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     overwrite: OverwriteOption = False,
@@ -179,5 +203,5 @@ def prepare(
     screen.print(audit_table(meta.audit))
     for warning in audit_warnings(meta.audit):
         print_line(screen, f"warning: {warning}")
-    line = finished_message(out) if was_finished else f"{out}: {len(meta.shards)} shard(s)"
+    line = finished_message(out) if was_finished else f"{out}: {number_of(len(meta.shards), 'shard')}"
     print_line(screen, line)

@@ -23,6 +23,7 @@ class CommandGroup(TyperGroup):
     """All commands. A wrong option or argument is one line on stderr and status 2, as every other error of the user is."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        words = list(args[0] if args else kwargs.get("args") or sys.argv[1:])
         standalone = kwargs.pop("standalone_mode", True)
         kwargs["standalone_mode"] = False
         if not standalone:
@@ -40,9 +41,25 @@ class CommandGroup(TyperGroup):
             else:
                 context = getattr(error, "ctx", None)
                 where = f"; see {context.command_path} --help" if context is not None else ""
-                typer.echo(f"fastbert: {' '.join(error.format_message().split()).rstrip('.')}{where}", err=True)
+                typer.echo(
+                    f"fastbert: {' '.join(error.format_message().split()).rstrip('.')}{_came(error, words)}{where}", err=True
+                )
             status = error.exit_code
         sys.exit(status or 0)
+
+
+def _came(error: Any, words: list[str]) -> str:
+    """What came for the option of an error that does not say it, as that of a number out of range does not in some versions.
+
+    words: of the command line.
+    """
+    names = getattr(getattr(error, "param", None), "opts", [])
+    for word, following in zip(words, [*words[1:], ""]):
+        name, equals, value = word.partition("=")
+        got = value if equals else following
+        if name in names and got and got not in error.format_message():
+            return f", got {got}"
+    return ""
 
 
 @contextmanager

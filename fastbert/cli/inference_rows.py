@@ -7,8 +7,9 @@ from pathlib import Path
 import typer
 
 from fastbert.inference.inputs import Kind, Source
-from fastbert.inference.task import Row
+from fastbert.inference.rows import Row
 from fastbert.utils.errors import InputError
+from fastbert.utils.printing import number_of
 
 
 def say(line: str) -> None:
@@ -36,7 +37,8 @@ def pick_rows(
         return Source.of(file, kind, fields, format_, header=header, say=say)
     if not values or len(values) % len(roles):
         raise InputError(
-            f"expected {' and '.join(roles)} as arguments, --file, or text in the standard input, got {len(values)} argument(s)"
+            f"expected {' and '.join(roles)} as arguments, --file, or text in the standard "
+            f"input, got {number_of(len(values), 'argument')}"
         )
     if fields is not None or format_ is not None or not header:
         raise InputError("expected --file or the standard input beside --field, --format or --no-header, got arguments")

@@ -7,30 +7,25 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastbert.inference.engine import Report, stream
 from fastbert.inference.inputs import Source
-from fastbert.inference.outputs import Output, check_name, fingerprint
-from fastbert.inference.task import Row, Task
+from fastbert.inference.outputs import Output, fingerprint
+from fastbert.inference.rows import Row
+from fastbert.inference.task import Task
 from fastbert.utils.errors import InputError, Resumable
 from fastbert.utils.existing_outputs import finished_message
 from fastbert.utils.locks import locked_file
+from fastbert.utils.printing import number_of
 from fastbert.version import __version__
 
 from .console import console
+from .inference_destination import Destination
 from .inference_results import Form
 from .inference_rows import say
 
 ToBytes = Callable[[Row, Any], bytes]
-
-
-class Destination(NamedTuple):
-    """out: the file to write, or None to print. resume, overwrite: the options of those names."""
-
-    out: Path | None
-    resume: bool
-    overwrite: bool
 
 
 def run(
@@ -46,19 +41,13 @@ def run(
 ) -> None:
     """Runs the rows and shows or writes the results: a table on a terminal for arguments, else JSONL to `out` or to stdout.
 
-    options: what the results depend on, beside input and model; a run that is resumed must have the same. check: raises
-    InputError for a bad row; a file is checked whole before anything is written. raw: (header, bytes of a result), what is
-    written instead of JSONL. In JSONL, the further columns of a row are written before its result. Raises InputError for what
-    cannot be run or resumed.
+    destination: whose `check` has passed. options: what the results depend on, beside input and model; a run that is resumed
+    must have the same. check: raises InputError for a bad row; a file is checked whole before anything is written. raw:
+    (header, bytes of a result), what is written instead of JSONL. In JSONL, the further columns of a row are written before
+    its result. Raises InputError for what cannot be run or resumed.
     """
-    out, resume, overwrite = destination
+    out = destination.out
     form = Form(_with_columns(form.to_object), form.to_table)
-    if out is not None:
-        check_name(out, raw is not None)
-    if resume and (out is None or not isinstance(rows, Source) or rows.file is None):
-        raise InputError("expected --file and --out beside --resume")
-    if overwrite and out is None:
-        raise InputError("expected --out beside --overwrite")
     with ExitStack() as stack:
         output = None
         if out is not None:
@@ -67,9 +56,9 @@ def run(
             identity = {"command": options["command"], "input": _describe_input(rows), "model": _describe_model(task)}
             identity |= {"options": options, "fastbert": __version__}
             header = {} if raw is None else {"header": raw[0]}
-            output = Output(out, identity, resume=resume, overwrite=overwrite, **header)
+            output = Output(out, identity, resume=destination.resume, overwrite=destination.overwrite, **header)
             if output.finished:
-                say(f"{finished_message(out)}: {output.rows:,} rows")
+                say(f"{finished_message(out)}: {number_of(output.rows, 'row')}")
                 return
         _run(task, rows, form, output, batch_tokens, check, None if raw is None else raw[1])
 
@@ -180,7 +169,7 @@ def _write(
             raise OSError(f"{error}; {output.partial} is kept, and {advice}") from error
         say(f"fastbert: interrupted; {advice}")
         raise
-    say(f"{output.file}: {output.rows:,} rows")
+    say(f"{output.file}: {number_of(output.rows, 'row')}")
 
 
 def _describe_input(rows: list[Row] | Source) -> dict[str, Any]:
@@ -220,7 +209,7 @@ def _progress(total: int | None, first: int, hidden: bool = False) -> Iterator[R
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.fields[done]:,} rows"),
+        TextColumn("rows: {task.fields[done]:,}"),
         BarColumn(),
         TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),

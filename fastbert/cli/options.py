@@ -1,19 +1,36 @@
 """Options and arguments that several commands have."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-CheckpointArgument = Annotated[str, typer.Argument(help="A folder or a hub name of a BERT checkpoint.")]
+from .help import INPUT, OUTPUT, SPEED
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A folder or a hub name of a BERT checkpoint.", show_default=False)
+]
 
 TextOption = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="UTF-8 text, one per line, instead of the built-in sentences.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="UTF-8 text, one per line, instead of the built-in sentences.",
+        rich_help_panel=INPUT,
+    ),
 ]
 
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Start over where --out exists; it is replaced once the new output is written.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Start over where --out exists; it is replaced once the new output is written.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
@@ -22,7 +39,14 @@ class Precision(str, Enum):
     float32 = "float32"
 
 
-PrecisionOption = Annotated[Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.")]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="Default: bf16 on a GPU, float32 on a CPU.", rich_help_panel=SPEED)
+]
+
+
+def is_alone() -> bool:
+    """Whether this is not one of several processes, which check together, so that one line comes of an error."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def precision_name(precision: Precision | None) -> str:

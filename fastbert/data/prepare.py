@@ -24,7 +24,7 @@ from .shards import META, TOKENIZER, Meta, Shards, write_meta
 from .spool import STATE, Spool, SpooledDocuments
 from .tokenize_documents import tokenize_documents
 from .tokenizer import Tokenizer, open_tokenizer
-from .work_folder import OPTIONS, WORK, begin_folder, check_folder, clear_folder
+from .work_folder import OPTIONS, WORK, begin_folder, check_folder, clear_folder, is_started
 from .workers import num_cores
 
 RECIPE = 1  # raised whenever the same options give other shards
@@ -67,6 +67,7 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError(f"expected at least one process, got {workers}")
     out = Path(out)
+    is_started(out, resume, overwrite)
     sources = open_sources(names)
     opened = open_tokenizer(tokenizer, seq_len)
     pairs = PairOptions(seq_len, opened.ids["cls"], opened.ids["sep"], short_seq_prob, seed)

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.utils.errors import DataError
+from fastbert.utils.folders import is_path
 
 from .shards import fingerprint
+
+FILES = ("tokenizer.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,24 @@ class Tokenizer:
     serialised: str
 
 
+def _check_name(name: str) -> None:
+    """Raises DataError for what can be seen to be no tokenizer, before transformers is loaded."""
+    folder, expected = Path(name), "expected a folder or hub name of a BERT tokenizer"
+    if folder.is_file():
+        raise DataError(f"{expected}, got the file {name}")
+    if not folder.is_dir() and is_path(name):
+        raise DataError(f"{expected}, got {name}, which does not exist")
+    if folder.is_dir() and not any((folder / file).is_file() for file in FILES):
+        raise DataError(f"{expected}, got {name}, which has neither {' nor '.join(FILES)}")
+
+
 def open_tokenizer(name: str | Path, seq_len: int) -> Tokenizer:
     """Loads a tokenizer by folder or hub name.
 
     Raises DataError where there is none, or one that is slow, lacks one of BERT's special tokens, does not number its
     vocabulary without gaps, or is limited to fewer than `seq_len` tokens.
     """
+    _check_name(str(name))
     from transformers import AutoTokenizer
 
     try:

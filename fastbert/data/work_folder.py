@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.utils.errors import DataError
-from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, visible_names
+from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, require_place, visible_names
 
 from .shards import META, TOKENIZER, Shards
 
@@ -22,20 +22,30 @@ def shard_record(out: Path, shard: int) -> Path:
     return out / WORK / f"shard-{shard:05d}.json"
 
 
+def is_started(out: Path, resume: bool, overwrite: bool) -> bool:
+    """Whether `out` holds an earlier call's work to continue.
+
+    Raises InputError for a folder that cannot be written to or holds something else, or that work without resume or overwrite.
+    """
+    require_place(out, file=False)
+    names, is_finished = visible_names(out), (out / META).is_file()
+    if names and not is_finished and not (out / WORK).is_dir():
+        raise foreign_folder_error(out, "prepare", names[0])
+    if overwrite or not (names or (out / WORK).is_dir()):
+        return False
+    if not resume:
+        raise exists_error(out, "is finished" if is_finished else "is unfinished")
+    return True
+
+
 def check_folder(out: Path, options: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Whether a call with these options may write to `out`.
 
-    Raises InputError for a folder that holds something else, or an earlier call's work without resume or overwrite, DataError
-    for one that was started with other options.
+    Raises as `is_started`, and DataError where the work there was started with other options.
     """
-    meta, work = out / META, out / WORK
-    names, is_finished = visible_names(out), meta.is_file()
-    if names and not is_finished and not work.is_dir():
-        raise foreign_folder_error(out, "prepare", names[0])
-    if overwrite or not (names or work.is_dir()):
+    if not is_started(out, resume, overwrite):
         return
-    if not resume:
-        raise exists_error(out, "is finished" if is_finished else "is unfinished")
+    work, is_finished = out / WORK, (out / META).is_file()
     if is_finished:
         before = Shards(out).meta.options
     elif (work / OPTIONS).is_file():

@@ -25,12 +25,12 @@ from fastbert.model.construction import transformers_classes
 from fastbert.model.variants.frozen import is_frozen
 from fastbert.utils.checkpoints import CLASS_NAMES, open_checkpoint, refuse_missing
 from fastbert.utils.errors import InputError
-from fastbert.utils.existing_outputs import exists_error
 from fastbert.utils.files import write_whole
 from fastbert.utils.installation import install_command
 
+from .export_checks import check_export
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-ONNX_PACKAGES = ("onnx", "onnxscript")
 MAX_ONNX_BYTES = 2**31 - 2**24  # of weights: a protobuf file ends at 2**31, and holds the graph too
 TOLERANCE = 1e-4  # of the largest output, or of 1 where all are smaller: float32 sums in another order
 CHECKED_LENGTHS = ((5, 9, 2), (17,), (3, 33, 64, 21), (10**9, 4))  # of each batch's sequences, cut at the model's limit
@@ -48,14 +48,7 @@ def export_checkpoint(
     written. Without onnxruntime an ONNX file is written unchecked. Raises InputError for a checkpoint of no class of
     transformers, a missing exporter, or weights too large for the format.
     """
-    if not out.parent.is_dir():
-        raise InputError(f"expected a folder that exists for {out}, got {out.parent}")
-    if out.exists() and not (overwrite and out.is_file()):
-        raise exists_error(out, "exists", resumable=False)
-    if to == "torch-export" and out.suffix != ".pt2":
-        raise InputError(f"expected a name that ends in .pt2, as torch.export.load wants it, got {out}")
-    if to == "onnx" and (missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
-        raise InputError(f"expected {' and '.join(missing)} for ONNX, got none installed: {install_command('export')}")
+    check_export(to, out, overwrite)
     model, reference, class_name = _load_models(checkpoint)
     if to == "onnx" and (size := sum(one.nbytes for one in model.parameters())) > MAX_ONNX_BYTES:
         raise InputError(f"expected at most {MAX_ONNX_BYTES:,} bytes of weights for an ONNX file, got {size:,} in {checkpoint}")

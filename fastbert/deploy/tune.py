@@ -26,13 +26,17 @@ from fastbert.kernels.matmul.table import (
 )
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import strict_json, write_whole
+from fastbert.utils.printing import number_of
 from fastbert.utils.sizes import SIZES
 from fastbert.utils.timing import Clock, Timer
+
+from .tune_options import DEFAULT_SIZE, check_size
+from .tune_options import ROWS as ROWS
+from .tune_options import parse_rows as parse_rows
 
 if TYPE_CHECKING:
     from fastbert.kernels.specs.products import Product
 
-ROWS = tuple(1 << power for power in range(6, 16))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32, "tf32": torch.float32}
 
 
@@ -109,7 +113,7 @@ def run_tune(
     with _tf32(dtype == "tf32"):
         clock = Timer(device, kernel=True)
         for result in tune(products, rows, DTYPES[dtype], device, table, clock, rounds=rounds, again=again):
-            title = f"{result.product.operation} {result.product.N}x{result.product.K}, {result.rows} rows"
+            title = f"{result.product.operation} {result.product.N}x{result.product.K}, {number_of(result.rows, 'row')}"
             for name, why in result.excluded:
                 console.print(f"left out of {title}: {name}: {why}", style="red", highlight=False, markup=False)
             everything_ran &= result.entry is not None and not result.excluded
@@ -146,7 +150,8 @@ def print_entries(entries: dict[Key, Entry], title: str, console: Any) -> None:
 
     table = Table(title=title)
     for column in ("product", "N x K", "dtype", "rows", "faster", "us", "other side", "us", "ratio"):
-        table.add_column(column, justify="right" if column in ("rows", "us", "ratio") else "left")
+        number = column in ("rows", "us", "ratio")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for (operation, dtype, precision, N, K, rows), entry in sorted(
         entries.items(), key=lambda item: (*map(str, item[0][:3]), *item[0][3:])
     ):
@@ -173,24 +178,11 @@ def supported_device(dtype: torch.dtype) -> torch.device:
     return device
 
 
-def parse_rows(text: str) -> tuple[int, ...]:
-    """Numbers of rows from '128,512'. Raises InputError for anything but powers of two."""
-    found = []
-    for word in text.split(","):
-        if not word.strip().isdecimal() or int(word) < 1 or int(word) & (int(word) - 1):
-            raise InputError(f"expected powers of two with commas between them, as in 128,512, got {word.strip()!r}")
-        found.append(int(word))
-    return tuple(dict.fromkeys(found))
-
-
 def _size(checkpoint: str | None, config: str | None) -> tuple[int, int, str]:
     """Hidden size, intermediate size and activation."""
-    if checkpoint is not None and config is not None:
-        raise InputError(f"expected a checkpoint or --config, got both: {checkpoint} and {config}")
+    check_size(checkpoint, config)
     if checkpoint is None:
-        name = config or "bert-base"
-        if name not in SIZES:
-            raise InputError(f"expected a configuration among {', '.join(SIZES)}, got {name!r}")
+        name = config or DEFAULT_SIZE
         return SIZES[name]["hidden_size"], SIZES[name]["intermediate_size"], "gelu_erf"
     from transformers.activations import ACT2FN
 

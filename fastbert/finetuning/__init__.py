@@ -5,6 +5,7 @@ In reading order:
 run            from options to a folder
 options        what a user chooses
 checks         libraries, processes, seeds, disk
+folder         whether a run may write to it
 output         the folder, and its report
 task_types     the task types by name
 data           the data of a task: features and metrics

@@ -97,4 +97,4 @@ def length_limit(chosen: int | None, default: int, config: Any) -> int:
 
 def cut_note(what: str, cut: int, of: int, max_length: int) -> list[str]:
     """The note, if any, that sequences were longer than max_length. cut, of: how many, and of how many."""
-    return [f"{what}: {cut:,} of {of:,} are longer than {max_length} tokens and are cut"] if cut else []
+    return [f"{what}: {cut:,} of {of:,} longer than {max_length} tokens, and cut"] if cut else []

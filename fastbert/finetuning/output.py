@@ -8,17 +8,14 @@ from typing import Any
 from fastbert.model.variants.frozen import HEAD, SHAPE
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
-from fastbert.utils.existing_outputs import (
-    exists_error,
-    first_difference,
-    foreign_folder_error,
-    other_options_error,
-    visible_names,
-)
+from fastbert.utils.existing_outputs import first_difference, other_options_error
 from fastbert.utils.files import strict_json, write_whole
 
-REPORT, CURVES, CONFUSION = "report.json", "curves.png", "confusion.png"
-IDENTITY = "finetune.json"  # the options and the data, for --resume
+from .folder import IDENTITY as IDENTITY
+from .folder import REPORT as REPORT
+from .folder import is_started
+
+CURVES, CONFUSION = "curves.png", "confusion.png"
 BEST = "best"  # while a run trains: the folder of its best epoch
 CACHE = ".features"  # of a frozen encoder, until the end of all runs
 RUNS, MODEL = "runs", "model"  # of several runs: their folders, and in each the model
@@ -40,13 +37,8 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool, overwrite: b
 
     Raises InputError where the folder may not be written to.
     """
-    names = visible_names(out)
-    if names and IDENTITY not in names:
-        raise foreign_folder_error(out, "finetune", names[0])
-    if overwrite or not names:
+    if not is_started(out, resume, overwrite):
         return None
-    if not resume:
-        raise exists_error(out, "is finished" if REPORT in names else "is unfinished")
     try:
         before = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -11,6 +11,7 @@ from fastbert.tasks.features import Feature
 from fastbert.tasks.metrics import squad_metrics
 from fastbert.tasks.squad import Questions, read_squad
 from fastbert.tasks.windows import QA_MAX_LENGTH, QA_STRIDE, ContextWindow, answer_tokens, question_windows
+from fastbert.utils.printing import number_of
 
 from .data import DataOptions, TaskData, length_limit
 
@@ -112,10 +113,10 @@ def _windows(data: Questions, tokenizer: Any, max_length: int, stride: int, note
     windows = list(question_windows(tokenizer, asked, contexts, max_length=max_length, stride=stride))
     none = sum(not one.answers for one in data.examples)
     without = f", {none:,} without an answer" if none else ""
-    notes.append(f"{data.file}: {len(asked):,} questions{without}, {len(windows):,} windows")
+    notes.append(f"{data.file}: {number_of(len(asked), 'question')}{without}, {number_of(len(windows), 'window')}")
     cut = len({window.example for window in windows if window.question_cut})
     if cut:
-        notes.append(f"{data.file}: {cut:,} questions are cut, so that the context has room")
+        notes.append(f"{data.file}: {number_of(cut, 'question')} cut, so that the context has room")
     return windows
 
 
@@ -132,11 +133,12 @@ def _labelled(data: Questions, windows: list[ContextWindow], notes: list[str]) -
         labels = {"start_positions": start, "end_positions": end}
         features.append(Feature(((window.input_ids, window.token_type_ids),), labels))
     if several:
-        notes.append(f"{data.file}: {several:,} questions have several answers, of which the first is trained on")
+        notes.append(f"{data.file}: {number_of(several, 'question')} with several answers, of which the first is trained on")
     lost = sum(bool(one.answers) and i not in found for i, one in enumerate(data.examples))
     if lost:
         notes.append(
-            f"{data.file}: {lost:,} answers are longer than the overlap of windows and whole in none: a larger --stride helps"
+            f"{data.file}: {number_of(lost, 'answer')} longer than the overlap of windows "
+            f"and whole in none: a larger --stride helps"
         )
     return features
 

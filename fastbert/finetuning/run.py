@@ -43,7 +43,7 @@ def finetune(options: Options, console: Console, *, resume: bool = False, overwr
     """
     check_flags(resume, overwrite)
     check_machine(options)
-    arguments = training_arguments(options.setting, 1, options.out, options.precision, console)
+    arguments = training_arguments(options.setting, 1, options.out, options.precision)
     console.quiet = console.quiet or not arguments.should_save  # reading `arguments` also sets up the process group
     checkpoint = open_checkpoint(options.model)
     if not checkpoint.require_tokenizer().is_fast:

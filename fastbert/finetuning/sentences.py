@@ -12,6 +12,7 @@ from fastbert.tasks.features import Feature, encode
 from fastbert.tasks.metrics import classification_metrics, regression_metrics
 from fastbert.tasks.sentences import Sentences, read_sentences
 from fastbert.utils.errors import InputError
+from fastbert.utils.printing import number_of
 
 from .data import DataOptions, TaskData, cut_note, in_order_of_checkpoint, label_settings, length_limit, sorted_labels
 
@@ -86,9 +87,9 @@ def load_sentences(options: DataOptions, tokenizer: Any, config: Any, *, pair: b
     notes = []
     for data in (train, evaluation):
         columns = ", ".join(f"{role} = {name}" for role, name in data.columns.items())
-        notes.append(f"{data.table.file}: {len(data.examples):,} rows, {columns}")
+        notes.append(f"{data.table.file}: {number_of(len(data.examples), 'row')}, {columns}")
         if data.left_out:
-            notes.append(f"{data.table.file}: {data.left_out:,} rows without a gold label are left out")
+            notes.append(f"{data.table.file}: {number_of(data.left_out, 'row')} without a gold label left out")
     names: list[str] = []
     if regression:
         notes.append("labels are numbers: regression")
@@ -123,7 +124,7 @@ def load_choices(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
         if len(one.examples[0].endings) != count:
             raise one.table.error(one.examples[0].line, f"{count} endings as in training", str(len(one.examples[0].endings)))
         columns = ", ".join(f"{role} = {name}" for role, name in one.columns.items())
-        notes.append(f"{one.table.file}: {len(one.examples):,} rows of {count} endings, {columns}")
+        notes.append(f"{one.table.file}: {number_of(len(one.examples), 'row')} of {count} endings, {columns}")
         rows, cut = _choice_features(one, tokenizer, max_length)
         notes += cut_note(f"{one.table.file}, endings", cut, len(rows) * count, max_length)
         features.append(rows)

@@ -105,7 +105,7 @@ def _print_table(groups: list[Group], headline: str, winner: Path, console: Cons
     from rich.table import Table
 
     table = Table(title=f"{headline} on the evaluation data")
-    for name in ("batch size", "learning rate", "epochs", "seeds", "mean", "deviation", "best", "degenerate"):
+    for name in ("batch", "rate", "epochs", "seeds", "mean", "deviation", "best", "degenerate"):
         table.add_column(name, justify="right")
     for setting, reports in sorted(groups, key=lambda group: -float(np.mean(_scores(group[1])))):
         scores, degenerate = _scores(reports), _count_degenerate(reports)

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from fastbert.training import checkpoints
 from fastbert.utils.errors import Resumable
-from fastbert.utils.printing import Say, line_printer
+from fastbert.utils.printing import Say, line_printer, number_of
 from fastbert.utils.processes import decide_on_rank0
 from fastbert.version import __version__
 
@@ -56,15 +56,22 @@ def single_run(
     model, new = method.build(setting.dropout)
     steps = math.ceil(math.ceil(len(task.train) / setting.batch_size) * setting.epochs)
     tokens = sum(len(feature) for feature in task.train)
-    say(f"{setting.name}: {steps:,} steps, {tokens:,} tokens an epoch; new: {', '.join(new) if new else 'no weights'}")
+    say(
+        f"{setting.name}: {number_of(steps, 'step')}, {number_of(tokens, 'token')} an "
+        f"epoch; new: {', '.join(new) if new else 'no weights'}"
+    )
 
     def show(epoch: float, metrics: dict[str, float]) -> None:
         say(f"  epoch {epoch:.2f}: {', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}")
 
-    arguments = training_arguments(setting, steps, report_folder, precision, console, save=True)
+    arguments = training_arguments(setting, steps, report_folder, precision, save=True)
     if facts and facts["processes"] != arguments.world_size:
-        say(f"{facts['processes']} processes before, {arguments.world_size} now: other dropout than an uninterrupted run")
-    trainer = FineTuner(model, arguments, method, show=show, best=best, seconds_before=facts.get("seconds", 0.0))
+        say(
+            f"{number_of(facts['processes'], 'process', 'processes')} before, {arguments.world_size} "
+            f"now: other dropout than an uninterrupted run"
+        )
+    before = facts.get("seconds", 0.0)
+    trainer = FineTuner(model, arguments, method, show=show, best=best, seconds_before=before, console=console)
 
     def finish() -> dict[str, Any]:
         report = _report(identity, setting, steps, new, trainer, best, say)

@@ -14,6 +14,7 @@ from fastbert.tasks.rows import input_error
 from fastbert.tasks.tagged import Tagged, read_tagged
 from fastbert.tasks.tags import OUTSIDE, SCHEMES, all_tags, scheme_of, tag_type, word_logits, word_tags
 from fastbert.tasks.windows import WordWindow, word_windows
+from fastbert.utils.printing import number_of
 
 from .data import DataOptions, TaskData, in_order_of_checkpoint, label_settings, length_limit
 
@@ -70,18 +71,20 @@ def load_tagged(options: DataOptions, tokenizer: Any, config: Any) -> TaskData:
     types = sorted({tag_type(tag) for tag in tags} - {OUTSIDE})
     scheme = scheme_of(tags)
     _check_tags(evaluation, types, scheme)
-    notes = [f"{len(types)} types: {', '.join(types)}; tags of {scheme}"]
+    notes = [f"{number_of(len(types), 'type')}: {', '.join(types)}; tags of {scheme}"]
     label_ids = {name: i for i, name in enumerate(names)}
     features, windows = [], []
     for data in (train, evaluation):
         cut = list(word_windows(tokenizer, [one.words for one in data.examples], max_length=max_length, stride=stride))
         count = sum(len(one.words) for one in data.examples)
-        notes.append(f"{data.file}: {data.format}; {len(data.examples):,} sentences, {count:,} words")
+        notes.append(f"{data.file}: {data.format}; {number_of(len(data.examples), 'sentence')}, {number_of(count, 'word')}")
         if len(cut) > len(data.examples):
             long = sum(number > 1 for number in Counter(window.example for window in cut).values())
-            notes.append(f"{data.file}: {long:,} sentences in windows of {max_length} tokens with an overlap of {stride}")
+            notes.append(
+                f"{data.file}: {number_of(long, 'sentence')} in windows of {max_length} tokens with an overlap of {stride}"
+            )
         if data.mixed_words:
-            notes.append(f"{data.file}: {data.mixed_words:,} words are cut by the edge of a span and tagged whole")
+            notes.append(f"{data.file}: {number_of(data.mixed_words, 'word')} cut by the edge of a span and tagged whole")
         features.append([_feature(window, data, label_ids) for window in cut])
         windows.append(cut)
     task = {"task": "tag", "max_length": max_length, "stride": stride, "characters": train.characters}

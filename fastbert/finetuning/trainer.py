@@ -8,6 +8,7 @@ divided too, and scored by rank 0.
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 import transformers
 from rich.console import Console
 from torch import nn
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fastbert.tasks.features import Feature, loss_terms
+from fastbert.training.log_lines import LogLines
 from fastbert.training.trainer import OwnDropout, SavingTrainer
 from fastbert.utils.processes import decide_on_rank0
 
@@ -27,13 +28,15 @@ from .method import Method
 from .options import Setting
 
 LOG_LINES = 100  # readings of the training loss in a run
+PRINTED_LINES = 20  # of these; a grid has many runs
 
 
 class FineTuner(SavingTrainer):
     """Trains what a method builds, and scores it on its task's evaluation data.
 
     show: called with (epoch, metrics) after each evaluation. best: keeps the best epoch on the disk, or None for nothing kept.
-    seconds_before: of training, before this process resumed it. The batch size of `args` is that of training only, over all
+    seconds_before: of training, before this process resumed it. console: for a line now and then, None for none. tokens: of
+    the batches so far, over all processes. The batch size of `args` is that of training only, over all
     processes.
     """
 
@@ -46,11 +49,19 @@ class FineTuner(SavingTrainer):
         show: Callable[[float, dict[str, float]], None] | None = None,
         best: BestEpoch | None = None,
         seconds_before: float = 0.0,
+        console: Console | None = None,
     ) -> None:
         task = method.task
         evaluation: Any = task.evaluation
-        collate = method.collate if args.world_size == 1 else self._collate_share
-        super().__init__(model=model, args=args, train_dataset=method.train, eval_dataset=evaluation, data_collator=collate)
+        self.tokens, self._read = 0, deque[int]()  # the loader reads a batch ahead
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=method.train,
+            eval_dataset=evaluation,
+            data_collator=self._collate,
+            lines=LogLines(console, lambda: self.tokens, evaluations=False, most=PRINTED_LINES) if console else None,
+        )
         self.model_accepts_loss_kwargs = False  # the heads' losses are means over the batch
         self.task, self.method, self.show, self.best = task, method, show, best
         self.began = time.perf_counter() - seconds_before
@@ -58,10 +69,6 @@ class FineTuner(SavingTrainer):
         self.metrics: dict[str, float] = {}
         if args.world_size > 1:
             self.add_callback(OwnDropout())
-        self.remove_callback(PrinterCallback)
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(_ProgressBar())
 
     @property
     def seconds(self) -> float:
@@ -78,12 +85,21 @@ class FineTuner(SavingTrainer):
             batches.num_processes, batches.process_index, batches.even_batches = 1, 0, False
         return loader
 
+    def _collate(self, rows: Sequence[Feature]) -> dict[str, Any]:
+        self._read.append(sum(map(len, rows)))
+        return self.method.collate(rows) if self.args.world_size == 1 else self._collate_share(rows)
+
     def _collate_share(self, rows: Sequence[Feature]) -> dict[str, Any]:
         """This process's rows of a batch, and as `share` the weight of its mean loss in the mean over the processes."""
         world = self.args.world_size
         own = sorted(rows, key=len)[self.args.process_index :: world]
         share = world * sum(map(loss_terms, own)) / max(1, sum(map(loss_terms, rows)))
         return {**self.method.collate(own or rows[:1]), "share": share}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        self.tokens += self._read.popleft()
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -133,15 +149,8 @@ class FineTuner(SavingTrainer):
         return found
 
 
-class _ProgressBar(ProgressCallback):
-    """Trainer's progress bar without its log lines."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        return
-
-
 def training_arguments(
-    setting: Setting, steps: int, folder: Path, precision: str, console: Console, *, save: bool = False
+    setting: Setting, steps: int, folder: Path, precision: str, *, save: bool = False
 ) -> transformers.TrainingArguments:
     """The arguments of a `FineTuner`.
 
@@ -168,6 +177,6 @@ def training_arguments(
         ddp_find_unused_parameters=False,  # every head uses its pooler, or has none
         dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
-        disable_tqdm=not console.is_terminal,
+        disable_tqdm=True,
         report_to=[],
     )

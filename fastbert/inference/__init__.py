@@ -10,7 +10,8 @@ sentence_folder    a folder of sentence-transformers, from its settings
 sentence_objects   the same of an object that is loaded already
 residents          models that stay in memory, and the few that the functions keep
 notes              counts of rows that were cut, empty and the like
-task               what a task defines: rows, sequences, batches
+rows               what a task reads
+task               what a task defines: sequences, batches
 engine             rows through a task in packed batches
 tokenizing         texts to sequences
 embedding          `embed`

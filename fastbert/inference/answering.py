@@ -15,8 +15,9 @@ from .classification import is_pair
 from .engine import rows_of, stream
 from .loading import require_offsets
 from .residents import Model, load, resident
+from .rows import Row
 from .saved_settings import SavedSettings
-from .task import Batch, Encoded, Row, Task, to_host
+from .task import Batch, Encoded, Task, to_host
 
 CLASSES = ("BertForQuestionAnswering",)
 Found = list[dict[str, Any]]

@@ -12,10 +12,11 @@ from fastbert.utils.errors import InputError
 from .engine import rows_of, stream
 from .loading import Loaded
 from .residents import Model, load, resident
+from .rows import Row
 from .saved_settings import SavedSettings
 from .sentence_folder import CROSS_ENCODER, config_activation
 from .sentence_modules import activation
-from .task import Batch, Encoded, Row, Task, to_host
+from .task import Batch, Encoded, Task, to_host
 from .tokenizing import TextTokenizer
 
 CLASSES = ("BertForSequenceClassification",)

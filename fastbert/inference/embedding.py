@@ -14,10 +14,11 @@ from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
 from .residents import Model, load, resident
+from .rows import Row
 from .sentence_folder import ENCODER, SentenceFolder
 from .sentence_head import make_head, read_chain
 from .sentence_modules import MODES
-from .task import Batch, Encoded, Row, Task, to_host
+from .task import Batch, Encoded, Task, to_host
 from .tokenizing import TextTokenizer
 
 OUTPUT_DTYPES = ("float32", "float16")

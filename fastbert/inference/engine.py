@@ -15,7 +15,8 @@ import torch
 
 from fastbert.utils.errors import InputError
 
-from .task import Batch, Encoded, Row, Task, Words
+from .rows import Row, Words
+from .task import Batch, Encoded, Task
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 WINDOW_BATCHES = 64

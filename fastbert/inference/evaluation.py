@@ -23,13 +23,15 @@ from fastbert.tasks.squad import read_squad
 from fastbert.tasks.tagged import Tagged, read_tagged
 from fastbert.tasks.tags import OUTSIDE, tag_type
 from fastbert.utils.errors import InputError
+from fastbert.utils.installation import install_command
 
 from .answering import Answering
 from .classification import Classification
 from .engine import Report, stream
 from .residents import Model
+from .rows import Row, Words
 from .tagging import Tagging
-from .task import Row, Task, Words
+from .task import Task
 
 TASKS = ("classify", "pair", "tag", "answer", "qa")
 NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "seqeval": "seqeval"}
@@ -97,7 +99,7 @@ def evaluate(
         raise InputError(f"expected a task among {', '.join(TASKS)}, got {task!r}")
     for library, name in NEEDED.items():
         if importlib.util.find_spec(library) is None:
-            raise InputError(f"expected {name} to evaluate, got none installed: pip install 'fastbert-triton[train]'")
+            raise InputError(f"expected {name} to evaluate, got none installed: {install_command('train')}")
     with data.file.open("rb"):
         pass
     options: dict[str, Any] = {"max_length": max_length, "device": device, "dtype": dtype}

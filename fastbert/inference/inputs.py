@@ -18,8 +18,9 @@ from fastbert.tasks.sentences import text_columns
 from fastbert.tasks.squad import ARTICLE, questions_of
 from fastbert.tasks.tagged import WORD_NAMES
 from fastbert.utils.errors import InputError
+from fastbert.utils.printing import number_of
 
-from .task import Row, Words
+from .rows import Row, Words
 
 PREFIX = "input_"  # of a carried column whose name a result has too
 
@@ -59,9 +60,9 @@ class Source:
     """The rows of one file or the standard input.
 
     file: None for the standard input. fields: the columns of the texts, as the user named them; None for the columns named as
-    the roles, else as fine-tuning finds them, else all where there are as many columns as roles. format: one of the kind's.
-    header: whether CSV and TSV begin with the names of the columns. say: called with a line for the user, such as which columns
-    were chosen.
+    the roles, else as fine-tuning finds them, else all where there are as many columns as roles and none is a question.
+    format: one of the kind's. header: whether CSV and TSV begin with the names of the columns. say: called with a line for the
+    user, such as which columns were chosen.
     """
 
     file: Path | None
@@ -92,7 +93,9 @@ class Source:
                 pass
         found = _format(file, kind, format_)
         if fields is not None and len(fields) != len(roles):
-            raise InputError(f"expected {len(roles)} field(s), {' and '.join(roles)}, got {len(fields)}: {', '.join(fields)}")
+            raise InputError(
+                f"expected {number_of(len(roles), 'field')}, {' and '.join(roles)}, got {len(fields)}: {', '.join(fields)}"
+            )
         if found in ("text", "conll") and fields is not None:
             raise InputError(f"expected {', '.join(TABLES)} beside a named field, got {found} in {name}")
         if not header and found not in ("csv", "tsv"):
@@ -168,7 +171,9 @@ class Source:
             return tuple(lower[role] for role in roles)
         if roles != ANSWER.roles and (found := text_columns(columns, {}, pair=len(roles) > 1)):
             return tuple(found.values())
-        return columns if len(columns) == len(roles) else ()
+        # Any two columns are a pair, but which of them is a question only their names say.
+        in_order = len(columns) == len(roles) and (roles != ANSWER.roles or not self.header)
+        return columns if in_order else ()
 
     def _text(self, row: files.Row, column: str) -> str | Words:
         value = row.values.get(column)

@@ -97,7 +97,7 @@ def load(
 
 def resolve(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     """The device and dtype of a checkpoint: None for CUDA if there is one, and for bfloat16 on CUDA, float32 elsewhere."""
-    target = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    target = _device(device)
     return target, dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
 
 
@@ -133,6 +133,19 @@ def _read(
     if folder is not None:
         folder.prepare(tokenizer)
     return checked(found.eval().to(target), tokenizer, path, path=source.path, folder=folder)
+
+
+def _device(wanted: torch.device | str | None) -> torch.device:
+    """Raises InputError for a name that is none, and for a GPU where there is none."""
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"expected a device such as cpu, cuda or cuda:1, got {wanted!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"expected a device of this machine, got {device}, and PyTorch sees {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def _refuse_other_tasks(source: Checkpoint, classes: tuple[str, ...], path: str) -> None:

@@ -13,7 +13,8 @@ from fastbert.utils.errors import InputError
 
 from .engine import rows_of, stream
 from .residents import Model, load, resident
-from .task import Batch, Encoded, Row, Task, to_host
+from .rows import Row
+from .task import Batch, Encoded, Task, to_host
 from .tokenizing import TextTokenizer
 
 CLASSES = ("BertForMaskedLM", "BertForPreTraining")

@@ -12,7 +12,8 @@ from fastbert.utils.errors import InputError
 from .classification import is_pair
 from .engine import rows_of, stream
 from .residents import Model, load, resident
-from .task import Batch, Encoded, Row, Task, to_host
+from .rows import Row
+from .task import Batch, Encoded, Task, to_host
 from .tokenizing import TextTokenizer
 
 CLASSES = ("BertForNextSentencePrediction", "BertForPreTraining")

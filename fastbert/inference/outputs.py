@@ -32,6 +32,27 @@ def check_name(file: Path, vectors: bool) -> None:
         raise InputError(f"expected --out to end in .jsonl (or .npy for embed), got {file}")
 
 
+def refuse_existing(file: Path, resume: bool, overwrite: bool) -> None:
+    """Raises InputError where the file or an unfinished one exists without `resume` or `overwrite`, or both are given."""
+    check_flags(resume, overwrite)
+    if file.exists() and not file.is_file():
+        raise InputError(f"expected a file to write to, got {file}, which is none")
+    if resume or overwrite:
+        return
+    if _partial(file).is_file():
+        raise exists_error(file, f"is unfinished ({_partial(file).name})")
+    if file.exists():
+        raise exists_error(file, "is finished" if _record(file).is_file() else "exists")
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}.partial")
+
+
+def _record(file: Path) -> Path:
+    return file.with_name(f".{file.name}.record.json")
+
+
 class Output:
     """A file of results while it is written.
 
@@ -54,23 +75,17 @@ class Output:
         Raises InputError where the file or an unfinished one exists without `resume` or `overwrite`, or, with `resume`, has
         another identity.
         """
-        check_flags(resume, overwrite)
+        refuse_existing(file, resume, overwrite)
         self.file, self.identity, self.header = file, json.loads(json.dumps(identity)), header
-        self.partial = file.with_name(f"{file.name}.partial")
+        self.partial = _partial(file)
         self.state = file.with_name(f"{file.name}.partial.json")
-        self.record = file.with_name(f".{file.name}.record.json")
+        self.record = _record(file)
         self.rows, self._size, self.finished = 0, 0, False
-        if file.exists() and not file.is_file():
-            raise InputError(f"expected a file to write to, got {file}, which is none")
         if overwrite:
             return
         if self.partial.is_file():
-            if not resume:
-                raise exists_error(file, f"is unfinished ({self.partial.name})")
             self.rows, self._size = self._read_state()
         elif file.exists():
-            if not resume:
-                raise exists_error(file, "is finished" if self.record.is_file() else "exists")
             self.rows, self.finished = self._read_record(), True
             self.state.unlink(missing_ok=True)  # of a run that was killed as it finished
 

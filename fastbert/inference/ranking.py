@@ -12,7 +12,8 @@ from fastbert.utils.errors import InputError
 from .classification import Classification
 from .engine import rows_of, stream
 from .residents import Model, resident
-from .task import Encoded, Row
+from .rows import Row
+from .task import Encoded
 
 Ranked = list[dict[str, Any]]
 

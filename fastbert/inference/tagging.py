@@ -15,8 +15,9 @@ from fastbert.utils.errors import InputError
 from .engine import rows_of, stream
 from .loading import require_offsets
 from .residents import Model, load, resident
+from .rows import Row, Words
 from .saved_settings import SavedSettings
-from .task import Batch, Encoded, Row, Task, Words, to_host
+from .task import Batch, Encoded, Task, to_host
 
 CLASSES = ("BertForTokenClassification",)
 STRIDE = 128

@@ -1,9 +1,8 @@
-"""What a task of inference defines, and its inputs: rows, their sequences of tokens, and packed batches of these."""
+"""What a task of inference defines, and its inputs: rows as sequences of tokens, and packed batches of these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,27 +12,9 @@ from fastbert.utils.errors import InputError
 
 from .loading import Loaded
 from .notes import Notes
+from .rows import Row
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Words:
-    """A text that is already split into words, none of them empty."""
-
-    words: tuple[str, ...]
-
-
-class Row(NamedTuple):
-    """One input.
-
-    value: a text, a tuple of two texts, or Words. location: for messages, such as "row 3" or "line 3 of FILE". carried: other
-    values of the row, which are written beside its result.
-    """
-
-    value: Any
-    location: str
-    carried: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from fastbert.utils.errors import InputError
 
 from .loading import Loaded
 from .notes import Notes
-from .task import Encoded, Row
+from .rows import Row
+from .task import Encoded
 
 LONG = ("truncate", "error")
 

@@ -5,6 +5,7 @@ In reading order:
 run               one run, from options to checkpoints
 options           what a user chooses
 checks            libraries, processes, seed, disk
+folder            whether a run may write to it
 output            the folder of a run, and resuming
 inputs            data, tokenizer, configuration, objective
 configuration     the configuration of a new model

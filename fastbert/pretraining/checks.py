@@ -10,6 +10,7 @@ from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
 from fastbert.utils.files import check_room, size_of
 from fastbert.utils.installation import install_command
+from fastbert.utils.printing import number_of
 
 from .options import Options
 
@@ -41,4 +42,6 @@ def check_disk(options: Options, model: torch.nn.Module) -> None:
     count = min(options.keep, math.ceil(sum(options.steps) / options.save_every)) + 1
     already = sum(size_of(folder) for folder in checkpoints.all_of(options.out)[: options.keep])
     needed = count * 3 * weights - already  # weights and Adam's two moments
-    check_room(options.out, needed, f"{count} checkpoints of {3 * weights:,} bytes, the one being written among them")
+    check_room(
+        options.out, needed, f"{number_of(count, 'checkpoint')} of {3 * weights:,} bytes, the one being written among them"
+    )

@@ -9,8 +9,9 @@ from typing import Any
 import transformers
 from transformers.activations import ACT2FN
 
+from fastbert.utils.configurations import check_values
 from fastbert.utils.errors import InputError
-from fastbert.utils.sizes import SIZES
+from fastbert.utils.sizes import SIZES, check_size_or_file
 
 # Keys of saved configurations that are no field of BertConfig: of transformers' base class and older versions, and of the
 # original BERT's files, whose pooler_* and directionality describe the one pooler there is.
@@ -32,15 +33,6 @@ OTHER_KEYS = {
     "pooler_size_per_head",
     "pooler_type",
 }
-POSITIVE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
-RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 def model_config(name: str, vocab_size: int, seq_len: int) -> transformers.BertConfig:
@@ -48,12 +40,8 @@ def model_config(name: str, vocab_size: int, seq_len: int) -> transformers.BertC
 
     Raises InputError where it does not exist, is of another model type, or has fewer positions than seq_len.
     """
-    if name in SIZES:
-        values: dict[str, Any] = dict(SIZES[name])
-    elif Path(name).is_file():
-        values = read_config(Path(name))
-    else:
-        raise InputError(f"expected one of {', '.join(SIZES)} or a JSON file as the configuration, got {name}")
+    check_size_or_file(name)
+    values: dict[str, Any] = dict(SIZES[name]) if name in SIZES else read_config(Path(name))
     config = make_config({**values, "vocab_size": vocab_size}, name)
     if config.max_position_embeddings < seq_len:
         raise InputError(f"expected max_position_embeddings of at least {seq_len}, got {config.max_position_embeddings}")
@@ -98,17 +86,7 @@ def make_config(values: dict[str, Any], name: str) -> transformers.BertConfig:
         if not type(error).__module__.startswith("huggingface_hub."):
             raise
         raise InputError(f"expected values that fit in the configuration {name}, got: {str(error).splitlines()[-1]}") from error
-    for key in POSITIVE:
-        if getattr(config, key) < 1:
-            raise InputError(f"expected {key} of at least 1 in the configuration {name}, got {getattr(config, key)}")
-    for key in RATES:
-        if not 0.0 <= (getattr(config, key) or 0.0) < 1.0:
-            raise InputError(f"expected {key} from 0 to below 1 in the configuration {name}, got {getattr(config, key)}")
-    if config.hidden_size % config.num_attention_heads:
-        raise InputError(
-            f"expected hidden_size to be a multiple of num_attention_heads in the configuration {name}, "
-            f"got {config.hidden_size} and {config.num_attention_heads}"
-        )
+    check_values(vars(config), f"the configuration {name}")
     if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
         raise InputError(
             f"expected hidden_act among {', '.join(sorted(ACT2FN))} in the configuration {name}, got {config.hidden_act!r}"

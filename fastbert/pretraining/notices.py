@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from fastbert.data.batches import MicroBatches
-from fastbert.utils.printing import print_line
+from fastbert.utils.printing import number_of, print_line
 
 from .objectives import Objective
 from .options import Options
@@ -18,11 +18,15 @@ from .recipe import Recipe, describe
 def introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, objective: Objective, console: Console) -> None:
     """Prints the size of the model and of the training, and what differs from the usual."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    console.print(f"{parameters:,} parameters, {options.precision}, {batches.steps:,} steps of {options.batch_tokens:,} tokens")
+    console.print(
+        f"{number_of(parameters, 'parameter')}, {options.precision}, {number_of(batches.steps, 'step')} of "
+        f"{number_of(options.batch_tokens, 'token')}"
+    )
     console.print(objective.title)
     print_line(
         console,
-        f"{options.out}: a checkpoint every {options.save_every:,} steps; stopped or killed, the same command with --resume "
+        f"{options.out}: a checkpoint every {number_of(options.save_every, 'step')}; "
+        f"stopped or killed, the same command with --resume "
         "continues from the last one",
     )
     for line in describe(options.recipe):
@@ -30,8 +34,10 @@ def introduce(options: Options, batches: MicroBatches, model: torch.nn.Module, o
     for phase in batches.phases:
         padded = len(phase.shards) * phase.shards.meta.seq_len
         console.print(
-            f"{phase.shards.folder}: {phase.steps:,} steps, {phase.steps / phase.plan.steps_per_epoch:.1f} epochs of "
-            f"{len(phase.shards):,} samples; fill rate {np.sum(phase.shards.lengths) / padded:.2f}, padding never computed"
+            f"{phase.shards.folder}: {number_of(phase.steps, 'step')}, "
+            f"{phase.steps / phase.plan.steps_per_epoch:.1f} epochs of "
+            f"{number_of(len(phase.shards), 'sample')}; fill rate "
+            f"{np.sum(phase.shards.lengths) / padded:.2f}, padding never computed"
         )
         if options.direction == "both" and options.recipe.static_masking and phase.shards.meta.options.get("duplicates") == 1:
             console.print(

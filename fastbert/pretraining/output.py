@@ -10,11 +10,14 @@ from rich.console import Console
 
 from fastbert.training import checkpoints
 from fastbert.utils.errors import InputError
-from fastbert.utils.existing_outputs import exists_error, foreign_folder_error, other_options_error, visible_names
+from fastbert.utils.existing_outputs import other_options_error
+from fastbert.utils.printing import number_of
 
+from .folder import OPTIONS as OPTIONS
+from .folder import is_started
 from .options import MAY_CHANGE, Options
 
-OPTIONS, PICTURE = "run.json", "loss.png"
+PICTURE = "loss.png"
 
 
 def resume_point(options: Options, identity: dict[str, Any], resume: bool, overwrite: bool, console: Console) -> Path | None:
@@ -22,14 +25,8 @@ def resume_point(options: Options, identity: dict[str, Any], resume: bool, overw
 
     identity: of `options.identity_of`. Raises InputError where the run may not write to its folder.
     """
-    found, names = checkpoints.all_of(options.out), visible_names(options.out)
-    if names and not found and OPTIONS not in names:
-        raise foreign_folder_error(options.out, "pretrain", names[0])
-    if overwrite or not names:
+    if not is_started(options.out, options.last_checkpoint, resume, overwrite):
         return None
-    if not resume:
-        is_finished = any(path.name == options.last_checkpoint for path in found)
-        raise exists_error(options.out, "is finished" if is_finished else "is unfinished")
     if (options.out / OPTIONS).is_file():
         _compare(options.out, _read_options(options.out / OPTIONS), identity, console)
     checkpoint, refused = checkpoints.last_good(options.out)
@@ -44,7 +41,8 @@ def _compare(out: Path, before: dict[str, Any], now: dict[str, Any], console: Co
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if before.get("processes") != world:
         console.print(
-            f"[yellow]{before.get('processes')} processes before, {world} now: the same samples in every step, but other "
+            f"[yellow]{number_of(before.get('processes') or 0, 'process', 'processes')} before, "
+            f"{world} now: the same samples in every step, but other "
             "dropout than an uninterrupted run[/]"
         )
     for name, value in now.items():

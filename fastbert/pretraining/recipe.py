@@ -23,6 +23,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
+from fastbert.utils.printing import number_of
+
 from .optimizers import AdamWithoutBiasCorrection, Lamb
 from .parameter_groups import parameter_groups
 from .value_checks import check_betas, check_choice, check_count, check_number
@@ -153,7 +155,7 @@ def _words(recipe: Recipe) -> dict[str, str]:
     if recipe.warmup_ratio is not None:
         warmup = f"{recipe.warmup_ratio!r} of all steps"
     else:
-        warmup = f"{recipe.warmup_steps} steps"
+        warmup = number_of(recipe.warmup_steps or 0, "step")
     return {
         "optimizer": OPTIMIZERS[recipe.optimizer],
         "learning rate": f"{recipe.learning_rate!r} at its peak",

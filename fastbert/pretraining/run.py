@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fastbert.data.batches import MicroBatches, Phase, Plan
 from fastbert.training import checkpoints
+from fastbert.training.log_lines import LogLines
 from fastbert.utils.errors import InputError
 from fastbert.utils.existing_outputs import check_flags, finished_message
 from fastbert.utils.files import write_whole
@@ -94,6 +95,7 @@ def _arguments(options: Options) -> transformers.TrainingArguments:
         ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
+        disable_tqdm=True,  # training.log_lines prints
         report_to=["tensorboard"] if is_installed("tensorboard") else [],
     )
     args.gradient_accumulation_steps = math.ceil(options.batch_tokens / (options.micro_batch_tokens * args.world_size))
@@ -141,6 +143,7 @@ def _trainer(
         # The FLOPs of a shallow model, of two encoders, are not counted.
         device_rate=None if options.direction == "shallow" else _device_rate(options, args.device, console),
         objective=inputs.objective,
+        lines=LogLines(console),
     )
     trainer.add_callback(StuckAtFrequencies(inputs.entropy, options.recipe, batches.steps, console))
     return trainer

@@ -21,6 +21,7 @@ from fastbert.data.batches import MicroBatches
 from fastbert.data.masking import Masker
 from fastbert.data.shards import Shards
 from fastbert.kernels.limits import IGNORE_INDEX
+from fastbert.training.log_lines import LogLines
 from fastbert.training.trainer import OwnDropout, SavingTrainer, StopOnSignal
 
 from . import sharding
@@ -39,8 +40,8 @@ class PreTrainer(SavingTrainer):
 
     batches: of this process. create: makes (optimizer, schedule) for the model. held_out: (shards, masker) to evaluate on, or
     None. facts: for the manifest of each checkpoint. tokenizer: saved in each, so that transformers loads it as a whole.
-    sharded: FSDP2 over the processes instead of DDP. device_rate: see `Meter`. objective: what the model is trained for. Batch
-    size, learning rate, fsdp and the like of `args` are not used.
+    sharded: FSDP2 over the processes instead of DDP. device_rate: see `Meter`. objective: what the model is trained for.
+    lines: see `SavingTrainer`. Batch size, learning rate, fsdp and the like of `args` are not used.
     """
 
     def __init__(
@@ -57,11 +58,14 @@ class PreTrainer(SavingTrainer):
         sharded: bool = False,
         device_rate: float | None = None,
         objective: Objective | None = None,
+        lines: LogLines | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise ValueError(f"expected one GPU per process (start with torchrun), got {args.n_gpu} in this one")
         evaluated: Any = None if held_out is None else held_out[0]
-        super().__init__(model=model, args=args, train_dataset=batches, eval_dataset=evaluated, processing_class=tokenizer)
+        super().__init__(
+            model=model, args=args, train_dataset=batches, eval_dataset=evaluated, processing_class=tokenizer, lines=lines
+        )
         self.model_accepts_loss_kwargs = True  # losses are shares of the whole step, and not divided again
         self.batches, self.create, self.facts = batches, create, facts or {}
         self.held_out, self.held_out_samples = held_out, held_out_samples

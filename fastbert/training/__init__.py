@@ -2,6 +2,7 @@
 
 In reading order:
 
+log_lines    what a training prints
 trainer      transformers' Trainer with the checkpoints below, and a stop at a signal
 checkpoints  atomic checkpoints with a manifest
 """

@@ -35,8 +35,9 @@ def commit(folder: Path, out: Path, step: int, facts: dict[str, Any]) -> Path:
 
 def install(folder: Path, target: Path, facts: dict[str, Any]) -> Path:
     """`commit` under any name in the same folder; an old folder of that name stays until the new one is whole."""
-    files = {}
+    files, mode = {}, _mode_of_new_files(folder)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        file.chmod(mode)  # safetensors writes for the owner alone, whatever the umask
         _sync(file)
         files[str(file.relative_to(folder))] = [file.stat().st_size, _sum(file)]
     manifest = folder / MANIFEST
@@ -106,6 +107,16 @@ def keep_last(out: Path, count: int) -> None:
     """Removes all but the latest `count` checkpoints, and what interrupted writes left."""
     for folder in [*all_of(out)[count:], *out.glob(f"{STAGING}-*")]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """As the umask has it, which can be read only by setting it."""
+    probe = folder / f".{MANIFEST}"
+    probe.touch()
+    try:
+        return probe.stat().st_mode & 0o777
+    finally:
+        probe.unlink()
 
 
 def _sum(file: Path) -> str:

@@ -13,24 +13,33 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
 
 from fastbert.training import checkpoints
 from fastbert.utils.checkpoints import quiet
+
+from .log_lines import LogLines
 
 
 class SavingTrainer(Trainer):
     """A Trainer whose checkpoints are atomic, and which SIGTERM and Ctrl-C stop after the step under way.
 
     last_saved: the step of the latest checkpoint of this process. stop_signal: the number of the signal that asked for the
-    end, or None. With the save strategy "no" nothing is saved, and signals are not handled.
+    end, or None. With the save strategy "no" nothing is saved, and signals are not handled. lines: what is printed of it, None
+    for nothing.
     """
 
     optimizer: Any
     control: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, lines: LogLines | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for printer in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printer)
+        self._lines = lines
+        if lines is not None:
+            self.add_callback(lines)
         self.last_saved: int | None = None
         self.stop_signal: int | None = None
         self._on_signal = StopOnSignal(self)
@@ -43,6 +52,8 @@ class SavingTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self._on_signal.restore()
+            if self._lines is not None:
+                self._lines.close()
 
     def manifest(self, step: int) -> dict[str, Any]:
         """Further entries of a checkpoint's manifest, JSON values."""

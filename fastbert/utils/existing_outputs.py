@@ -1,5 +1,6 @@
 """One rule for outputs that exist: --resume continues them, --overwrite starts over, and without either they are left alone."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,47 @@ def check_flags(resume: bool, overwrite: bool) -> None:
     """Raises InputError for both at once."""
     if resume and overwrite:
         raise InputError("expected --resume or --overwrite, got both")
+
+
+def require_place(out: Path, *, file: bool) -> None:
+    """Raises InputError where `out` cannot be written.
+
+    file: `out` is a file, whose folder must exist; else a folder, which is created with those above it.
+    """
+    if file and not out.parent.is_dir():
+        raise InputError(f"expected a folder that exists for {out}, got {out.parent}")
+    if not file and out.exists() and not out.is_dir():
+        raise InputError(f"expected a folder to write to, got the file {out}")
+    place = out.parent if file else out
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise InputError(f"expected a folder that this user may write to for {out}, got {place}")
+
+
+def refuse_existing_file(out: Path, overwrite: bool) -> None:
+    """`require_place` for a file that no run continues; raises InputError where it exists without `overwrite`."""
+    require_place(out, file=True)
+    if out.exists() and not (overwrite and out.is_file()):
+        raise exists_error(out, "exists", resumable=False)
+
+
+def refuse_existing_folder(out: Path, command: str, is_own: bool, is_finished: bool, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run of `fastbert {command}` in this folder, to continue.
+
+    is_own, is_finished: whether such a run has written there, and all that it will. Raises InputError where a new run may not
+    write there.
+    """
+    check_flags(resume, overwrite)
+    require_place(out, file=False)
+    names = visible_names(out)
+    if names and not is_own:
+        raise foreign_folder_error(out, command, names[0])
+    if overwrite or not names:
+        return False
+    if not resume:
+        raise exists_error(out, "is finished" if is_finished else "is unfinished")
+    return True
 
 
 def exists_error(out: Path, state: str, *, resumable: bool = True) -> InputError:

@@ -1,15 +1,20 @@
-"""From a name to the folder of a BERT model and its configuration; or in one line why there is none."""
+"""From a name to the folder of a BERT model and its configuration; or in one line why there is none.
+
+transformers is imported where it is needed, so that what a folder alone shows to be wrong is said without loading torch.
+"""
 
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
-
+from .configurations import check_values
 from .errors import InputError, in_one_line
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 CONFIG, MODULES = "config.json", "modules.json"
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -35,6 +40,11 @@ def reading(what: str, path: str) -> Iterator[None]:
         raise InputError(f"expected {what} in {path}, got: {in_one_line(error)}") from error
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can be that of a folder only, and of nothing on the hub."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
 def find_model(path: str) -> str:
     """The folder that holds config.json and the weights, or the hub name as it is.
 
@@ -45,7 +55,7 @@ def find_model(path: str) -> str:
     if not path or folder.is_file():
         raise InputError(f"expected {EXPECTED}, got {'nothing' if not path else f'the file {path}'}")
     if not folder.is_dir():
-        if folder.is_absolute() or path.startswith((".", "~")) or path.endswith("/") or path.count("/") > 1:
+        if is_path(path):
             raise InputError(f"expected {EXPECTED}, got {path}, which does not exist")
         return path
     if (folder / CONFIG).is_file():
@@ -90,27 +100,64 @@ def relative(path: str, inside: Any) -> str:
 def read_json(path: str, file: str) -> Any | None:
     """The content of a file of a checkpoint, or None where there is none. Raises InputError where it is not JSON."""
     with reading(f"JSON in {file}", path):
-        found = transformers.utils.cached_file(
-            path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+        found = Path(path) / file
+        if not Path(path).is_dir():
+            cached = _from_hub(path, file)
+            if cached is None:
+                return None
+            found = Path(cached)
+        elif not found.is_file():
+            return None
+        return json.loads(found.read_text(encoding="utf-8"))
 
 
-def read_config(path: str) -> transformers.BertConfig:
+def _from_hub(name: str, file: str) -> str | None:
+    from transformers.utils import cached_file
+
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+
+
+def check_folder(path: str) -> None:
+    """What can be told of a checkpoint without loading a library, in milliseconds; a hub name passes.
+
+    Raises InputError where `path` is no checkpoint of BERT, has no weights, or a configuration that no BERT can have.
+    """
+    path = find_model(path)
+    if Path(path).is_dir():
+        content = read_json(path, CONFIG)
+        if not isinstance(content, dict):
+            raise InputError(f"expected a JSON object in {CONFIG} in {path}, got {type(content).__name__}")
+        _check_kind(content, path)
+        _check_numbers(content, path)
+        require_weights(path)
+
+
+def read_config(path: str) -> "BertConfig":
     """The configuration in a folder of a model, or under a hub name.
 
     One without a model_type, which from_pretrained of a BERT class accepts, is read too, if it names BERT's classes or sizes.
-    Raises InputError where it is of another model type, or cannot be read.
+    Raises InputError where it is of another model type, or cannot be read, or no BERT can have it.
     """
+    from transformers import BertConfig
+
     with reading(f"a {CONFIG} that transformers can read", path):
-        content, _ = transformers.BertConfig.get_config_dict(path)
-        kind, classes = content.get("model_type"), content.get("architectures") or []
-        if kind is None and not (all(name.startswith("Bert") for name in classes) if classes else content.keys() >= SIZES):
-            got = f"none, and architectures {', '.join(classes)}" if classes else "none, and not the sizes of one"
-            raise InputError(f"expected a checkpoint of model type 'bert', got {got} in {path}")
-        if kind not in (None, "bert"):
-            raise InputError(f"expected a checkpoint of model type 'bert', got {kind!r} in {path}")
-        return transformers.BertConfig.from_pretrained(path)
+        content, _ = BertConfig.get_config_dict(path)
+        _check_kind(content, path)
+        _check_numbers(content, path)
+        return BertConfig.from_pretrained(path)
+
+
+def _check_kind(content: dict[str, Any], path: str) -> None:
+    kind, classes = content.get("model_type"), content.get("architectures") or []
+    if kind is None and not (all(name.startswith("Bert") for name in classes) if classes else content.keys() >= SIZES):
+        got = f"none, and architectures {', '.join(classes)}" if classes else "none, and not the sizes of one"
+        raise InputError(f"expected a checkpoint of model type 'bert', got {got} in {path}")
+    if kind not in (None, "bert"):
+        raise InputError(f"expected a checkpoint of model type 'bert', got {kind!r} in {path}")
+
+
+def _check_numbers(content: dict[str, Any], path: str) -> None:
+    check_values(content, f"{CONFIG} in {path}", least_layers=0)
 
 
 def require_weights(path: str) -> None:

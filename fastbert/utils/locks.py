@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import InputError
+from .existing_outputs import require_place
 from .files import name_file
 from .printing import Say
 
@@ -28,8 +29,7 @@ def locked_folder(folder: Path, say: Say) -> Iterator[None]:
     say: called with a line where the lock of a process that has ended is taken over. Raises InputError where another run holds
     it or the path is no folder, OSError where the lock file cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"expected a folder to write to, got the file {folder}")
+    require_place(folder, file=False)
     with _created(folder), _locked(folder / NAME, folder, say):
         yield
 
@@ -37,8 +37,7 @@ def locked_folder(folder: Path, say: Say) -> Iterator[None]:
 @contextmanager
 def locked_file(file: Path, say: Say) -> Iterator[None]:
     """`locked_folder` for a single file. Raises InputError where its folder does not exist."""
-    if not file.parent.is_dir():
-        raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
+    require_place(file, file=True)
     with _locked(file.with_name(f".{file.name}{NAME}"), file, say):
         yield
 

@@ -14,3 +14,8 @@ def print_line(console: Any, line: str) -> None:
 def line_printer(console: Any) -> Say:
     """`print_line` on this console, as a function of the line."""
     return lambda line: print_line(console, line)
+
+
+def number_of(number: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 row", "2,000 rows". plural: where it is not the singular with an s."""
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"

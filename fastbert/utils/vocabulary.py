@@ -5,6 +5,8 @@ from typing import Any
 
 import transformers
 
+from fastbert.utils.printing import number_of
+
 from .errors import in_one_line
 
 FILES = ("tokenizer.json", "vocab.txt")
@@ -40,7 +42,9 @@ def misfit(tokenizer: Any, config: transformers.BertConfig) -> str | None:
         return "one of special tokens alone, to which every word is unknown"
     last = max(vocabulary.values())
     if last >= config.vocab_size:
-        return f"one of {len(vocabulary)} entries, ids to {last}, for a vocab_size of {config.vocab_size}"
+        return (
+            f"one of {number_of(len(vocabulary), 'entry', 'entries')}, ids to {last}, for a vocab_size of {config.vocab_size}"
+        )
     limit = tokenizer.model_max_length
     if not isinstance(limit, int | float) or limit < SHORTEST:
         return f"one whose model_max_length is {limit!r}, which leaves no room for a text"

@@ -16,6 +16,7 @@ from torch import Tensor
 import fastbert
 from fastbert.model.construction import transformers_classes
 from fastbert.utils.checkpoints import open_checkpoint, packaged_checkpoint
+from fastbert.utils.printing import number_of
 from fastbert.utils.sample_text import MASKED, read_texts
 from fastbert.utils.timing import Call, Timing, interleaved, largest_spread, steadiest
 
@@ -43,8 +44,9 @@ def run_demo(checkpoint: str | None, text: Path | None, rounds: int, console: Co
     real_tokens = int(batch["attention_mask"].sum())
     console.print(
         f"[bold]{Path(source.path).name if Path(source.path).is_dir() else source.path}[/]: "
-        f"{source.config.num_hidden_layers} layers, hidden size {source.config.hidden_size}, on {_device_name(device)} in "
-        f"{str(dtype).removeprefix('torch.')}\n{len(texts)} texts, {real_tokens} tokens, "
+        f"{number_of(source.config.num_hidden_layers, 'layer')}, hidden size "
+        f"{source.config.hidden_size}, on {_device_name(device)} in "
+        f"{str(dtype).removeprefix('torch.')}\n{number_of(len(texts), 'text')}, {number_of(real_tokens, 'token')}, "
         f"longest {batch['input_ids'].shape[1]}, fill rate {fill:.2f}"
     )
     vectors = embed(swapped, batch)
@@ -85,7 +87,7 @@ def _time(variants: dict[str, Call], device: torch.device, rounds: int, console:
 
 
 def _print_timings(timings: dict[str, Timing], labels: dict[str, str], rounds: int, real_tokens: int, console: Console) -> None:
-    table = Table(title=f"One batch, {rounds} rounds in turn, {torch.get_num_threads()} CPU threads")
+    table = Table(title=f"One batch, {number_of(rounds, 'round')} in turn, {number_of(torch.get_num_threads(), 'CPU thread')}")
     for name in ("", "median ms", "spread", "real tokens/s", "ratio"):
         table.add_column(name, justify="left" if not name else "right")
     baseline = timings["transformers"].median

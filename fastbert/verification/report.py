@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastbert.kernels.specs.accuracy import OUT_FACTOR
 from fastbert.utils.checkpoints import Checkpoint
+from fastbert.utils.printing import number_of
 from fastbert.version import __version__
 
 from .rows import GRADIENT_FACTOR, Row
@@ -26,6 +27,9 @@ TITLES = {
     "heads": "Every other head on this encoder: outputs, loss and all gradients, the worst of them",
     "kernels": "Triton kernels: outputs and gradients, the worst of them",
 }
+
+BAR = 10  # characters
+WIDE = 110  # columns, from which on a table has room for the names of parameters
 
 
 class Report:
@@ -51,7 +55,8 @@ class Report:
             "transformers": transformers.__version__,
         }
         self.console.print(
-            f"[bold]{source.path}[/]\n{source.class_name}, {len(texts)} texts, {self.about['dtype']} on {name}; torch "
+            f"[bold]{source.path}[/]\n{source.class_name}, {number_of(len(texts), 'text')}, "
+            f"{self.about['dtype']} on {name}; torch "
             f"{torch.__version__}, transformers {transformers.__version__}\n\n"
             f"Each row: the largest difference from float64, by fastbert and by PyTorch's own rounding in "
             f"{self.about['dtype']}. fastbert may err\n{OUT_FACTOR:g} times as much ({GRADIENT_FACTOR:g} times for gradients) "
@@ -76,12 +81,13 @@ class Report:
         failed = [row for row in self.rows if not row.passed]
         tensors = sum(row.count for row in self.rows)
         if failed:
-            self.console.print(f"[bold red]NOT SAFE[/]: {len(failed)} of {len(self.rows)} rows are outside their limit:")
+            self.console.print(f"[bold red]NOT SAFE[/]: {len(failed)} of {number_of(len(self.rows), 'row')} outside the limit:")
             for row in failed:
                 self.console.print(f"  {row.section}, {row.where}: {row.worst}", highlight=False)
         else:
             self.console.print(
-                f"[bold green]SAFE TO SWAP[/]: {tensors} tensors compared, {len(self.rows)} rows, none outside its limit",
+                f"[bold green]SAFE TO SWAP[/]: {number_of(tensors, 'tensor')} compared, "
+                f"{number_of(len(self.rows), 'row')}, none outside its limit",
                 highlight=False,
             )
         return not failed
@@ -102,18 +108,23 @@ class Report:
 
     def _print(self, section: str, rows: list[Row]) -> None:
         table = Table(title=TITLES[section], title_justify="left")
-        table.add_column("", no_wrap=True)
+        table.add_column("", overflow="fold")
         for name in ("tensors", "fastbert", "PyTorch", "ratio"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("of what is allowed", no_wrap=True)
-        if any(row.worst.name not in ("weights", row.where) for row in rows):
+        table.add_column("of what is allowed", min_width=BAR + 2)
+        has_worst = any(row.worst.name not in ("weights", row.where) for row in rows)
+        is_wide = self.console.width >= WIDE
+        if has_worst and is_wide:
             table.add_column("worst at", overflow="fold")
         for row in rows:
             worst = row.worst
             ratio = "exact" if worst.error == 0 else "-" if math.isinf(worst.ratio) else f"{worst.ratio:.2f}"
             cells = [row.where, str(row.count), f"{worst.error:.1e}", f"{worst.torch_error:.1e}", ratio, _bar(row)]
-            table.add_row(*cells, *([worst.name] if len(table.columns) == 7 else []))
+            table.add_row(*cells, *([worst.name] if has_worst and is_wide else []))
         self.console.print(table)
+        if has_worst and not is_wide:
+            for row in rows:
+                self.console.print(f"  {row.where}: worst at {row.worst.name}", highlight=False, markup=False)
         for line in proof_lines(rows):
             self.console.print(line, highlight=False)
 
@@ -137,5 +148,5 @@ def _proved(row: Row) -> dict[str, list[str]]:
 def _bar(row: Row) -> str:
     used = row.worst.error / row.worst.allowed if row.worst.allowed else 0.0 if row.passed else 1.0
     colour = "green" if row.passed else "red"
-    filled = 10 if math.isnan(used) else min(10, math.ceil(10 * used))
-    return f"[{colour}]{'━' * filled}[/][dim]{'─' * (10 - filled)}[/] [{colour}]{'✓' if row.passed else '✗'}[/]"
+    filled = BAR if math.isnan(used) else min(BAR, math.ceil(BAR * used))
+    return f"[{colour}]{'━' * filled}[/][dim]{'─' * (BAR - filled)}[/] [{colour}]{'✓' if row.passed else '✗'}[/]"

@@ -144,8 +144,9 @@ def path_parameters(command: str) -> set[str]:
 
 
 def test_every_command_and_every_path_is_here():
-    assert set(COMMANDS) == set(CALLS) == set(SLOTS)
-    assert {command: path_parameters(command) for command in COMMANDS} == {c: set(slots) for c, slots in SLOTS.items()}
+    here = set(COMMANDS) - {"run"}  # whose program is not fastbert's: test_scripts
+    assert here == set(CALLS) == set(SLOTS)
+    assert {command: path_parameters(command) for command in here} == {c: set(slots) for c, slots in SLOTS.items()}
 
 
 # What a call that works reads

@@ -59,7 +59,7 @@ def test_warnings_are_plain_words(tokenizer, tmp_path):
     said = "\n".join(audit_warnings(meta.audit))
     for part in (
         "67% of the lines occur in the text more than once (4 repetitions)",
-        "6 of 6 documents have one sentence and can never give a pair where B follows A",
+        "6 of 6 documents with one sentence, which can never give a pair where B follows A",
         "only 6 documents",
         "of the tokens are [UNK]",
         "B is random in 100% of the samples",

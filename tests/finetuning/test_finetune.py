@@ -214,7 +214,7 @@ def test_what_was_cut_is_mentioned(tmp_path, checkpoint, console):
     options = options_of("classify", tmp_path, checkpoint, dataclasses.replace(FAST, epochs=1), count=16)
     options.data.train.write_text(options.data.train.read_text() + "red " * 500 + ",red\n")
     report = finetune(options, console)
-    assert any("1 of 17 are longer than 32 tokens and are cut" in note for note in report["notes"])
+    assert any("1 of 17 longer than 32 tokens, and cut" in note for note in report["notes"])
     assert "text = text, label = label" in printed(console)
 
 
@@ -244,7 +244,7 @@ def test_long_sentences_and_contexts_are_scored_whole(tmp_path, checkpoint, cons
     long.write_text("".join(f"{word} {tag}\n" for word, tag in zip(words, tags)))
     options = Options("tag", checkpoint, DataOptions(train, long, max_length=32), tmp_path / "out", FAST)
     report = finetune(options, console)
-    assert any("1 sentences in windows of 32 tokens with an overlap of 8" in note for note in report["notes"])
+    assert any("1 sentence in windows of 32 tokens with an overlap of 8" in note for note in report["notes"])
     counts = load_task("tag", options.data, open_checkpoint(str(options.out)))
     model, _ = load_model(open_checkpoint(str(options.out)), counts.head, counts.settings)
     from fastbert.tasks.features import predict

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import transformers
-from rich.console import Console
 
 from fastbert.finetuning.data import DataOptions
 from fastbert.finetuning.method import Method
@@ -24,7 +23,7 @@ def test_losses_are_those_of_transformers_trainer(kind, tmp_path, checkpoint):
     reference = getattr(transformers, task.head)(tested.config)
     reference.load_state_dict(tested.state_dict())
     setting = Setting(batch_size=7, learning_rate=1e-3, epochs=2, seed=4)
-    arguments = training_arguments(setting, 12, tmp_path / "unused", "float32", Console(quiet=True))
+    arguments = training_arguments(setting, 12, tmp_path / "unused", "float32")
     ragged = FineTuner(tested, arguments, Method(task, opened))
     ragged.train()
     arguments.set_evaluate("no")

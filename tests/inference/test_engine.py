@@ -18,8 +18,9 @@ from fastbert.inference.embedding import Embedding
 from fastbert.inference.engine import rows_of, stream
 from fastbert.inference.masked_words import MaskFilling
 from fastbert.inference.next_sentence import NextSentence
+from fastbert.inference.rows import Row
 from fastbert.inference.tagging import Tagging
-from fastbert.inference.task import Batch, Encoded, Row
+from fastbert.inference.task import Batch, Encoded
 from fastbert.utils.errors import InputError
 
 ALONE = 1e-5

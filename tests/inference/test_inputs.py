@@ -106,7 +106,7 @@ def test_rows_come_one_at_a_time(tmp_path):
     ("kind", "fields", "format_", "message"),
     [
         (TEXT, None, "xml", "expected a format among csv, tsv, jsonl, json, text, got 'xml'"),
-        (PAIR, ["a"], "jsonl", r"expected 2 field\(s\), first and second, got 1: a"),
+        (PAIR, ["a"], "jsonl", r"expected 2 fields, first and second, got 1: a"),
         (PAIR, None, "text", "expected a format among csv, tsv, jsonl, json, got 'text'"),
         (TEXT, ["a"], "text", "expected csv, tsv, jsonl, json beside a named field, got text in"),
     ],

@@ -94,7 +94,7 @@ def test_text_becomes_a_checkpoint_in_three_commands(tmp_path):
     [
         (["--data", "nowhere", "--steps", "3"], "folder of a finished `fastbert prepare`"),
         (["--data", "a", "--data", "b", "--steps", "3"], "one --steps per --data, got 1 for 2 folders"),
-        (["--data", "a", "--steps", "3", "--preset", "new"], "a preset among modern, google-2018, got 'new'"),
+        (["--data", "a", "--steps", "3", "--preset", "new"], "'--preset': 'new' is not one of 'modern', 'google-2018'"),
         (["--data", "a", "--steps", "3", "--preset", "google-2018"], "at least warmup_steps=10000, got 3"),
         (["--data", "a", "--steps", "3", "--optimizer", "sgd"], "optimizer"),
     ],
