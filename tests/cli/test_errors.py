@@ -66,6 +66,8 @@ CALLS: dict[str, str] = {
     "classify": "--model {classifier} --file {text} --out {out}",
     "tag": "--model {tagger} --file {text} --out {out}",
     "answer": "--model {answerer} --file {questions} --out {out}",
+    "rank": "who --model {ranker} --file {text} --out {out}",
+    "evaluate": "classify --model {classifier} --file {labelled} --json {out}",
     "export": "{checkpoint} --to torch-export --out {out}.pt2 --no-check",
 }
 SLOTS: dict[str, dict[str, Slot]] = {
@@ -106,7 +108,13 @@ SLOTS: dict[str, dict[str, Slot]] = {
             ("classify", "classifier", "text"),
             ("tag", "tagger", "text"),
             ("answer", "answerer", "questions"),
+            ("rank", "ranker", "text"),
         )
+    },
+    "evaluate": {
+        "model": Slot("checkpoint", "classifier"),
+        "file": Slot("file", "labelled"),
+        "json_file": Slot("out-file", "out"),
     },
     "export": {"checkpoint": Slot("checkpoint", "checkpoint"), "out": Slot("out-file", "out")},
 }
@@ -178,6 +186,7 @@ def good(room) -> dict[str, Path]:
     found = {
         "text": write("text.txt", "\n\n".join(f"{sentence()}\n{sentence()}" for _ in range(20)) + "\n"),
         "table": write("table.csv", "text,label\n" + "".join(f"{sentence()},{'yn'[n % 2]}\n" for n in range(8))),
+        "labelled": write("labelled.csv", "text,label\n" + "".join(f"{sentence()},LABEL_{n % 2}\n" for n in range(8))),
         "masks": write("masks.txt", "the [MASK] sat\n"),
         "pairs": write("pairs.jsonl", json.dumps({"first": sentence(), "second": sentence()}) + "\n"),
         "questions": write("questions.jsonl", json.dumps({"question": "who sat", "context": "the cat sat"}) + "\n"),
@@ -191,6 +200,7 @@ def good(room) -> dict[str, Path]:
         ("answerer", "BertForQuestionAnswering"),
     ):
         found[name] = save(folder / name, class_name)
+    found["ranker"] = save(folder / "ranker", "BertForSequenceClassification", num_labels=1)
     found["tokenizer"] = found["checkpoint"]
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=16))
     gpt.save_pretrained(folder / "gpt2")
@@ -203,13 +213,14 @@ def good(room) -> dict[str, Path]:
     return found
 
 
-def save(folder: Path, class_name: str) -> Path:
+def save(folder: Path, class_name: str, **changes: int) -> Path:
     folder.mkdir()
     vocabulary = [*SPECIAL, *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    getattr(transformers, class_name)(transformers.BertConfig(vocab_size=len(vocabulary), **TINY)).save_pretrained(folder)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **TINY, **changes)
+    getattr(transformers, class_name)(config).save_pretrained(folder)
     return folder
 
 

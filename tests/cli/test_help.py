@@ -15,6 +15,7 @@ GROUP = typer.main.get_command(app)
 NAMES = [one.name for one in app.registered_commands]
 WIDE, MANY = 80, 12
 FILES = ("texts.txt", "texts.csv", "t.csv", "e.csv", "t.json", "e.json", "t.conll", "e.conll", "train.py")
+FILES += ("passages.txt", "test.csv", "test.conll")
 
 
 def shown(*words: str) -> list[str]:

@@ -20,7 +20,7 @@ HIDDEN = (
 # command -> (its arguments, the library that is named, its extra)
 COMMANDS = {
     "finetune": ("finetune classify --model {small} --train {rows} --eval {rows} --out {out}", "accelerate", "train"),
-    "pretrain": ("pretrain --data {out} --steps 1 --out {out}", "accelerate", "train"),
+    "pretrain": ("pretrain --data {data} --steps 1 --out {out}", "accelerate", "train"),
     "prepare parquet": ("prepare {parquet} --tokenizer {small} --out {out}", "pyarrow", "train"),
     "prepare hf": ("prepare hf:imdb --tokenizer {small} --out {out}", "datasets", "train"),
     "export": ("export {small} --to onnx --out {out}", "onnx and onnxscript", "export"),
@@ -38,6 +38,7 @@ for name in fastbert.__all__:
     getattr(fastbert, name)
 from typer.testing import CliRunner
 from fastbert.cli.app import app
+assert CliRunner().invoke(app, words["prepare"]).exit_code == 0
 ended = {name: CliRunner().invoke(app, command) for name, command in words["commands"].items()}
 print(json.dumps({name: [done.exit_code, done.stderr, repr(done.exception)] for name, done in ended.items()}))
 """
@@ -47,11 +48,30 @@ print(json.dumps({name: [done.exit_code, done.stderr, repr(done.exception)] for 
 def ended(tmp_path_factory) -> dict[str, list]:
     """(status, standard error, exception) of each command."""
     folder = tmp_path_factory.mktemp("missing")
-    places = {"small": SMALL, "rows": folder / "rows.csv", "parquet": folder / "text.parquet", "out": folder / "out"}
+    places = {
+        "small": SMALL,
+        "rows": folder / "rows.csv",
+        "parquet": folder / "text.parquet",
+        "out": folder / "out",
+        "data": folder / "data",
+    }
     places["rows"].write_text("text,label\na cat,x\na dog,y\n")
     places["parquet"].write_bytes(b"PAR1")
+    (folder / "text.txt").write_text("A cat sat on the mat.\nA dog ran.\n\nIt rained.\nThe sun came out.\n")
     commands = {name: [word.format(**places) for word in words.split()] for name, (words, _, _) in COMMANDS.items()}
-    given = json.dumps({"hidden": HIDDEN, "commands": commands})
+    prepare = [
+        "prepare",
+        folder / "text.txt",
+        "--tokenizer",
+        SMALL,
+        "--out",
+        places["data"],
+        "--seq-len",
+        "16",
+        "--workers",
+        "1",
+    ]
+    given = json.dumps({"hidden": HIDDEN, "commands": commands, "prepare": [*map(str, prepare)]})
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not places["out"].exists()
