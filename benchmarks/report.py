@@ -1,10 +1,10 @@
-"""The records as a page to read: `python -m benchmarks.report [FOLDER] [--readme README.md]`.
+"""The records as pages to read: `python -m benchmarks.report [FOLDER] [--checkout .]`.
 
 Writes REPORT.md and the plots into the folder of records: every row, every contender, with the reason where there is no
-number. With `--readme` the headline tables replace what is between that file's markers.
+number. With `--checkout` the numbers of its README.md (one small table and a chart) and of its docs/numbers.md (the headline
+tables) are replaced too, each between the markers of its file.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,13 @@ from fastbert.utils.files import write_whole
 
 from .harness import plots
 from .harness.growth import slope_table
-from .harness.headline import HEADLINES, headline, newest
+from .harness.headline import headline
 from .harness.markdown import plain
+from .harness.ragged import chart, small_table
 from .harness.record_tables import ceilings_table, conditions_table, suite_table
 from .harness.records import Record, load_all, suites
 
+README, NUMBERS, CHART = Path("README.md"), Path("docs/numbers.md"), Path("docs/images/ragged.png")  # in a checkout
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 NOTE = """\
 Medians. spread: half the interquartile range over the median. Tokens are real tokens, padding is never counted. fill: real
@@ -29,10 +31,10 @@ belongs here, or the contender gave none and its row says why. Long details are 
 """
 
 
-def build(folder: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
-    """Every file to write, with its content.
+def build(folder: Path, checkout: Path | None = None) -> dict[Path, str | bytes]:
+    """Every file to write, with its content. checkout: whose pages to write as well.
 
-    Raises ValueError where the folder holds no record or the README lacks its markers.
+    Raises ValueError where the folder holds no record or a page lacks its markers, OSError where there is no such page.
     """
     if not folder.is_dir():
         raise ValueError(f"expected a folder of records, got {folder}, which is none")
@@ -50,10 +52,8 @@ def build(folder: Path, readme: Path | None = None) -> dict[Path, str | bytes]:
     opening = ["# Measurements", *([] if measured else ["**On a GPU nothing is measured yet.**"]), headline(records), NOTE]
     sections = [section(record, folder, images[record.path]) for record in reversed(records)]
     files[folder / "REPORT.md"] = "\n\n".join([*opening, *sections]) + "\n"
-    if readme is not None:
-        plot = _headline_plot(records, images)
-        link = f"\n\n![Measurements]({Path(os.path.relpath(folder / plot, readme.parent)).as_posix()})" if plot else ""
-        files[readme] = between_markers(readme.read_text(encoding="utf-8"), headline(records) + link, readme.name)
+    if checkout is not None:
+        files |= pages(records, checkout)
     return files
 
 
@@ -70,10 +70,16 @@ def section(record: Record, folder: Path, images: dict[str, str]) -> str:
     return "\n\n".join([*parts, *(f"![{kind}, {name}]({file})" for kind, file in images.items())])
 
 
-def _headline_plot(records: Sequence[Record], images: dict[Path, dict[str, str]]) -> str | None:
-    """The first plot of the newest record behind a headline table, a GPU's before a CPU's."""
-    found = [newest(records, device, suite) for device in ("cuda", "cpu") for suite in HEADLINES]
-    return next((next(iter(images[one[0].path].values())) for one in found if one and images[one[0].path]), None)
+def pages(records: Sequence[Record], checkout: Path) -> dict[Path, str | bytes]:
+    """README.md and docs/numbers.md of a checkout with the numbers of these records between their markers, and the chart."""
+    picture = chart(records)
+    files: dict[Path, str | bytes] = {} if picture is None else {checkout / CHART: picture}
+    blocks = {README: small_table(records), NUMBERS: headline(records)}
+    for page, block in blocks.items():
+        path = checkout / page
+        shown = "" if picture is None else f"![Real tokens per second]({CHART.relative_to(page.parent).as_posix()})\n\n"
+        files[path] = between_markers(path.read_text(encoding="utf-8"), shown + block, page.as_posix())
+    return files
 
 
 def between_markers(text: str, block: str, name: str) -> str:
@@ -91,14 +97,15 @@ def between_markers(text: str, block: str, name: str) -> str:
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with the records.")] = Path("benchmarks/results"),
-    readme: Annotated[Path | None, typer.Option(help="Replace the block between this file's markers as well.")] = None,
+    checkout: Annotated[Path | None, typer.Option(help="Replace the numbers of README.md and docs/ in it as well.")] = None,
 ) -> None:
     """Write REPORT.md and its plots from every record below the folder."""
     try:
-        files = build(folder, readme)
+        files = build(folder, checkout)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         typer.echo(str(path))
 

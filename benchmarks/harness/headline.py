@@ -26,7 +26,7 @@ def headline(records: Sequence[Record]) -> str:
         parts += [f"{title}: fastbert's real tokens per second over each peer's.", _table(chosen, peers)]
         missing = [f"{name} ({_why(rows, name)})" for name in names if name not in peers]
         parts += [f"Without a number: {'; '.join(missing)}."] if missing else []
-        parts += [f"{DEVICES[device]}: {_conditions(found[0])}." for device, found in chosen.items() if found]
+        parts += [f"{DEVICES[device]}: {conditions_line(found[0])}." for device, found in chosen.items() if found]
     return "\n\n".join(parts)
 
 
@@ -75,7 +75,7 @@ def _why(rows: Sequence[Row], name: str) -> str:
     return " or ".join(dict.fromkeys(f"{one.status}: {one.reason or 'no reason given'}" for one in found))
 
 
-def _conditions(record: Record) -> str:
+def conditions_line(record: Record) -> str:
     """The conditions in one sentence."""
     found = record.conditions
     versions = found.get("versions") or {}

@@ -145,7 +145,12 @@ def _colours(rows: list[Row]) -> dict[str, str]:
 
 def _figure(panels: int) -> tuple[Figure, FigureCanvasAgg]:
     columns = min(panels, 3)
-    figure = Figure(figsize=(5 * columns, 3.2 * -(-panels // columns) + 1), layout="constrained")
+    return new_figure((5 * columns, 3.2 * -(-panels // columns) + 1))
+
+
+def new_figure(inches: tuple[float, float]) -> tuple[Figure, FigureCanvasAgg]:
+    """An empty figure, outside pyplot's state, with what draws it."""
+    figure = Figure(figsize=inches, layout="constrained")
     return figure, FigureCanvasAgg(figure)
 
 
