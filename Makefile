@@ -21,7 +21,7 @@ TESTS ?= tests
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench gpu codegen proofs versions release rehearsal clean
+.PHONY: demo test lint docs bench gpu codegen proofs versions release rehearsal clean
 
 demo: $(VENV)/.installed-demo
 	$(PY) -m fastbert demo $(MODEL) $(if $(TEXT),--text $(TEXT))
@@ -39,6 +39,10 @@ lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# The pages of docs/ with the reference, into out/docs; a link or a name that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 codegen: $(VENV)/.installed-test
 	$(PY) -m benchmarks.codegen --jobs $(JOBS) --record benchmarks/codegen.tsv
@@ -85,6 +89,10 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-release: $(VENV)/.created pyproject.toml constraints.txt
 	$(PY) .ci/install.py --torch $(TORCH) release
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
+	$(PY) .ci/install.py --torch $(TORCH) docs
 	touch $@
 
 clean:

