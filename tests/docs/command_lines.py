@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import re
-from typing import Any
+from enum import Enum
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -81,17 +82,29 @@ def check_click(command: Any, words: list[str]) -> None:
         assert name in command.commands, f"there is no command {name}"
         command = command.commands[name]
     context = command.make_context(name, [], resilient_parsing=True)
+    context.resilient_parsing = False  # else unknown options would be passed over
     try:
         values, rest, _ = command.make_parser(context).parse_args(list(words))
     except Exception as error:  # NoSuchOption and others of typer's own click
         raise AssertionError(f"{name}: {getattr(error, 'message', error)}") from error
+    choices = choices_of(command.callback)
     for parameter in command.params:
         value = values.get(parameter.name)
         assert not parameter.required or value not in (None, [], ()), f"{name} lacks {parameter.name}"
-        choices = getattr(parameter.type, "choices", None)
-        for one in [] if choices is None or value is None else value if isinstance(value, list | tuple) else [value]:
-            assert one in [getattr(choice, "value", choice) for choice in choices], f"{name}: {one} is none of {choices}"
+        allowed = choices.get(parameter.name)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            assert allowed is None or one is None or one in allowed, f"{name}: {one} is none of {', '.join(allowed or ())}"
     assert not rest or command.context_settings.get("allow_extra_args"), f"{name}: too many words, {rest}"
+
+
+def choices_of(callback: Any) -> dict[str, list[str]]:
+    """The values of every parameter that has a list of them, an Enum."""
+    found = {}
+    for parameter, hint in get_type_hints(inspect.unwrap(callback)).items():
+        for one in (hint, *get_args(hint)):
+            if isinstance(one, type) and issubclass(one, Enum):
+                found[parameter] = [choice.value for choice in one]
+    return found
 
 
 def check_make(words: list[str]) -> None:

@@ -14,7 +14,7 @@ RUNS, NEEDS = "runs", "needs"
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. note: of a comment right above it, `<!-- runs: ... -->` or `<!-- needs: ... -->`, its word and the rest."""
+    """A fenced block. note: the word and the rest of a comment right above, `<!-- runs: ... -->` or `<!-- needs: ... -->`."""
 
     page: Path
     line: int
