@@ -1,6 +1,9 @@
 """The report: every contender with its number or its reason, the same bytes from the same records."""
 
 import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +11,11 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed: the repor
 
 from benchmarks import report
 from benchmarks.harness.headline import headline
-from benchmarks.harness.records import Row, load_all
-from tests.benchmarks.records import PRETRAINING, cells_of, everything, run, timed, write
+from benchmarks.harness.ragged import chart, digest, small_table
+from benchmarks.harness.records import ABSENT, Contender, Row, load_all
+from tests.benchmarks.records import INFERENCE, KERNEL, PRETRAINING, cells_of, everything, run, timed, write
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_report_has_every_contender_with_its_numbers_or_its_reason(tmp_path):
@@ -41,23 +47,83 @@ def test_report_has_every_contender_with_its_numbers_or_its_reason(tmp_path):
     assert "100.0%" in kernel
 
 
+def checkout(folder: Path, block: str = f"{report.BEGIN}\nold\n{report.END}") -> Path:
+    """A checkout with a README and a page of numbers, and nothing else."""
+    for page in (report.README, report.NUMBERS):
+        (folder / page).parent.mkdir(parents=True, exist_ok=True)
+        (folder / page).write_text(f"before\n{block}\nafter\n")
+    return folder
+
+
 def test_report_twice_gives_the_same_bytes(tmp_path):
-    write(tmp_path / "run.json", *everything())
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    write(tmp_path / "records" / "run.json", *everything())
+    root = checkout(tmp_path / "root")
     contents = []
     for _ in range(2):
-        status, _ = run(report, tmp_path, "--readme", readme)
+        status, _ = run(report, tmp_path / "records", "--checkout", root)
         assert status == 0
-        contents.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+        contents.append({path.name: path.read_bytes() for path in tmp_path.rglob("*.*")})
     assert contents[0] == contents[1]
     pictures = {name for name in contents[0] if name.endswith(".png")}
-    assert pictures == {"run-throughput.png", "run-roofline.png"}  # no second batch size, no second memory
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "![Measurements](run-throughput.png)" in text
+    assert pictures == {"run-throughput.png", "run-roofline.png", "ragged.png"}  # no second batch size, no second memory
+    for page, picture in ((report.README, "docs/images/ragged.png"), (report.NUMBERS, "images/ragged.png")):
+        text = (root / page).read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+        assert f"![Real tokens per second]({picture})" in text
+
+
+def test_the_small_table_says_what_is_beside_what_and_what_has_no_number(tmp_path):
+    absent = Contender("transformers, torch.compile", ABSENT, "no compiler")
+    ragged = replace(INFERENCE, lengths="books")
+    row = Row(ragged, (timed("transformers, SDPA", 0.2), absent, timed("fastbert", 0.1)))
+    fixed = Row(replace(INFERENCE, lengths="fixed"), (timed("transformers, SDPA", 0.1), timed("fastbert", 0.1)))
+    write(tmp_path / "run.json", row, fixed)
+    text = small_table(load_all(tmp_path))
+    head, cells = cells_of(text, "padding"), cells_of(text, "61%")
+    found = dict(zip(head, cells))
+    assert (found["transformers, SDPA"], found["transformers, torch.compile"], found["fastbert"]) == (
+        "8,000",
+        "absent",
+        "16,000",
+    )
+    assert found["fastbert, beside the faster one"] == "2.00x"
+    assert "fixed" not in text
+    assert "On a GPU: not measured." in text
+    assert "Some CPU, 2 threads" in text
+
+
+def test_the_chart_is_drawn_from_the_numbers_it_names(tmp_path):
+    write(tmp_path / "a" / "run.json", Row(INFERENCE, (timed("transformers, SDPA", 0.2), timed("fastbert", 0.1))))
+    write(tmp_path / "b" / "run.json", Row(INFERENCE, (timed("transformers, SDPA", 0.2), timed("fastbert", 0.05))))
+    one, other = load_all(tmp_path / "a"), load_all(tmp_path / "b")
+    assert digest(one) != digest(other)
+    assert digest(one).encode() in chart(one)
+    write(tmp_path / "c" / "run.json", Row(KERNEL, (timed("torch", 0.2), timed("fastbert", 0.1))))
+    assert chart(load_all(tmp_path / "c")) is None
+    assert small_table(load_all(tmp_path / "c")) == "Text of many lengths: not measured."
+
+
+def test_the_pages_show_the_records_that_are_here():
+    """`python -m benchmarks.report --checkout .` would change no word; the chart carries what it was drawn from."""
+    records = load_all(ROOT / "benchmarks" / "results")
+    for path, content in report.build(ROOT / "benchmarks" / "results", ROOT).items():
+        if path.suffix == ".md":
+            assert path.read_text(encoding="utf-8") == content, path
+    assert digest(records).encode() in (ROOT / report.CHART).read_bytes()
+
+
+def test_the_sentence_vectors_in_the_readme_are_the_recorded_ones():
+    seconds = json.loads((ROOT / "benchmarks" / "tasks" / "embedding.json").read_text())["seconds"]
+    ours, sorted_too, in_order = (
+        statistics.median(seconds[name]) for name in ("fastbert.embed", "sentence-transformers", "transformers, input order")
+    )
+    readme, numbers = ((ROOT / page).read_text(encoding="utf-8") for page in (report.README, report.NUMBERS))
+    assert f"{sorted_too / ours:.2f} times as fast on 20,000 SNLI sentences" in " ".join(readme.split())
+    for name, median in (("sorts by length", sorted_too), ("input order", in_order)):
+        line = next(line for line in numbers.splitlines() if line.startswith("|") and name in line)
+        assert f"| {median:.1f} | {20000 / median:.0f} | {median / ours:.2f}x |" in line
 
 
 def test_readme_says_what_was_not_measured_and_under_which_conditions(tmp_path):
@@ -89,14 +155,13 @@ def test_headline_takes_the_newest_record(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["nothing", report.BEGIN, f"{report.END}\n{report.BEGIN}", f"{report.BEGIN}{report.END}" * 2])
-def test_report_refuses_a_readme_without_its_markers_and_writes_nothing(tmp_path, text):
+def test_report_refuses_a_page_without_its_markers_and_writes_nothing(tmp_path, text):
     write(tmp_path / "results" / "run.json", *everything())
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    status, output = run(report, tmp_path / "results", "--readme", readme)
+    root = checkout(tmp_path / "root", text)
+    status, output = run(report, tmp_path / "results", "--checkout", root)
     assert status == 2
     assert "expected <!-- numbers: begin -->" in " ".join(output.replace("│", "").split())
-    assert readme.read_text() == text
+    assert (root / report.README).read_text() == f"before\n{text}\nafter\n"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["run.json"]
 
 
