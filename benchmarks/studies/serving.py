@@ -1,9 +1,9 @@
 """Requests per second and latency of examples/serve.py at ragged lengths: on fastbert, and the same server on two peers.
 
-`python -m benchmarks.studies.serving --out serving.json`. One server process after the other, in turns; clients in this
-process ask again as soon as they are answered. No number where the vectors differ. The peers do with a batch what is common:
-transformers pads it to its longest text; sentence-transformers sorts it by length first and cuts it into batches of 32. The
-processor seconds of the server are recorded too: on a CPU that is shared with other work they vary less.
+`python -m benchmarks.studies.serving --out serving.json`. One server process after the other, in turns; clients in this process
+ask again as soon as they are answered. No number where the vectors differ. The peers do with a batch what is common: transformers
+pads it to its longest text; sentence-transformers sorts it by length first and cuts it into batches of 32. The processor seconds
+of the server are recorded too: on a CPU that is shared with other work they vary less.
 """
 
 import asyncio
