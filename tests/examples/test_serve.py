@@ -60,7 +60,8 @@ def serve():
 def running(serve, encoder, folder: str, budget: int = 512, limit: int = 65536) -> Iterator[str]:
     """The address of a server in a thread of this process."""
     queue = serve.Queue(encoder, AutoTokenizer.from_pretrained(folder), budget, limit)
-    config = uvicorn.Config(serve.make_app(queue, "tiny"), port=0, log_level="warning", access_log=False)
+    app = serve.make_app(queue, "tiny")
+    config = uvicorn.Config(app, port=0, timeout_keep_alive=75, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
