@@ -176,7 +176,8 @@ def attention_cases(arch: str) -> Iterator[Case]:
     for kind in (BF16, FP16):
         for head_dim in (24, 32, 128):
             yield case(f"head_dim {head_dim}", long, kind, (777,), head_dim, False, 0.0)
-            yield case(f"head_dim {head_dim} dropout", long, kind, (457,), head_dim, False, 0.1)
+            seqlens = (457,) if head_dim > 64 else (777,)  # narrower heads have three stages on sm_80
+            yield case(f"head_dim {head_dim} dropout", long, kind, seqlens, head_dim, False, 0.1)
         yield case("causal", long, kind, (1700,), 64, True, 0.0)
     for kind in (FP32, TF32):
         yield case("dropout", long, kind, (457,), 64, False, 0.1)
