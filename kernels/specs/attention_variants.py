@@ -112,7 +112,7 @@ def _backward(problem: Problem) -> Iterator[KernelVariant]:
     config = BackwardConfig.choose(problem)
     if config.short is not None:
         short = _short(attention_bwd_short_kernel, "bwd short", problem, config.short)
-        waits = "with 4 warps it does not, and heads above 64 spill" if problem.is_wide and problem.target == "sm_90" else ""
+        waits = "with 4 warps it does not, and heads above 64 spill" if problem.is_wide else ""
         yield replace(short, added_waits=waits)
         yield from _backward_of_the_rest(problem, config, PACK_ROWS + 1)
     if config.short is None or problem.max_seqlen > PACK_ROWS:
