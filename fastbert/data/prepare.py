@@ -8,6 +8,7 @@ number of processes and the interruptions. Pairs are not shuffled: shards are re
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError(f"expected at least one process, got {workers}")
     out = Path(out)
-    is_started(out, resume, overwrite)
+    with locked_folder(out, say) if out.is_dir() else nullcontext():  # before anything is read
+        is_started(out, resume, overwrite)
     sources = open_sources(names)
     opened = open_tokenizer(tokenizer, seq_len)
     pairs = PairOptions(seq_len, opened.ids["cls"], opened.ids["sep"], short_seq_prob, seed)

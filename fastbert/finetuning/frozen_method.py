@@ -73,6 +73,9 @@ class FrozenMethod(Method):
     def train(self) -> Any:
         return range(self.num_train)
 
+    def num_tokens(self, rows: Any) -> int:
+        return sum(len(self.task.train[row]) for row in rows)
+
     def collate(self, rows: Any) -> dict[str, Any]:
         return self.cache.collate(rows)
 

@@ -41,6 +41,10 @@ class Method:
         """The training data as the Trainer takes it."""
         return self.task.train
 
+    def num_tokens(self, rows: Any) -> int:
+        """How many tokens rows of `train` have."""
+        return sum(map(len, rows))
+
     def collate(self, rows: Any) -> dict[str, Any]:
         """A packed batch, sorted by length: attention on a CPU computes neighbours of equal length as one batch."""
         return collate(sorted(rows, key=len))

@@ -86,7 +86,7 @@ class FineTuner(SavingTrainer):
         return loader
 
     def _collate(self, rows: Sequence[Feature]) -> dict[str, Any]:
-        self._read.append(sum(map(len, rows)))
+        self._read.append(self.method.num_tokens(rows))
         return self.method.collate(rows) if self.args.world_size == 1 else self._collate_share(rows)
 
     def _collate_share(self, rows: Sequence[Feature]) -> dict[str, Any]:

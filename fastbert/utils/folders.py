@@ -117,10 +117,11 @@ def _from_hub(name: str, file: str) -> str | None:
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
 
 
-def check_folder(path: str) -> None:
+def check_folder(path: str, *, weights: bool = True) -> None:
     """What can be told of a checkpoint without loading a library, in milliseconds; a hub name passes.
 
-    Raises InputError where `path` is no checkpoint of BERT, has no weights, or a configuration that no BERT can have.
+    weights: whether they are needed. Raises InputError where `path` is no checkpoint of BERT, has no weights, or a
+    configuration that no BERT can have.
     """
     path = find_model(path)
     if Path(path).is_dir():
@@ -129,7 +130,8 @@ def check_folder(path: str) -> None:
             raise InputError(f"expected a JSON object in {CONFIG} in {path}, got {type(content).__name__}")
         _check_kind(content, path)
         _check_numbers(content, path)
-        require_weights(path)
+        if weights:
+            require_weights(path)
 
 
 def read_config(path: str) -> "BertConfig":
@@ -140,6 +142,8 @@ def read_config(path: str) -> "BertConfig":
     """
     from transformers import BertConfig
 
+    if (Path(path) / CONFIG).is_file():
+        check_folder(path, weights=False)
     with reading(f"a {CONFIG} that transformers can read", path):
         content, _ = BertConfig.get_config_dict(path)
         _check_kind(content, path)

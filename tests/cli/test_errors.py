@@ -4,15 +4,18 @@ The commands are those of the app itself, and each of their arguments that takes
 `SLOTS`: a new command, or a new argument, fails here until it is listed there.
 """
 
+import importlib
 import io
 import json
 import os
+import pkgutil
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import get_type_hints
 
@@ -22,6 +25,7 @@ import transformers
 import typer
 from typer.testing import CliRunner
 
+import fastbert
 from fastbert.cli.app import app
 
 COMMANDS = {one.name or one.callback.__name__.replace("_", "-"): one.callback for one in app.registered_commands}
@@ -232,12 +236,21 @@ def call(places: dict[str, Path], command: str, **changes: Path):
 # What can be wrong
 
 
+@cache
+def import_all() -> None:
+    """What commands import when they need it: another user may not read the folders of this Python."""
+    for module in pkgutil.walk_packages(fastbert.__path__, "fastbert."):
+        if not module.name.endswith(("__main__", "sitecustomize")):
+            importlib.import_module(module.name)
+
+
 @contextmanager
 def without_rights() -> Iterator[None]:
     """As a user who may write only to folders that every user may write to."""
     if os.geteuid() != 0:
         yield
         return
+    import_all()
     os.seteuid(NOBODY)
     try:
         yield

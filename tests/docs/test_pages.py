@@ -18,7 +18,7 @@ NAMED = re.compile(r"`((?:kernels|fastbert|benchmarks|tests|docs|examples)/[\w./
 README_WORDS = 900
 TOP = {"fastbert", "kernels", "benchmarks", "tests", "docs", "examples"}
 OUTSIDE = re.compile(r'(?:src|href)="(https?://[^"]+)"|url\(["\']?(https?://[^)"\']+)')
-ALLOWED = ("https://squidfunk.github.io/mkdocs-material/", "https://github.com/triton-lang/triton/issues/")  # links to click
+ALLOWED = ("https://squidfunk.github.io/mkdocs-material/", "https://github.com/triton-lang/triton/")  # links to click
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

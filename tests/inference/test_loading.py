@@ -125,9 +125,9 @@ BROKEN = {
     "no weights": "expected weights, model.safetensors or pytorch_model.bin, in",
     "cut weights": "got: Error while deserializing header",
     "other shapes": "expected weights of the shapes that config.json names in",
-    "no JSON": "is not a valid JSON file",
-    "a list": "expected a config.json that transformers can read in",
-    "a word for a number": "Field 'hidden_size' expected int, got str",
+    "no JSON": "expected JSON in config.json in",
+    "a list": "expected a JSON object in config.json in",
+    "a word for a number": "expected a whole number as hidden_size in config.json in",
 }
 
 
