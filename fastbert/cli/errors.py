@@ -40,10 +40,9 @@ class CommandGroup(TyperGroup):
                 error.show()
             else:
                 context = getattr(error, "ctx", None)
+                message = error.format_message().replace("Value error, ", "")  # pydantic's words, where typer finds it
                 where = f"; see {context.command_path} --help" if context is not None else ""
-                typer.echo(
-                    f"fastbert: {' '.join(error.format_message().split()).rstrip('.')}{_came(error, words)}{where}", err=True
-                )
+                typer.echo(f"fastbert: {' '.join(message.split()).rstrip('.')}{_came(error, words)}{where}", err=True)
             status = error.exit_code
         sys.exit(status or 0)
 
