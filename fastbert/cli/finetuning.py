@@ -9,6 +9,7 @@ import typer
 from fastbert.finetuning.folder import is_started
 from fastbert.utils.errors import Resumable
 from fastbert.utils.folders import check_folder
+from fastbert.utils.locks import refuse_busy_folder
 from fastbert.utils.printing import print_line
 
 from .console import console
@@ -249,6 +250,7 @@ def finetune(
         raise typer.BadParameter(f"expected a positive learning rate and epochs, got {rate} and {epochs}")
     with plain_errors():
         if is_alone():
+            refuse_busy_folder(out)
             is_started(out, resume, overwrite)
             check_folder(model)
     from fastbert.finetuning.data import DataOptions

@@ -9,6 +9,7 @@ from fastbert.inference.rows import Row
 from fastbert.utils.errors import InputError
 from fastbert.utils.existing_outputs import check_flags, require_place
 from fastbert.utils.folders import check_folder
+from fastbert.utils.locks import refuse_busy_file
 
 NPY = ".npy"
 
@@ -39,6 +40,7 @@ class Destination(NamedTuple):
             raise InputError("expected --out beside --overwrite")
         if self.out is not None:
             require_place(self.out, file=True)
+            refuse_busy_file(self.out)
             refuse_existing(self.out, self.resume, self.overwrite)
         if model is not None:
             check_folder(model)

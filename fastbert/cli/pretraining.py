@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastbert.pretraining.folder import is_started
+from fastbert.utils.locks import refuse_busy_folder
 from fastbert.utils.printing import number_of
 from fastbert.utils.sizes import SIZES, check_size_or_file
 
@@ -172,6 +173,7 @@ def pretrain(
 
     with plain_errors():
         if is_alone():
+            refuse_busy_folder(out)
             is_started(out, f"checkpoint-{sum(steps)}", resume, overwrite)
             check_size_or_file(config)
             for folder in [*data, *([held_out] if held_out else [])]:

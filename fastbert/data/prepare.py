@@ -8,14 +8,13 @@ number of processes and the interruptions. Pairs are not shuffled: shards are re
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from fastbert.utils.errors import DataError
 from fastbert.utils.existing_outputs import check_flags
 from fastbert.utils.files import write_whole
-from fastbert.utils.locks import locked_folder
+from fastbert.utils.locks import locked_folder, refuse_busy_folder
 
 from .audit import audit_samples, audit_text
 from .documents import HUB, Report, Source, open_sources
@@ -68,8 +67,8 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError(f"expected at least one process, got {workers}")
     out = Path(out)
-    with locked_folder(out, say) if out.is_dir() else nullcontext():  # before anything is read
-        is_started(out, resume, overwrite)
+    refuse_busy_folder(out)  # before its work is called unfinished
+    is_started(out, resume, overwrite)
     sources = open_sources(names)
     opened = open_tokenizer(tokenizer, seq_len)
     pairs = PairOptions(seq_len, opened.ids["cls"], opened.ids["sep"], short_seq_prob, seed)

@@ -38,8 +38,22 @@ def locked_folder(folder: Path, say: Say) -> Iterator[None]:
 def locked_file(file: Path, say: Say) -> Iterator[None]:
     """`locked_folder` for a single file. Raises InputError where its folder does not exist."""
     require_place(file, file=True)
-    with _locked(file.with_name(f".{file.name}{NAME}"), file, say):
+    with _locked(_beside(file), file, say):
         yield
+
+
+def refuse_busy_folder(folder: Path) -> None:
+    """Raises InputError where another run holds the lock of this folder. Takes no lock, and touches nothing."""
+    _refuse_busy(folder / NAME, folder)
+
+
+def refuse_busy_file(file: Path) -> None:
+    """`refuse_busy_folder` for a single file."""
+    _refuse_busy(_beside(file), file)
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}{NAME}")
 
 
 @contextmanager
@@ -76,11 +90,33 @@ def locked_together(folder: Path, say: Say) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _locked(file: Path, output: Path, say: Say) -> Iterator[None]:
+def _refuse_busy(file: Path, output: Path) -> None:
+    _key(file, output)  # first: closing the file would release this process's own lock
+    try:
+        handle: BinaryIO = file.open("r+b", buffering=0)
+    except OSError:  # there is none; or it cannot be opened, which whoever takes it will say
+        return
+    with handle:
+        if not _try_lock(handle):
+            raise _busy(handle, file, output)
+
+
+def _key(file: Path, output: Path) -> Path:
+    """The lock file's name in `_held`. Raises InputError where this process holds it."""
     key = file.parent.resolve() / file.name
     if key in _held:
         raise InputError(f"expected no other run that writes to {output}, got one of this process ({file})")
+    return key
+
+
+def _busy(handle: BinaryIO, file: Path, output: Path) -> InputError:
+    handle.seek(0)
+    return InputError(f"expected no other run that writes to {output}, got {_holder(handle.read())}, which does ({file})")
+
+
+@contextmanager
+def _locked(file: Path, output: Path, say: Say) -> Iterator[None]:
+    key = _key(file, output)
     handle = _acquire(file, output)
     _held.add(key)
     try:
@@ -109,10 +145,7 @@ def _acquire(file: Path, output: Path) -> BinaryIO:
         handle: BinaryIO = file.open("a+b", buffering=0)
         try:
             if not _try_lock(handle):
-                handle.seek(0)
-                raise InputError(
-                    f"expected no other run that writes to {output}, got {_holder(handle.read())}, which does ({file})"
-                )
+                raise _busy(handle, file, output)
             try:
                 current = file.stat()
             except FileNotFoundError:

@@ -146,8 +146,9 @@ def test_a_second_run_into_one_file_is_refused(checkpoints, file, call, tmp_path
             assert process.poll() is None
             time.sleep(0.05)
         assert json.loads(lock.read_text())["process"] == process.pid
-        done = call("embed", "BertModel", "--overwrite", status=2)
-        assert f"expected no other run that writes to {tmp_path / 'a.jsonl'}, got process {process.pid} on" in done.stderr
+        for options in ((), ("--overwrite",)):  # nor is it called unfinished
+            done = call("embed", "BertModel", *options, status=2)
+            assert f"expected no other run that writes to {tmp_path / 'a.jsonl'}, got process {process.pid} on" in done.stderr
         process.communicate("the cat\n", timeout=100)
     assert process.returncode == 0
     assert not lock.exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastbert.utils.errors import InputError
-from fastbert.utils.locks import locked_file, locked_folder, locked_replacement
+from fastbert.utils.locks import locked_file, locked_folder, locked_replacement, refuse_busy_file, refuse_busy_folder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -95,6 +95,30 @@ def test_a_worker_that_outlives_its_parent_does_not_keep_it(tmp_path):
     said: list[str] = []
     with locked_folder(tmp_path / "out", said.append):
         assert len(said) == 1
+
+
+@pytest.mark.parametrize(("kind", "refuse"), [("locked_folder", refuse_busy_folder), ("locked_file", refuse_busy_file)])
+def test_a_look_at_the_lock_of_another_process_takes_and_touches_nothing(kind, refuse, tmp_path):
+    out = tmp_path / "out"
+    refuse(out)
+    assert not list(tmp_path.iterdir())
+    first = start(kind, out)
+    wait(first)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    with pytest.raises(InputError, match=f"got process {first.pid} on .*, which does"):
+        refuse(out)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+    first.kill()
+    first.wait()
+    refuse(out)  # a lock file without its process
+
+
+def test_a_look_at_the_own_lock_keeps_it(tmp_path):
+    with locked_folder(tmp_path / "out", print):
+        with pytest.raises(InputError, match="got one of this process"):
+            refuse_busy_folder(tmp_path / "out")
+        second = start("locked_folder", tmp_path / "out")
+        assert "expected no other run" in second.communicate(timeout=60)[1]
 
 
 def test_the_same_process_is_refused_too(tmp_path):
