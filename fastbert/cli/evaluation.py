@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.utils.folders import check_folder
+
 from .errors import plain_errors
 from .inference_options import BatchTokens
-from .options import OverwriteOption, PrecisionOption
+from .options import OverwriteOption, PrecisionOption, precision_dtype
+from .report_files import check_report_file, write_report
 
 
 class Task(str, Enum):
@@ -57,8 +60,6 @@ def evaluate(
     Accuracy, macro F1 and a confusion matrix for labels; seqeval's scores of whole entities for tags; exact match and F1 for
     answers, correlations for numbers. The model answers with the settings it was fine-tuned with.
     """
-    from .report_files import check_report_file, write_report
-
     roles = ("text", "pair", "label")
     columns = dict(one.partition("=")[::2] for one in column or [])
     if not set(columns) <= set(roles) or not all(columns.values()):
@@ -67,22 +68,19 @@ def evaluate(
         )
     with plain_errors():
         check_report_file(json_file, overwrite)
-        import torch
-
+        check_folder(model)
         from fastbert.inference.evaluation import LabelledFile
         from fastbert.inference.evaluation import evaluate as run
 
         from .evaluation_tables import show
         from .inference_rows import say
-        from .inference_run import _progress
+        from .inference_run import progress
 
-        dtype = None if precision is None else {"bf16": torch.bfloat16, "float32": torch.float32}[precision.value]
         data = LabelledFile(file, columns, header, format_)
-        options: dict[str, Any] = {"max_length": max_length, "batch_tokens": batch_tokens, "dtype": dtype}
-        with _progress(None, 0) as report:
+        options: dict[str, Any] = {"max_length": max_length, "batch_tokens": batch_tokens, "dtype": precision_dtype(precision)}
+        with progress(None, 0) as report:
             found = run(task.value, model, data, report=report, **options)
         for note in found.notes:
             say(f"{file}: {note}")
         show(found)
-        if json_file is not None:
-            write_report(json_file, {"model": model, "file": str(file), **found.as_dict()})
+        write_report(json_file, {"model": model, "file": str(file), **found.as_dict()})

@@ -30,7 +30,7 @@ from .inference_options import (
     Stride,
     Texts,
 )
-from .options import OverwriteOption, Precision, PrecisionOption
+from .options import OverwriteOption, PrecisionOption, precision_dtype
 
 
 def embed(
@@ -128,7 +128,7 @@ def embed(
             prompt_name=prompt_name,
             output_dtype=dtype.value,
             long=long.value,
-            dtype=_dtype(precision),
+            dtype=precision_dtype(precision),
         )
         options: dict[str, Any] = {"command": "embed", "modules": ", ".join(task.head.steps), "prompt": task.prompt}
         options |= {"sha256 of the modules": task.head.digest}
@@ -183,7 +183,7 @@ def fill_mask(
 
         from .inference_run import run
 
-        task = MaskFilling(model, top=top, dtype=_dtype(precision))
+        task = MaskFilling(model, top=top, dtype=precision_dtype(precision))
         run(
             task,
             rows,
@@ -229,7 +229,7 @@ def classify(
 
         from .inference_run import run
 
-        task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=_dtype(precision))
+        task = Classification(model, top=top or None, long=long.value, max_length=max_length, dtype=precision_dtype(precision))
         options: dict[str, Any] = {"command": "classify", "top": top, "long": long.value, "max_length": task.max_length}
         options |= {"activation": type(task.activation).__name__, "prompt": task.prompt}
         if task.line is not None:
@@ -271,7 +271,7 @@ def next_sentence(
 
         from .inference_run import run
 
-        task = NextSentence(model, long=long.value, dtype=_dtype(precision))
+        task = NextSentence(model, long=long.value, dtype=precision_dtype(precision))
         run(task, rows, results.SCORES, destination, {"command": "next", "long": long.value}, batch_tokens=batch_tokens)
 
 
@@ -314,7 +314,7 @@ def tag(
 
         from .inference_run import run
 
-        task = Tagging(model, max_length=max_length, stride=stride, characters=characters, dtype=_dtype(precision))
+        task = Tagging(model, max_length=max_length, stride=stride, characters=characters, dtype=precision_dtype(precision))
         options = {"command": "tag", "max_length": task.max_length, "stride": task.stride, "characters": task.characters}
         counts = {"words": 0, "entities": 0}
 
@@ -403,14 +403,8 @@ def answer(
             max_length=max_length,
             stride=stride,
             max_answer_length=max_answer_length,
-            dtype=_dtype(precision),
+            dtype=precision_dtype(precision),
         )
         options: dict[str, Any] = {"command": "answer", "top": top, "null_threshold": task.null_threshold}
         options |= {"max_length": task.max_length, "stride": task.stride, "max_answer_length": task.max_answer_length}
         run(task, rows, results.ANSWERS, destination, options, batch_tokens=batch_tokens)
-
-
-def _dtype(precision: Precision | None) -> Any:
-    import torch
-
-    return None if precision is None else {"bf16": torch.bfloat16, "float32": torch.float32}[precision.value]

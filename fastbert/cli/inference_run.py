@@ -84,19 +84,19 @@ def _run(
                 check(row)
     if output is not None:
         _write(
-            task, rows, total, output, to_bytes or (lambda row, result: _json_line(form.to_object(row, result))), batch_tokens
+            task, rows, total, output, to_bytes or (lambda row, result: json_line(form.to_object(row, result))), batch_tokens
         )
-    elif isinstance(rows, list) and _is_terminal():
+    elif isinstance(rows, list) and is_terminal():
         console().print(form.to_table(list(stream(task, rows, batch_tokens=batch_tokens))))
     else:
-        with _progress(total, 0, hidden=_is_terminal()) as report:
+        with progress(total, 0, hidden=is_terminal()) as report:
             results = stream(task, rows, batch_tokens=batch_tokens, report=report)
-            _print(form.to_object(row, result) for row, result in results)
+            print_objects(form.to_object(row, result) for row, result in results)
     for line in task.notes.lines():
         say(f"warning: {line}")
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
@@ -120,11 +120,11 @@ def without_columns(to_bytes: ToBytes, file: Path | None) -> ToBytes:
     return written
 
 
-def _print(objects: Iterable[dict[str, Any]]) -> None:
+def print_objects(objects: Iterable[dict[str, Any]]) -> None:
     """Prints JSONL. A reader that closes the pipe early, as `head` does, ends it without an error."""
     try:
         for value in objects:
-            sys.stdout.buffer.write(_json_line(value))
+            sys.stdout.buffer.write(json_line(value))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's own flush fails
@@ -150,7 +150,7 @@ def _write(
 
     try:
         with (
-            _progress(total, first) as report,
+            progress(total, first) as report,
             closing(stream(task, islice(rows, first, None), batch_tokens=batch_tokens, report=save_and_report)) as results,
         ):
             for row, result in results:
@@ -189,7 +189,7 @@ def _describe_model(task: Task[Any]) -> dict[str, Any]:
     return described | {"name": str(folder.resolve()), "files": {file.name: fingerprint(file) for file in files}}
 
 
-def _json_line(value: dict[str, Any]) -> bytes:
+def json_line(value: dict[str, Any]) -> bytes:
     # Columns of the input are written unchanged: NaN, which Python's JSON has, and half of a surrogate pair too.
     try:
         return (json.dumps(value, ensure_ascii=False) + "\n").encode()
@@ -198,7 +198,7 @@ def _json_line(value: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def _progress(total: int | None, first: int, hidden: bool = False) -> Iterator[Report | None]:
+def progress(total: int | None, first: int, hidden: bool = False) -> Iterator[Report | None]:
     """A bar on stderr with rows/s and the time left; none where that is no terminal, or the results go there too."""
     from rich.console import Console
 

@@ -3,11 +3,14 @@
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .help import INPUT, OUTPUT, SPEED
+
+if TYPE_CHECKING:
+    import torch
 
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A folder or a hub name of a BERT checkpoint.", show_default=False)
@@ -47,6 +50,13 @@ PrecisionOption = Annotated[
 def is_alone() -> bool:
     """Whether this is not one of several processes, which check together, so that one line comes of an error."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def precision_dtype(precision: Precision | None) -> "torch.dtype | None":
+    """The dtype of the weights that the option asks for; None for the default of this machine."""
+    import torch
+
+    return None if precision is None else {"bf16": torch.bfloat16, "float32": torch.float32}[precision.value]
 
 
 def precision_name(precision: Precision | None) -> str:

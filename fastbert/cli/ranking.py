@@ -5,9 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fastbert.utils.errors import InputError
+from fastbert.utils.existing_outputs import refuse_existing_file
+from fastbert.utils.folders import check_folder
+from fastbert.utils.locks import locked_file, refuse_busy_file
+from fastbert.utils.printing import number_of
+
 from .errors import plain_errors
 from .inference_options import BatchTokens, Field, File, Format, Header, Long, LongOption, MaxLength, Texts
-from .options import OverwriteOption, Precision, PrecisionOption
+from .options import OverwriteOption, PrecisionOption, precision_dtype
 
 
 def rank(
@@ -33,35 +39,39 @@ def rank(
     from contextlib import nullcontext
 
     from fastbert.inference import inputs
-    from fastbert.inference.engine import stream
-    from fastbert.inference.ranking import Ranking, best
-    from fastbert.inference.task import Row
-    from fastbert.utils.files import write_whole
-    from fastbert.utils.locks import locked_file
+    from fastbert.inference.rows import Row
 
     from .inference_rows import pick_rows, say
-    from .inference_run import _is_terminal, _json_line, _print, _progress
 
     with plain_errors():
         rows = pick_rows(texts or [], inputs.RANK, file, field, format_, header)
+        _check_out(out, overwrite)
+        check_folder(model)
+        from fastbert.inference.engine import stream
+        from fastbert.inference.ranking import Ranking, best
+        from fastbert.utils.files import write_whole
+
+        from .inference_run import is_terminal, json_line, print_objects, progress
+
         with locked_file(out, say) if out is not None else nullcontext():
-            _check_out(out, overwrite)
-            task = Ranking(model, long=long.value, max_length=max_length, dtype=_dtype(precision))
+            if out is not None:
+                refuse_existing_file(out, overwrite)
+            task = Ranking(model, long=long.value, max_length=max_length, dtype=precision_dtype(precision))
             if task.line is not None:
                 say(task.line)
             total = len(rows) if isinstance(rows, list) else None if rows.file is None else sum(1 for _ in rows)
             pairs = (Row((query, row.value), row.location, row.carried) for row in rows)
-            as_table = isinstance(rows, list) and out is None and _is_terminal()
-            with _progress(total, 0, hidden=as_table) as report:
+            as_table = isinstance(rows, list) and out is None and is_terminal()
+            with progress(total, 0, hidden=as_table) as report:
                 found = best(stream(task, pairs, batch_tokens=batch_tokens, report=report), top)
             objects = [_object(number, *one) for number, one in enumerate(found, 1)]
             if out is not None:
-                write_whole(out, b"".join(map(_json_line, objects)))
-                say(f"{out}: {len(objects):,} rows")
+                write_whole(out, b"".join(map(json_line, objects)))
+                say(f"{out}: {number_of(len(objects), 'row')}")
             elif as_table:
                 _show(objects)
             else:
-                _print(objects)
+                print_objects(objects)
         for line in task.notes.lines():
             say(f"warning: {line}")
 
@@ -85,20 +95,13 @@ def _show(objects: list[dict[str, Any]]) -> None:
 
 
 def _check_out(out: Path | None, overwrite: bool) -> None:
+    """Raises InputError where nothing may be written to `out`, before a library is loaded."""
     from fastbert.inference.outputs import check_name
-    from fastbert.utils.errors import InputError
-    from fastbert.utils.existing_outputs import exists_error
 
     if out is None:
         if overwrite:
             raise InputError("expected --out beside --overwrite")
         return
     check_name(out, False)
-    if out.exists() and not overwrite:
-        raise exists_error(out, "exists", resumable=False)
-
-
-def _dtype(precision: Precision | None) -> Any:
-    import torch
-
-    return None if precision is None else {"bf16": torch.bfloat16, "float32": torch.float32}[precision.value]
+    refuse_busy_file(out)
+    refuse_existing_file(out, overwrite)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbert.utils.errors import InputError
-from fastbert.utils.existing_outputs import exists_error
+from fastbert.utils.existing_outputs import refuse_existing_file
 from fastbert.utils.files import strict_json, write_whole
 
 
@@ -14,12 +14,10 @@ def check_report_file(file: Path | None, overwrite: bool) -> None:
         if overwrite:
             raise InputError("expected --json beside --overwrite")
         return
-    if not file.parent.is_dir():
-        raise InputError(f"expected a folder that exists for {file}, got {file.parent}")
-    if file.exists() and not overwrite:
-        raise exists_error(file, "exists", resumable=False)
+    refuse_existing_file(file, overwrite)
 
 
-def write_report(file: Path, report: dict[str, Any]) -> None:
-    """Writes strict JSON: what is not finite becomes null."""
-    write_whole(file, strict_json(report))
+def write_report(file: Path | None, report: dict[str, Any]) -> None:
+    """Writes strict JSON, if to a file: what is not finite becomes null."""
+    if file is not None:
+        write_whole(file, strict_json(report))

@@ -12,6 +12,7 @@ from .console import console
 from .errors import plain_errors
 from .help import ALSO, INPUT, OUTPUT, SPEED
 from .options import CheckpointArgument, TextOption
+from .report_files import check_report_file, write_report
 
 DEFAULT_COSINE = 0.999
 DEFAULT_MAX_TEXTS, DEFAULT_MAX_TEXTS_FP8 = 16, 1000
@@ -128,7 +129,7 @@ def verify(
     With `--dtype fp8`: how much fastbert.quantize changes the outputs on this text.
     """
     with plain_errors():
-        _check_report_file(json_file, overwrite)
+        check_report_file(json_file, overwrite)
         check_folder(checkpoint)
     if dtype is DType.fp8:
         if full:
@@ -182,7 +183,7 @@ def _verify(
         )
         report.add(rows)
         passed = report.end()
-        _write_report(json_file, report.as_dict())
+        write_report(json_file, report.as_dict())
     return passed
 
 
@@ -222,7 +223,7 @@ def _verify_fp8(
         except RuntimeError as error:
             raise InputError(str(error)) from error
         fp8_report.show(report, about, screen)
-        _write_report(json_file, fp8_report.as_dict(report, about))
+        write_report(json_file, fp8_report.as_dict(report, about))
     return report.passed
 
 
@@ -230,22 +231,3 @@ def _device() -> Any:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _check_report_file(file: Path | None, overwrite: bool) -> None:
-    """Raises InputError for a file that cannot be written, before the time for the report is spent."""
-    from fastbert.utils.errors import InputError
-    from fastbert.utils.existing_outputs import refuse_existing_file
-
-    if file is None:
-        if overwrite:
-            raise InputError("expected --json beside --overwrite")
-        return
-    refuse_existing_file(file, overwrite)
-
-
-def _write_report(file: Path | None, report: dict[str, Any]) -> None:
-    from fastbert.utils.files import strict_json, write_whole
-
-    if file is not None:
-        write_whole(file, strict_json(report))

@@ -131,7 +131,7 @@ def test_labels_tags_and_answers(call, tmp_path):
     ],
 )
 def test_arguments_make_a_table_on_a_terminal(call, monkeypatch, name, class_name, arguments, shown):
-    monkeypatch.setattr(inference_run, "_is_terminal", lambda: True)
+    monkeypatch.setattr(inference_run, "is_terminal", lambda: True)
     output = call(name, class_name, *arguments).stdout
     for text in ["┃", *shown]:
         assert text in output

@@ -87,7 +87,7 @@ def test_arguments_make_a_table_on_a_terminal(tmp_path, monkeypatch):
     from fastbert.cli import inference_run
 
     folder = cross_encoder(tmp_path / "a", 1)
-    monkeypatch.setattr(inference_run, "_is_terminal", lambda: True)
+    monkeypatch.setattr(inference_run, "is_terminal", lambda: True)
     done = CliRunner().invoke(app, ["rank", QUERY, "--model", folder, "a dog [red]", "the man"])
     assert done.exit_code == 0, done.output
     for text in ("rank", "score", "a dog [red]", "the man"):
