@@ -78,9 +78,10 @@ class GemmConfig:
         return known[name]
 
     def suits(self, N: int, K: int) -> bool:
-        """Whether it spills no register with weights (N, K) (compiled for sm_90 and sm_80).
+        """Whether it spills no more than a value or two with weights (N, K) (compiled for sm_90 and sm_80).
 
-        Read element by element, all but the smallest tile do. Descriptors read whole tiles, or nothing (`unsupported_reason`).
+        Read element by element, all but the smallest tile do spill more. Descriptors read whole tiles, or nothing
+        (`unsupported_reason`).
         """
         is_small = self.rows * self.columns <= SMALL.rows * SMALL.columns and self.splits is None
         return is_small or self.structure != "pointers" or have_whole_vectors(N, K)
