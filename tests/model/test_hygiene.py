@@ -28,7 +28,7 @@ from tests.model.parity import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORT_LIMIT_S = 0.3
+IMPORT_SHARE = 1 / 20  # of what importing transformers' BERT takes in the same process, on whatever machine it runs
 
 
 def run_python(code: str, **environment: str):
@@ -46,12 +46,13 @@ def run_python(code: str, **environment: str):
 
 TIME_THE_IMPORT = """
 import time
+begin = time.process_time()  # whatever else this machine does meanwhile
 from transformers import (
     BertConfig, BertForMaskedLM, BertForMultipleChoice, BertForNextSentencePrediction, BertForPreTraining,
     BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertLMHeadModel, BertModel)
-before, start = set(sys.modules), time.process_time()  # whatever else this machine does meanwhile
+before, start = set(sys.modules), time.process_time()
 from fastbert import *
-seconds, loaded = time.process_time() - start, set(sys.modules) - before
+seconds, theirs, loaded = time.process_time() - start, start - begin, set(sys.modules) - before
 """
 TINY = """
 import torch, fastbert
@@ -75,7 +76,7 @@ try:
 except InvalidVersion:  # transformers 5.4, of any folder of that name on the path, which it then does not import
     hidden = False
 print(json.dumps({{
-    "seconds": seconds, "loaded": sorted(loaded), "by_running": sorted(set(sys.modules) - before - loaded),
+    "seconds": seconds, "theirs": theirs, "loaded": sorted(loaded), "by_running": sorted(set(sys.modules) - before - loaded),
     "cuda": torch.cuda.is_initialized(), "kernels": fastbert.kernels.__name__, "hidden": hidden,
 }}))
 """
@@ -101,8 +102,8 @@ def imported() -> dict:
     return run_python(WITH_EVERYTHING)
 
 
-def test_importing_takes_less_than_a_third_of_a_second(imported):
-    assert imported["seconds"] < IMPORT_LIMIT_S
+def test_importing_costs_little_beside_transformers(imported):
+    assert imported["seconds"] < IMPORT_SHARE * imported["theirs"]
 
 
 def test_importing_loads_no_triton_and_touches_no_gpu(imported):
