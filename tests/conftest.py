@@ -9,7 +9,7 @@ import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy
@@ -23,7 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FASTBERT_TUNED"] = "off"  # what was measured on this machine is not what the tests are about
 os.environ.pop("FASTBERT_REGISTER", None)  # else parity tests would compare fastbert with itself
 
-torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else torch.get_num_threads())
+if os.environ.get("PYTEST_XDIST_WORKER"):  # one thread each, and of the processes that a test starts
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -42,6 +44,7 @@ def _choose_interpreter(compiled: bool) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
         if importlib.util.find_spec("triton") is not None:
             _sum_rows_in_one_order()
+            _patch_the_language_once_a_launch()
 
 
 def _sum_rows_in_one_order() -> None:
@@ -60,6 +63,31 @@ def _sum_rows_in_one_order() -> None:
 
     original = interpreter.InterpreterBuilder.create_dot
     interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def _patch_the_language_once_a_launch() -> None:
+    """Triton's interpreter puts its own functions into `triton.language` for a launch, then anew at every call that a kernel
+    makes of another jitted function, `tl.sum` among them: most of a run's time, for what the launch has put there already."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patched: set[tuple[bool, bool]] = set()
+    modules: dict[Callable, tuple[bool, bool]] = {}  # of a function: whether it knows tl, and tl.core, by a name
+
+    def launch(self, *args, **kwargs):
+        patched.clear()
+        return original_launch(self, *args, **kwargs)
+
+    def patch(fn):
+        if fn not in modules:
+            modules[fn] = tuple(any(value is module for value in fn.__globals__.values()) for module in (tl, tl.core))
+        if modules[fn] in patched:
+            return None
+        patched.add(modules[fn])
+        return original_patch(fn)
+
+    original_launch, original_patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, patch
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
