@@ -5,6 +5,7 @@ of them it is when a kernel is decorated, so a process holds to one.
 """
 
 import copy
+import dataclasses
 import gc
 import importlib.util
 import os
@@ -29,7 +30,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # one thread each, and of the process
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: a few hundred)")
+    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: the same 25)")
     parser.addoption("--compiled", choices=TARGETS, help="run the tests of compiled kernels, on the PTX of this target")
     # Now, not in pytest_configure: the conftests of the folders, which are read next, import files that ask the environment.
     config = pluginmanager.get_plugin("pytestconfig")
@@ -45,6 +46,7 @@ def _choose_interpreter(compiled: bool) -> None:
         if importlib.util.find_spec("triton") is not None:
             _sum_rows_in_one_order()
             _patch_the_language_once_a_launch()
+            _compute_nothing_in_vain()
 
 
 def _sum_rows_in_one_order() -> None:
@@ -88,6 +90,25 @@ def _patch_the_language_once_a_launch() -> None:
 
     original_launch, original_patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, patch
+
+
+def _compute_nothing_in_vain() -> None:
+    """The interpreter computes every sum and product of integers again in 64 bits, for an assertion on overflow that it leaves
+    out without `debug`; and it writes a table of types down at every question for one."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def numpy_dtype(dtype):
+        element = dtype.element_ty if isinstance(dtype, tl.block_type) else dtype
+        if element.name not in known:
+            known[element.name] = original(element)
+        return known[element.name]
+
+    known: dict[str, numpy.dtype] = {}
+    original, interpreter._get_np_dtype = interpreter._get_np_dtype, numpy_dtype
+    options = interpreter.interpreter_builder.options
+    if not options.debug:
+        interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
