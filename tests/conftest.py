@@ -5,11 +5,12 @@ of them it is when a kernel is decorated, so a process holds to one.
 """
 
 import copy
+import dataclasses
 import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy
@@ -23,11 +24,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["FASTBERT_TUNED"] = "off"  # what was measured on this machine is not what the tests are about
 os.environ.pop("FASTBERT_REGISTER", None)  # else parity tests would compare fastbert with itself
 
-torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else torch.get_num_threads())
+if os.environ.get("PYTEST_XDIST_WORKER"):  # one thread each, and of the processes that a test starts
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: a few hundred)")
+    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: the same 25)")
     parser.addoption("--compiled", choices=TARGETS, help="run the tests of compiled kernels, on the PTX of this target")
     # Now, not in pytest_configure: the conftests of the folders, which are read next, import files that ask the environment.
     config = pluginmanager.get_plugin("pytestconfig")
@@ -42,6 +45,8 @@ def _choose_interpreter(compiled: bool) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
         if importlib.util.find_spec("triton") is not None:
             _sum_rows_in_one_order()
+            _patch_the_language_once_a_launch()
+            _compute_nothing_in_vain()
 
 
 def _sum_rows_in_one_order() -> None:
@@ -60,6 +65,50 @@ def _sum_rows_in_one_order() -> None:
 
     original = interpreter.InterpreterBuilder.create_dot
     interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def _patch_the_language_once_a_launch() -> None:
+    """Triton's interpreter puts its own functions into `triton.language` for a launch, then anew at every call that a kernel
+    makes of another jitted function, `tl.sum` among them: most of a run's time, for what the launch has put there already."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patched: set[tuple[bool, bool]] = set()
+    modules: dict[Callable, tuple[bool, bool]] = {}  # of a function: whether it knows tl, and tl.core, by a name
+
+    def launch(self, *args, **kwargs):
+        patched.clear()
+        return original_launch(self, *args, **kwargs)
+
+    def patch(fn):
+        if fn not in modules:
+            modules[fn] = tuple(any(value is module for value in fn.__globals__.values()) for module in (tl, tl.core))
+        if modules[fn] in patched:
+            return None
+        patched.add(modules[fn])
+        return original_patch(fn)
+
+    original_launch, original_patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launch, patch
+
+
+def _compute_nothing_in_vain() -> None:
+    """The interpreter computes every sum and product of integers again in 64 bits, for an assertion on overflow that it leaves
+    out without `debug`; and it writes a table of types down at every question for one."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def numpy_dtype(dtype):
+        element = dtype.element_ty if isinstance(dtype, tl.block_type) else dtype
+        if element.name not in known:
+            known[element.name] = original(element)
+        return known[element.name]
+
+    known: dict[str, numpy.dtype] = {}
+    original, interpreter._get_np_dtype = interpreter._get_np_dtype, numpy_dtype
+    options = interpreter.interpreter_builder.options
+    if not options.debug:
+        interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -39,17 +39,17 @@ class Forked:
     """`python *words` as a running process, with the methods of subprocess.Popen that the tests use.
 
     words: "-m", a module and its arguments, or the path of a program and its arguments. new_session: as of Popen's
-    start_new_session. Output goes to files.
+    start_new_session. folder: the one it works in, that of the tests where None. Output goes to files.
     """
 
-    def __init__(self, *words: str, environment: dict[str, str], new_session: bool = False) -> None:
+    def __init__(self, *words: str, environment: dict[str, str], new_session: bool = False, folder: Path | None = None) -> None:
         start_server(environment)
         self.folder = tempfile.TemporaryDirectory()
         self.files = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
         for file in self.files:
             file.touch()
         # A daemon could have no worker processes; what is not one is waited for at the end of the tests.
-        self.process = _context.Process(target=_run, args=(words, environment, new_session, *map(str, self.files)))
+        self.process = _context.Process(target=_run, args=(words, environment, new_session, folder, *map(str, self.files)))
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -80,10 +80,12 @@ class Forked:
         return self.output()
 
 
-def run(*words: str, environment: dict[str, str], processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, environment: dict[str, str], processes: int = 1, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs `python *words` to its end; on several processes as torchrun does, which ends all when one fails."""
     if processes == 1:
-        one = Forked(*words, environment=environment)
+        one = Forked(*words, environment=environment, folder=folder)
         out, errors = one.communicate()
         return subprocess.CompletedProcess(words, one.returncode or 0, out, errors)
     with socket.socket() as free:
@@ -91,7 +93,9 @@ def run(*words: str, environment: dict[str, str], processes: int = 1) -> subproc
         port = free.getsockname()[1]
     shared = {**environment, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [Forked(*words, environment={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(processes)]
+    ranks = [
+        Forked(*words, environment={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, folder=folder) for i in range(processes)
+    ]
     deadline = time.monotonic() + SECONDS
     failed = None
     while failed is None and any(one.poll() is None for one in ranks):
@@ -110,10 +114,14 @@ def run(*words: str, environment: dict[str, str], processes: int = 1) -> subproc
     return subprocess.CompletedProcess(words, 1, out, errors)
 
 
-def _run(words: tuple[str, ...], environment: dict[str, str], new_session: bool, stdout: str, stderr: str) -> None:
+def _run(
+    words: tuple[str, ...], environment: dict[str, str], new_session: bool, folder: Path | None, stdout: str, stderr: str
+) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as a program has it by default; the server's children do not
     if new_session:
         os.setsid()
+    if folder is not None:
+        os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
+from benchmarks import compare
 from benchmarks.harness.records import TIMED, WRONG, load
+from tests.benchmarks.records import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,18 +16,25 @@ PLUGIN = """
 import dataclasses, time
 import fastbert.kernels.specs.registry as specs
 
-def planted(spec):
-    function = spec.function
+def slow(function):
     def changed(*args, **kwargs):
-        {body}
-    return dataclasses.replace(spec, function=changed)
+        time.sleep(0.02)
+        return function(*args, **kwargs)
+    return changed
 
-specs.ALL_SPECS = tuple(planted(spec) if spec.name == "layer_norm" else spec for spec in specs.ALL_SPECS)
+def wrong(function):
+    return lambda *args, **kwargs: function(*args, **kwargs) * 1.01
+
+planted = {"layer_norm": slow, "embedding": wrong}
+specs.ALL_SPECS = tuple(
+    dataclasses.replace(spec, function=planted[spec.name](spec.function)) if spec.name in planted else spec
+    for spec in specs.ALL_SPECS
+)
 """
 
 
-def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> tuple[int, Path]:
-    """The layer norm benchmark in a process of its own, with `body` in place of the operation."""
+def run_both(folder: Path, name: str, *options: str, planted: bool = False) -> tuple[int, Path]:
+    """The benchmarks of layer norm and embedding in a process of their own, where `planted` with other operations."""
     # pytest-benchmark switches itself off in a worker of pytest-xdist, and this process may be one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1"}  # waking threads can cost more than a kernel
@@ -39,9 +47,9 @@ def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> 
         f"--record={folder / name}.json",
         *options,
     ]
-    if body is not None:
-        (folder / f"plant_{name}.py").write_text(textwrap.dedent(PLUGIN).format(body=body))
-        arguments = ["-p", f"plant_{name}", *arguments]
+    if planted:
+        (folder / "plant.py").write_text(PLUGIN)
+        arguments = ["-p", "plant", *arguments]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
         cwd=ROOT,
@@ -54,30 +62,27 @@ def run_layer_norm(folder: Path, name: str, body: str | None, *options: str) -> 
     return done.returncode, folder / f"{name}.json"
 
 
-def compare(old: Path, new: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.compare", str(old), str(new)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_a_planted_slowdown_is_caught_and_a_planted_wrong_kernel_gives_no_number(tmp_path):
-    status, before = run_layer_norm(tmp_path, "before", None)
+    status, before = run_both(tmp_path, "before")
     assert status == 0
-    status, slow = run_layer_norm(tmp_path, "slow", "time.sleep(0.2); return function(*args, **kwargs)")
-    assert status == 0
-    caught = compare(before, slow)
-    assert caught.returncode == 1, caught.stdout + caught.stderr
-    assert "layer_norm" in caught.stdout
-    assert compare(slow, before).returncode == 0
-
     kept = before.read_bytes()
-    assert run_layer_norm(tmp_path, "before", None, "--resume")[0] == 0
+    assert run_both(tmp_path, "before", "--resume")[0] == 0
     assert before.read_bytes() == kept  # nothing ran again
 
-    status, wrong = run_layer_norm(tmp_path, "wrong", "return function(*args, **kwargs) * 1.01")
+    status, after = run_both(tmp_path, "after", planted=True)
     assert status == 1
-    row = next(row for row in load(wrong).rows if row.case.operation == "layer_norm")
-    contender = row.contender("fastbert")
+    rows = {row.case.operation: row for row in load(after).rows}
+    assert rows["layer_norm"].contender("fastbert").status == TIMED
+    contender = rows["embedding"].contender("fastbert")
     assert (contender.status, contender.seconds) == (WRONG, ())
     assert "error" in contender.reason
-    assert row.baseline.status == TIMED
-    assert json.loads(wrong.read_text())["fastbert"]["conditions"]["device_type"] in ("cpu", "cuda")
+    assert rows["embedding"].baseline.status == TIMED
+    assert json.loads(after.read_text())["fastbert"]["conditions"]["device_type"] in ("cpu", "cuda")
+
+    status, output = run(compare, before, after)
+    assert status == 1, output
+    for operation, verdict in (("layer_norm", "slower"), ("embedding", "lost")):
+        lines = [line for line in output.splitlines() if operation in line and " fastbert " in line]
+        assert len(lines) == 1, output
+        assert verdict in lines[0], output
+    assert run(compare, after, before)[0] == 0

@@ -1,4 +1,4 @@
-"""What `test_finetuning_processes` fine-tunes; as a program, under torchrun: python several_runs.py CHECKPOINT FOLDER.
+"""What `test_finetuning_processes` fine-tunes; as a program, in each of its processes: several_runs.py CHECKPOINT FOLDER.
 
 Each process leaves what its calls returned and printed as FOLDER/process-N.json.
 """

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from fastbert.model.variants.frozen_heads import Frozen
 from fastbert.tasks.features import collate, loss_terms
 from fastbert.utils.checkpoints import open_checkpoint
 from fastbert.utils.errors import InputError
+from tests import forked
 from tests.finetuning.several_runs import GRID, KINDS, options_of, run_all
 from tests.finetuning.small_tasks import write_files
 
@@ -32,10 +31,7 @@ def outcomes(checkpoint, tmp_path_factory) -> tuple[dict, list[dict], Path, Path
     alone, together = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     path = os.pathsep.join((str(HERE.parent.parent), str(HERE)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "several_runs.py")]
-    done = subprocess.run(
-        [sys.executable, *start, checkpoint, str(together)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = forked.run(str(HERE / "several_runs.py"), checkpoint, str(together), environment=environment, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((together / f"process-{number}.json").read_text()) for number in range(2)]
     return run_all(checkpoint, alone), found, alone, together

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +16,12 @@ from fastbert.cli.app import app
 from fastbert.data.shards import Shards
 from fastbert.pretraining.notices import StuckAtFrequencies
 from fastbert.pretraining.recipe import PRESETS
-
-ROOT = Path(__file__).parent.parent.parent
+from tests import forked
+from tests.pretraining.small_runs import environment
 
 
 def fastbert(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-m", "fastbert", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return forked.run("-m", "fastbert", *words, environment=environment(), folder=folder)
 
 
 def write_text(file: Path, seed: int) -> None:

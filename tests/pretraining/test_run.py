@@ -280,10 +280,10 @@ def test_folders_of_different_tokenizers_are_refused(prepared, console, tmp_path
 def test_a_short_run_through_the_kernels_is_that_of_pytorch(prepared, console, tmp_path):
     from fastbert.kernels import use_backend
 
-    still, few = str(without_dropout(prepared, tmp_path)), dict(steps=(3,), save_every=3, held_out=None, batch_tokens=128)
+    still, few = str(without_dropout(prepared, tmp_path)), dict(steps=(3,), save_every=3, held_out=None, batch_tokens=64)
     outcomes = []
     for backend in ("torch", "triton"):
-        chosen = options(prepared, tmp_path / backend, config=still, micro_batch_tokens=128, **few)
+        chosen = options(prepared, tmp_path / backend, config=still, micro_batch_tokens=64, **few)
         with use_backend(backend):
             assert run(chosen, console, resume=False) == 0
         outcomes.append(outcome(tmp_path / backend, 3))

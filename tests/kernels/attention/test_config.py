@@ -1,9 +1,11 @@
 """Tiles of every architecture: which are chosen, and that numbers and dropout mask do not depend on them."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from fastbert.kernels.attention.config import BackwardConfig, Problem, Tile
+from fastbert.kernels.attention.config import BackwardConfig, ForwardConfig, Problem, Tile
 from fastbert.kernels.attention.schedule import TILE_ROWS
 from fastbert.kernels.specs.attention import SPECS
 from tests.kernels.harness import GPU, compare
@@ -30,9 +32,36 @@ def test_whole_sequence_tiles_worth_a_launch(max_seqlen, expected):
     assert BackwardConfig((), Tile(64, 64), Tile(64, 64)).whole_tiles_for(max_seqlen) == ()
 
 
+def choices(problem: Problem) -> tuple:
+    """What the kernels do differently in the interpreter, which knows no warps and no stages."""
+    forward, backward = ForwardConfig.choose(problem), BackwardConfig.choose(problem)
+    tiles = (forward.tile, forward.short, backward.dq, backward.dkdv, backward.short, *backward.whole)
+    return forward.ONE_BLOCK, tuple(tile and (tile.BLOCK_M, tile.BLOCK_N) for tile in tiles)
+
+
+def problem_of(inputs: dict, *, precision: str, target: str) -> Problem:
+    qkv, dropout_p = inputs["qkv"], inputs.get("dropout_p", 0.0)
+    return Problem(inputs["max_seqlen"], qkv.shape[-1], qkv.dtype, precision, dropout_p > 0, inputs["causal"], target)
+
+
+def cases_that_differ() -> Iterator:
+    """Of the samples, those for which a target chooses what no target before it chose, nor the CPU, whose are in test_specs."""
+    both = ("up-to-64-causal-dropout", "tokens-inside-heads", "unused-keys-up-to-64", "head-dim-80-dropout")
+    names = {torch.float32: (*both, "head-dim-40-causal"), torch.float16: (*both, "head-dim-128", "up-to-128-causal")}
+    for dtype, name in [(dtype, name) for dtype, chosen in names.items() for name in chosen]:
+        sample = next(sample for sample in SPEC.samples if sample.name == name)
+        inputs = sample.make(dtype, torch.device("cpu"))
+        seen = {choices(problem_of(inputs, precision="ieee", target="cpu"))}
+        for target, precision in TARGETS:
+            chosen = choices(problem_of(inputs, precision=precision, target=target))
+            if chosen not in seen:
+                seen.add(chosen)
+                yield pytest.param(target, precision, dtype, sample, id=f"{target}-{precision}-{dtype}-{name}")
+
+
 @pytest.mark.skipif(GPU, reason="tiles chosen for another card need not fit this one")
-@pytest.mark.parametrize(("target", "precision"), TARGETS)
-def test_tiles_of_every_target_match_float64(target, precision, device, monkeypatch):
+@pytest.mark.parametrize(("target", "precision", "dtype", "sample"), list(cases_that_differ()))
+def test_tiles_of_every_target_match_float64(target, precision, dtype, sample, device, monkeypatch):
     """The interpreter computes with the tiles that each architecture would get; numbers and dropout mask must not move."""
     chosen = set()
 
@@ -42,11 +71,5 @@ def test_tiles_of_every_target_match_float64(target, precision, device, monkeypa
         return problem
 
     monkeypatch.setattr(Problem, "of", of)
-    short, long = "up-to-64-causal-dropout", "tokens-inside-heads"
-    cases = [(dtype, name) for dtype in (torch.float32, torch.float16) for name in (short, long, "unused-keys-up-to-64")]
-    cases += [(torch.float32, "head-dim-40-causal"), (torch.float32, "head-dim-80-dropout")]
-    cases += [(torch.float16, name) for name in ("head-dim-80-dropout", "head-dim-128", "up-to-128-causal")]
-    for dtype, name in cases:
-        sample = next(sample for sample in SPEC.samples if sample.name == name)
-        compare(SPEC, sample.make(dtype, device), dtype)
+    compare(SPEC, sample.make(dtype, device), dtype)
     assert {problem.target for problem in chosen} == {target}

@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 import textwrap
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from fastbert.kernels.matmul.choose import use_gemm
 from fastbert.kernels.specs.launches import identity, pairs, written_down
 from fastbert.kernels.specs.registry import ALL_SPECS
 from fastbert.kernels.specs.spec import KernelVariant
+from tests.compiled.plan import variants_of
 
 ROOT = Path(__file__).resolve().parents[3]
 SPECS = [spec for spec in ALL_SPECS if spec.name != "attention"]  # whose rows come from its own problems
 
 
-@cache
 def shipped(target: str) -> list[KernelVariant]:
-    return [variant for spec in SPECS for variant in spec.variants() if target in variant.targets]
+    return [variant for spec in SPECS for variant in variants_of(spec) if target in variant.targets]
 
 
 AS_TRITON_DOES = """
