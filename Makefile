@@ -29,9 +29,9 @@ demo: $(VENV)/.installed-demo
 # The kernels are tested under Triton's interpreter, then compiled: their PTX runs in an emulator, and is looked at ahead of
 # time. Triton reads which of the two it is when a kernel is decorated, and a target is one GPU: each has processes of its own.
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -n $(JOBS) -q tests
-	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_80
-	$(PY) -m pytest -n $(JOBS) -q tests/compiled --compiled=sm_90
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -q tests
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -q tests/compiled --compiled=sm_80
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -q tests/compiled --compiled=sm_90
 	$(PY) -m pytest -q --quick --benchmark-disable benchmarks
 	$(PY) -m benchmarks.codegen --summary --part --jobs $(JOBS) --check benchmarks/codegen.tsv
 

@@ -1,6 +1,6 @@
 """What falls back to transformers, and why: the decision for every part of a model, from its live modules.
 
-Nothing is cached between calls, so a hook, an exchanged submodule or a replaced `forward` takes effect at the next call.
+A hook, an exchanged submodule or a replaced `forward` takes effect at the next call: see `watch` for when a plan is made anew.
 """
 
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class LayerPlan(NamedTuple):
     """How one layer is computed, as a whole and part by part.
 
     layer: the first verdict that is furthest from FUSED; TRANSFORMERS applies to all parts. activation: name of the fused
-    activation, or None.
+    activation, or None. parts: the modules it speaks of; None where transformers computes the layer.
     """
 
     layer: Verdict
@@ -60,6 +60,7 @@ class LayerPlan(NamedTuple):
     output_dense: Verdict
     output_norm: Verdict
     activation: str | None
+    parts: LayerParts | None = None
 
 
 def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
@@ -90,7 +91,7 @@ def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
             continue
         if verdict.path is Path.TRANSFORMERS or whole.path is Path.FUSED:
             whole = verdict
-    return _padded_plan(whole) if whole.path is Path.TRANSFORMERS else LayerPlan(whole, *verdicts, activation)
+    return _padded_plan(whole) if whole.path is Path.TRANSFORMERS else LayerPlan(whole, *verdicts, activation, parts)
 
 
 def _padded_plan(verdict: Verdict) -> LayerPlan:
