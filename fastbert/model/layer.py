@@ -59,7 +59,7 @@ class BertLayer(hf.BertLayer):
         """
         if packed is None or plan is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        x, layout, parts = hidden_states, packed.to(hidden_states.device), plan.parts or parts_of(self)  # x: (R, D)
+        x, layout, parts = hidden_states, packed.to(hidden_states.device), parts_of(self)  # x: (R, D)
         attention: Any = parts.self_attention
         on_kernels = resolve_backend(x) == "triton"
         attention_p = parts.attention_dropout.p if attention.training and type(parts.attention_dropout) is nn.Dropout else 0.0

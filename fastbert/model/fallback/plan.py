@@ -49,7 +49,7 @@ class LayerPlan(NamedTuple):
     """How one layer is computed, as a whole and part by part.
 
     layer: the first verdict that is furthest from FUSED; TRANSFORMERS applies to all parts. activation: name of the fused
-    activation, or None. parts: the modules it speaks of; None where transformers computes the layer.
+    activation, or None. It is an argument of layers, and holds no modules, which Accelerate would move between devices.
     """
 
     layer: Verdict
@@ -60,7 +60,6 @@ class LayerPlan(NamedTuple):
     output_dense: Verdict
     output_norm: Verdict
     activation: str | None
-    parts: LayerParts | None = None
 
 
 def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
@@ -91,7 +90,7 @@ def plan_layer(layer: nn.Module, causal: bool) -> LayerPlan:
             continue
         if verdict.path is Path.TRANSFORMERS or whole.path is Path.FUSED:
             whole = verdict
-    return _padded_plan(whole) if whole.path is Path.TRANSFORMERS else LayerPlan(whole, *verdicts, activation, parts)
+    return _padded_plan(whole) if whole.path is Path.TRANSFORMERS else LayerPlan(whole, *verdicts, activation)
 
 
 def _padded_plan(verdict: Verdict) -> LayerPlan:

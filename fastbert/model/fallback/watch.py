@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from fastbert.model.fallback.hooks import HOOKS
-from fastbert.model.fallback.parts import unwrap
+from fastbert.model.fallback.parts import parts_of, unwrap
 from fastbert.model.fallback.plan import LayerPlan, plan_layer
+from fastbert.model.fallback.verdict import Path
 
 _children_of = itemgetter("_modules")
 _parameters_of = itemgetter("_parameters")
@@ -51,7 +52,7 @@ class _Watch:
     def holds(self, layer: nn.Module, causal: bool) -> bool:
         """Whether `plan_layer` would find what it found; False for a layer that transformers computes, which is not watched."""
         return (
-            self.plan.parts is not None
+            self.plan.layer.path is not Path.TRANSFORMERS
             and self._children() == self.children
             and self._classes(layer) == self.classes
             and self._hooks() == self.hooks
@@ -87,16 +88,16 @@ class _Watch:
 
 def _settings_of(layer: Any, plan: LayerPlan) -> list[tuple[dict[str, Any], str]]:
     """The attributes of modules that plans depend on, each with the dictionary that holds it."""
-    if plan.parts is None:
+    if plan.layer.path is Path.TRANSFORMERS:
         return []
-    attention, intermediate = plan.parts.self_attention, layer._modules["intermediate"]
+    parts, intermediate = parts_of(layer), layer._modules["intermediate"]
     where = [
         (layer, ("_compiled_call_impl", "chunk_size_feed_forward")),
-        (attention, ("is_causal", "attention_head_size")),
+        (parts.self_attention, ("is_causal", "attention_head_size")),
         (intermediate, ("intermediate_act_fn",)),
-        (plan.parts.attention_norm, ("normalized_shape",)),
-        (plan.parts.output_norm, ("normalized_shape",)),
+        (parts.attention_norm, ("normalized_shape",)),
+        (parts.output_norm, ("normalized_shape",)),
     ]
-    if isinstance(plan.parts.activation, nn.Module):
-        where.append((plan.parts.activation, ("approximate",)))
+    if isinstance(parts.activation, nn.Module):
+        where.append((parts.activation, ("approximate",)))
     return [(module.__dict__, name) for module, names in where for name in names]
