@@ -30,7 +30,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # one thread each, and of the process
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: the same 25)")
+    parser.addoption("--fuzz", type=int, default=None, metavar="N", help="random cases per operation (default: a few hundred)")
     parser.addoption("--compiled", choices=TARGETS, help="run the tests of compiled kernels, on the PTX of this target")
     # Now, not in pytest_configure: the conftests of the folders, which are read next, import files that ask the environment.
     config = pluginmanager.get_plugin("pytestconfig")

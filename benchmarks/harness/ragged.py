@@ -17,6 +17,7 @@ WORKLOADS = {
     "books": "lengths of sentences in books",
     "wiki-qa": "of questions with paragraphs",
     "ragged": "one row of 128 tokens, others of 8 to 80",
+    "sorted": "neighbours of such a text sorted by length",
     "full": "rows equally long",
 }
 SORTED = "sorted"  # in the name of a length mix whose batches hold rows of about one length
