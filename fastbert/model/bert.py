@@ -25,9 +25,8 @@ from fastbert.model import calls
 from fastbert.model.batch_invariance import one_sequence, refuse_where_invariant
 from fastbert.model.cache_name import CACHE, with_cache_name
 from fastbert.model.embeddings import embed_padded, embed_rows
-from fastbert.model.fallback.plan import LayerPlan, model_verdict
+from fastbert.model.fallback.plan import LayerPlan, model_verdict, plan_layer
 from fastbert.model.fallback.verdict import Path, Verdict
-from fastbert.model.fallback.watch import current_plan
 from fastbert.model.inputs import Inputs, broadcast_inputs, check_packed, check_padded, check_sizes, fitting_positions
 from fastbert.model.layer import Quantized
 from fastbert.model.padded_layers import PaddedLayers
@@ -248,7 +247,7 @@ class BertModel(hf.BertModel, BertPreTrainedModel):
         padded_layers = PaddedLayers(self, batch, kwargs)
         quantized: Quantized | None = None  # x in fp8, where the layer before computed it
         for layer in self.encoder.layer:
-            plan = current_plan(layer, self.config.is_decoder)
+            plan = plan_layer(layer, self.config.is_decoder)
             if plan.layer.path is Path.TRANSFORMERS:
                 refuse_where_invariant(plan.layer.why)
                 x, quantized = padded_layers(layer, x), None

@@ -4,7 +4,6 @@ In reading order:
 
 verdict      path and verdict, the words of that decision
 plan         the decision for a layer, the embeddings, the pooler, the whole model
-watch        when the decision for a layer is made anew
 parts        where transformers' layer has its modules
 hooks        hooks and replaced forwards
 activations  which activations are fused

@@ -1,6 +1,6 @@
 """What falls back to transformers, and why: the decision for every part of a model, from its live modules.
 
-A hook, an exchanged submodule or a replaced `forward` takes effect at the next call: see `watch` for when a plan is made anew.
+Nothing is cached between calls, so a hook, an exchanged submodule or a replaced `forward` takes effect at the next call.
 """
 
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class LayerPlan(NamedTuple):
     """How one layer is computed, as a whole and part by part.
 
     layer: the first verdict that is furthest from FUSED; TRANSFORMERS applies to all parts. activation: name of the fused
-    activation, or None. It is an argument of layers, and holds no modules, which Accelerate would move between devices.
+    activation, or None.
     """
 
     layer: Verdict
